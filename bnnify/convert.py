@@ -1,0 +1,209 @@
+"""Convert a model into a Bayesian one, and collapse it back."""
+
+__all__ = ["collapse", "convert"]
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from .bayesian import (
+    BayesianParameter,
+    Settings,
+    become_bayesian,
+    become_plain,
+    initial_rho,
+    initial_std,
+    is_bayesian,
+    is_derived,
+)
+from .errors import ConversionError
+from .model import BayesianModel
+from .posterior import PosteriorStd, Relative, as_posterior_std, rms
+from .priors import Pretrained, Prior, as_prior
+from .refusals import refuse_model, refuse_parameter
+from .report import FROZEN, ConversionReport, ReportEntry
+from .selection import Holder, Select, Selection, Setting, holders_by_parameter, resolve
+
+ESTIMATORS = ("reparameterization",)
+
+DEFAULT_PRIOR = Pretrained()
+DEFAULT_POSTERIOR_STD = Relative(0.2)
+DEFAULT_ESTIMATOR = "reparameterization"
+
+
+def convert(
+    model: nn.Module,
+    *,
+    select: Select = None,
+    prior: Setting[Prior] = DEFAULT_PRIOR,
+    posterior_std: Setting[float | PosteriorStd] = DEFAULT_POSTERIOR_STD,
+    estimator: Setting[str] = DEFAULT_ESTIMATOR,
+    inplace: bool = False,
+    strict: bool = False,
+) -> BayesianModel:
+    """Make the layers of ``model`` Bayesian, with its weights as the means of the posterior N(μ, softplus(ρ)²).
+
+    By default every Linear, Bilinear, Conv1/2/3d, ConvTranspose1/2/3d, MultiheadAttention and recurrent layer becomes
+    Bayesian, and with it whatever is tied to one of their weights; normalisation layers, embeddings and frozen
+    parameters are left alone. Every parameter keeps its name; beside ``conv1.weight`` stands ``conv1.weight_rho``.
+
+    Args:
+        model: Any module, on any device. It is deep-copied unless ``inplace``.
+        select: What to convert instead: a glob, a list of globs, or ``(qualified_name, module) -> bool``. A glob that
+            matches a module (``"layer4"``, ``"encoder.*"``) takes the layers in it; one that matches a parameter
+            (``"fc.weight"``, ``"*.scale"``) takes exactly that parameter, whatever holds it, frozen or not.
+        prior: p(w). Default: ``Pretrained()``, centred on the pretrained weights.
+        posterior_std: How σ starts: a number, ``Relative(fraction)`` or ``Moped(delta)``. Default: ``Relative(0.2)``.
+        estimator: Where the noise is put. Default: ``"reparameterization"``, one weight sample per forward.
+        inplace: Convert ``model`` itself. A conversion that fails leaves it as it was. Default: ``False``.
+        strict: Raise when a parameter is left alone for want of support. Default: ``False``.
+
+    Each of ``prior``, ``posterior_std`` and ``estimator`` may be a mapping from globs to settings, of which the first
+    that matches a parameter holds: ``prior={"fc.*": Gaussian(std=0.1)}``; where none matches, the default does.
+
+    Returns:
+        The model, wrapped so that calling it returns ``(output, kl_sum)``.
+
+    Raises:
+        ConversionError: The model, a layer or a setting cannot be converted; says which, what was found, what to do.
+
+    References:
+        Blundell et al. 2015, "Weight Uncertainty in Neural Networks", section 3.
+
+    Example::
+
+        >>> bnn = bnnify.convert(nn.Linear(3, 2))
+        >>> output, kl = bnn(torch.ones(1, 3))
+        >>> torch.equal(bnnify.collapse(bnn).weight, bnn.module.weight)
+        True
+    """
+    if isinstance(model, BayesianModel):
+        model = model.module  # what is already Bayesian stays so, and is not wrapped twice
+    refuse_model(model)
+    if not inplace:
+        model = _copy(model)
+    holders = {
+        parameter: places
+        for parameter, places in holders_by_parameter(model).items()
+        if not is_derived(places[0].module, places[0].attribute)
+    }
+    reasons = Selection(select, holders).reasons()
+    chosen = {parameter: holders[parameter] for parameter, reason in reasons.items() if reason is None}
+    if not chosen:
+        raise ConversionError(_nothing_to_convert(model, reasons))
+    priors = resolve("prior", prior, DEFAULT_PRIOR, chosen)
+    stds = resolve("posterior_std", posterior_std, DEFAULT_POSTERIOR_STD, chosen)
+    estimators = resolve("estimator", estimator, DEFAULT_ESTIMATOR, chosen)
+    # Everything that can fail comes before the first change to the model.
+    posteriors = {
+        parameter: _start(parameter, places, priors[parameter], stds[parameter], estimators[parameter])
+        for parameter, places in chosen.items()
+    }
+    report = _report(holders, reasons, posteriors)
+    if strict:
+        _refuse_unsupported(report)
+    for parameter, places in chosen.items():
+        for place in places:
+            posteriors[parameter].move_into(place)
+    return BayesianModel(model, report)
+
+
+def collapse(model: nn.Module, *, inplace: bool = False) -> nn.Module:
+    """The posterior mean as a plain model: the original classes, keys and parameters.
+
+    Args:
+        model: A :class:`BayesianModel`, or any module that contains converted ones.
+        inplace: Collapse the module itself instead of a deep copy. Default: ``False``.
+
+    Example::
+
+        >>> type(bnnify.collapse(bnnify.convert(nn.Linear(3, 2))))
+        <class 'torch.nn.modules.linear.Linear'>
+    """
+    module = model.module if isinstance(model, BayesianModel) else model
+    if not inplace:
+        module = _copy(module)
+    for child in module.modules():
+        if is_bayesian(child):
+            become_plain(child)
+    return module
+
+
+@dataclass(frozen=True)
+class _NewPosterior:
+    """A posterior that is ready to move into the modules that hold its mean; making it has changed nothing."""
+
+    settings: Settings
+    rho: nn.Parameter
+    prior_mean: nn.Parameter | None
+
+    def move_into(self, place: Holder) -> None:
+        if not (is_bayesian(place.module) and place.attribute in place.module._bayesian):  # type: ignore[operator]
+            become_bayesian(place.module, place.attribute, self.settings.copy(), self.rho, self.prior_mean)
+
+
+def _start(
+    parameter: Tensor, places: Sequence[Holder], prior: object, posterior_std: object, estimator: object
+) -> _NewPosterior:
+    """The posterior with which ``parameter`` starts, or the one it has if it is tied to what is Bayesian already."""
+    for place in places:
+        if is_bayesian(place.module) and place.attribute in place.module._bayesian:  # type: ignore[operator]
+            there = BayesianParameter(place.names[0], place.module, place.attribute)
+            return _NewPosterior(there.settings, there.rho, there.prior_mean)  # type: ignore[arg-type]
+    for place in places:
+        refuse_parameter(place.module_names[0], place.module, place.attribute, parameter)
+    prior, rule = as_prior(prior), as_posterior_std(posterior_std)
+    if estimator not in ESTIMATORS:
+        raise ConversionError(f"Unknown estimator {estimator!r}: known are {', '.join(map(repr, ESTIMATORS))}.")
+    std = initial_std(parameter, places[0].module, rule)
+    prior_mean = nn.Parameter(parameter.detach().clone(), requires_grad=False) if prior.centred else None
+    return _NewPosterior(
+        Settings(prior, rule, str(estimator), rms(std)), nn.Parameter(initial_rho(parameter, std)), prior_mean
+    )
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise ConversionError(
+            f"Cannot deep-copy the model ({type(model).__name__}): {error}. Pass inplace=True to work on the model itself."
+        ) from error
+
+
+def _report(
+    holders: dict[Tensor, list[Holder]],
+    reasons: dict[Tensor, str | None],
+    posteriors: dict[Tensor, _NewPosterior],
+) -> ConversionReport:
+    return ConversionReport(
+        tuple(
+            ReportEntry(
+                name=places[0].names[0],
+                module=type(places[0].module).__name__,
+                shape=tuple(parameter.shape),
+                bayesian=parameter in posteriors,
+                reason=reasons[parameter] or "",
+                settings=str(posteriors[parameter].settings) if parameter in posteriors else "",
+            )
+            for parameter, places in holders.items()
+        )
+    )
+
+
+def _refuse_unsupported(report: ConversionReport) -> None:
+    if unsupported := [entry for entry in report.left_alone if entry.unsupported]:
+        listing = "; ".join(f"`{entry.name}` ({entry.module}): {entry.reason}" for entry in unsupported)
+        raise ConversionError(f"strict=True, but these parameters were left alone: {listing}.")
+
+
+def _nothing_to_convert(model: nn.Module, reasons: dict[Tensor, str | None]) -> str:
+    found = f"Nothing to convert in the model ({type(model).__name__}): "
+    if not reasons:
+        return found + "it has no parameters."
+    if FROZEN in reasons.values():
+        return found + "every layer that could be converted is frozen. Set requires_grad, or select parameters by name."
+    listing = "; ".join(dict.fromkeys(reason for reason in reasons.values() if reason))
+    return found + f"its {len(reasons)} parameters were left alone ({listing}). Name what to convert with `select`."

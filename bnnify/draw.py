@@ -1,0 +1,191 @@
+"""A draw: one sample of every Bayesian parameter, in effect for whole forwards and put back for their backward."""
+
+__all__ = ["Active", "Draw", "read"]
+
+import dataclasses
+import threading
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from .posterior import sample
+
+if TYPE_CHECKING:
+    from .bayesian import BayesianParameter
+
+
+class Active(threading.local):
+    """What reading one Bayesian parameter gives in this thread: ``(mean, sample)``, or None for the mean itself.
+
+    It lives beside the parameter rather than in a table of the draw, so that compiled code finds it by a path and
+    equal blocks share one graph. Copies and pickles start outside any draw.
+    """
+
+    entry: tuple[Tensor, Tensor] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Active, ()
+
+
+class Draw:
+    """One network from the posterior: a sample of each Bayesian parameter, made now and the same until it is dropped.
+
+    While it is entered (``with draw:``), in this thread, every read of a Bayesian parameter gives its sample. It may be
+    entered again; leaving it restores what was in effect before. Parameters that are tied share one sample.
+
+    Args:
+        parameters: The Bayesian parameters to sample.
+        keep_active: Leave a parameter for which a draw is already in effect to that draw. Default: ``False``.
+    """
+
+    def __init__(self, parameters: Iterable["BayesianParameter"], keep_active: bool = False) -> None:
+        samples: dict[int, Tensor] = {}
+        self._entries: list[tuple[Active, tuple[Tensor, Tensor]]] = []
+        self._before: list[list[tuple[Tensor, Tensor] | None]] = []
+        for parameter in parameters:
+            if keep_active and parameter.active.entry is not None:
+                continue
+            mean = parameter.mean
+            if id(mean) not in samples:
+                samples[id(mean)] = sample(mean, parameter.rho)
+            self._entries.append((parameter.active, (mean, samples[id(mean)])))
+
+    def __enter__(self) -> "Draw":
+        self._before.append([active.entry for active, _ in self._entries])
+        for active, entry in self._entries:
+            active.entry = entry
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for (active, _), entry in zip(self._entries, self._before.pop(), strict=True):
+            active.entry = entry
+
+    def replay_in_backward(self, output: Any) -> None:
+        """Put this draw back when the backward pass reaches ``output``, for activation checkpointing.
+
+        Checkpointed regions run again inside the backward pass, after the draw has been left. A hook on every tensor of
+        the output fires before any of them does. Compiled code has the draw in its graph and needs no hook.
+        """
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return
+        for tensor in _tensors(output, set()):
+            if tensor.grad_fn is not None and not torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+                tensor.register_hook(self._replay)
+
+    @property
+    def output_hook(self) -> "_OutputHook":
+        """A forward hook with which every output of a module, computed while this draw is in effect, remembers it."""
+        return _OutputHook(self)
+
+    @property
+    def in_effect(self) -> bool:
+        """Whether reads in this thread give the samples of this draw."""
+        return all(active.entry is entry for active, entry in self._entries[:1])
+
+    def _replay(self, grad: Tensor) -> None:
+        # The engine drops its callbacks with the backward pass they belong to, also with one that failed: the replay
+        # is held by nothing else, and is over exactly when that pass is.
+        replay = _Replay(dict(self._entries))
+        torch.autograd.Variable._execution_engine.queue_callback(replay)
+        _replays[torch._C._current_graph_task_id()] = replay
+        _thread.replay = weakref.ref(replay)
+
+
+def read(active: Active, value: Tensor | None) -> Tensor | None:
+    """What a read of a Bayesian parameter gives whose slot holds ``value``: the sample in a draw, the mean outside.
+
+    Only the parameter that the draw was made for is replaced. A value that somebody put there during the draw
+    (``functional_call``, a hypernetwork) is given back as it stands.
+    """
+    entry = active.entry
+    if not torch.compiler.is_compiling():
+        entry = _replayed(active) or entry
+    if entry is None:
+        return value
+    mean, drawn = entry
+    if value is mean:
+        return drawn
+    return _unsharded(drawn) if _is_unsharded_form(value, mean) else value
+
+
+class _OutputHook:
+    """The forward hook of an explicit draw; a copy or pickle of the module carries it without the draw."""
+
+    def __init__(self, draw: Draw | None = None) -> None:
+        self._draw = draw
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self._draw is not None and not torch.compiler.is_compiling() and self._draw.in_effect:
+            self._draw.replay_in_backward(output)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _OutputHook, ()
+
+
+class _Replay:
+    """The samples to read again during one backward pass; callable because the autograd engine keeps it as a callback."""
+
+    def __init__(self, entries: dict[Active, tuple[Tensor, Tensor]]) -> None:
+        self.entries = entries
+
+    def __call__(self) -> None:
+        """Nothing is left to do at the end of the backward pass."""
+
+
+class _Thread(threading.local):
+    replay: weakref.ref[_Replay] | None = None
+
+
+_thread = _Thread()
+# By graph task too, because one backward pass runs a thread per device. Re-entrant checkpointing starts passes of its
+# own inside the outer one; these find the replay by their thread.
+_replays: weakref.WeakValueDictionary[int, _Replay] = weakref.WeakValueDictionary()
+
+
+def _replayed(active: Active) -> tuple[Tensor, Tensor] | None:
+    task = torch._C._current_graph_task_id()
+    if task == -1:
+        return None
+    replay = _replays.get(task) or (_thread.replay and _thread.replay())
+    return replay.entries.get(active) if replay else None
+
+
+def _is_unsharded_form(value: Tensor | None, mean: Tensor) -> bool:
+    """Whether FSDP has put the gathered parameter in the place of the sharded one that was sampled."""
+    return (
+        hasattr(mean, "full_tensor")
+        and isinstance(value, nn.Parameter)
+        and not hasattr(value, "full_tensor")
+        and value.shape == mean.shape
+    )
+
+
+def _unsharded(drawn: Tensor) -> Tensor:
+    from torch.distributed.tensor import DTensor, Partial
+
+    # Each rank has its own data, so the gradient is the mean over ranks; without the placement it would not be reduced.
+    drawn = cast(DTensor, drawn)
+    return drawn.full_tensor(grad_placements=[Partial("avg")] * drawn.device_mesh.ndim)
+
+
+def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
+    """Every tensor in a forward's output: in containers, dataclasses and the attributes of plain objects."""
+    if isinstance(value, Tensor):
+        yield value
+        return
+    if id(value) in seen or isinstance(value, (str, bytes, int, float, type, nn.Module)) or value is None:
+        return
+    seen.add(id(value))
+    children: list[Any] = []
+    if isinstance(value, Mapping):
+        children += value.values()
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        children += value
+    if dataclasses.is_dataclass(value):
+        children += [getattr(value, field.name, None) for field in dataclasses.fields(value)]
+    children += getattr(value, "__dict__", {}).values()
+    for child in children:
+        yield from _tensors(child, seen)

@@ -1,0 +1,139 @@
+"""A converted model: calling it draws one network and returns its output and the KL."""
+
+__all__ = ["BayesianModel"]
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from .bayesian import bayesian_parameters, unique_bayesian_parameters
+from .draw import Draw
+from .prediction import Likelihood, Prediction, predict
+from .report import ConversionReport
+
+
+class BayesianModel(nn.Module):
+    """A model whose weights have a posterior; :func:`bnnify.convert` makes it.
+
+    Args:
+        module: A module that contains converted ones.
+        report: What the conversion did. Default: an empty one.
+
+    Attributes:
+        module: The model itself. Calling it outside a draw gives the posterior mean, which is the original network. Its
+            ``state_dict`` has the original keys plus ``*_rho`` and ``*_prior_mean``.
+        report: What the conversion did with each parameter.
+    """
+
+    def __init__(self, module: nn.Module, report: ConversionReport | None = None) -> None:
+        super().__init__()
+        self.module = module
+        self.report = report or ConversionReport()
+        self.training = module.training
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
+        """One network from the posterior applied to the input.
+
+        Inside :meth:`draw` it is that draw's network, otherwise a fresh one; gradients flow to means and ρ.
+
+        Returns:
+            The output, with whatever structure the model gives it, and KL(q‖p) in nats, summed over all weights. The
+            output of n forwards is n draws, but the KL is the same in each: it is a property of the posterior.
+        """
+        with Draw(bayesian_parameters(self.module), keep_active=True) as draw:
+            output = self.module(*args, **kwargs)
+        draw.replay_in_backward(output)
+        return output, self.kl()
+
+    def kl(self) -> Tensor:
+        """KL(q‖p) in nats, summed over all weights, a tied one once; a scalar in float32 or better, with gradient."""
+        terms = [parameter.kl() for parameter in unique_bayesian_parameters(self.module)]
+        # Devices may differ where a model is spread over several.
+        return torch.stack([term.to(terms[0].device) for term in terms]).sum()
+
+    @contextmanager
+    def draw(self) -> Iterator[Draw]:
+        """Draw one network, in effect for everything done in the ``with`` block by this thread.
+
+        Draws nest; leaving one restores what was in effect before. The draw it yields can be entered again.
+
+        Example::
+
+            >>> with bnn.draw():
+            ...     same = torch.equal(bnn(x)[0], bnn.module(x))
+            >>> same
+            True
+        """
+        draw = Draw(bayesian_parameters(self.module))
+        with ExitStack() as stack:
+            stack.enter_context(draw)
+            for module in self.module.modules():
+                stack.callback(module.register_forward_hook(draw.output_hook).remove)
+            yield draw
+
+    def sample(self, *args: Any, num_samples: int, **kwargs: Any) -> Any:
+        """The outputs of ``num_samples`` networks from the posterior, with gradient and in the current train/eval mode.
+
+        Returns:
+            The model's output structure, in which each tensor of shape ``(...)`` has become ``(num_samples, ...)`` and
+            every other leaf a list.
+        """
+        _check_num_samples(num_samples)
+        outputs = []
+        for _ in range(num_samples):
+            with Draw(bayesian_parameters(self.module)) as draw:
+                outputs.append(self.module(*args, **kwargs))
+            draw.replay_in_backward(outputs[-1])
+        return pytree.tree_map(lambda *leaves: torch.stack(leaves) if _are_tensors(leaves) else list(leaves), *outputs)
+
+    def predict(
+        self,
+        inputs: Any,
+        num_samples: int = 32,
+        *,
+        likelihood: Likelihood = "values",
+        output: str | int | Callable[[Any], Any] | None = None,
+        class_dim: int = -1,
+    ) -> Prediction:
+        """The predictive distribution, averaged over networks from the posterior; see :func:`bnnify.prediction.predict`."""
+        return predict(self, inputs, num_samples, likelihood=likelihood, output=output, class_dim=class_dim)
+
+    def parameter_groups(self, lr: float, rho_lr: float | None = None, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+        """Parameter groups for an optimizer, with weight decay only where no prior does its work.
+
+        The prior already pulls on the means; decay would pull on them twice. On ρ it would silently inflate σ.
+
+        Args:
+            lr: The learning rate of the means and of the deterministic parameters.
+            rho_lr: The learning rate of ρ. Default: ``lr``.
+            weight_decay: For the deterministic parameters only. Default: ``0.0``.
+
+        Returns:
+            The groups named ``"means"``, ``"rho"`` and ``"deterministic"``, without the empty ones; each trainable
+            parameter is in exactly one.
+        """
+        posteriors = list(unique_bayesian_parameters(self.module))
+        means = {id(parameter.mean): parameter.mean for parameter in posteriors}
+        rhos = {id(parameter.rho): parameter.rho for parameter in posteriors}
+        others = {id(p): p for p in self.module.parameters() if id(p) not in means and id(p) not in rhos}
+        groups = [
+            {"name": "means", "params": means, "lr": lr, "weight_decay": 0.0},
+            {"name": "rho", "params": rhos, "lr": lr if rho_lr is None else rho_lr, "weight_decay": 0.0},
+            {"name": "deterministic", "params": others, "lr": lr, "weight_decay": weight_decay},
+        ]
+        for group in groups:
+            group["params"] = [p for p in group["params"].values() if p.requires_grad]
+        return [group for group in groups if group["params"]]
+
+
+def _check_num_samples(num_samples: int) -> None:
+    if not isinstance(num_samples, int) or num_samples < 1:
+        raise ValueError(f"num_samples must be a positive integer, not {num_samples!r}.")
+
+
+def _are_tensors(leaves: tuple[Any, ...]) -> bool:
+    return all(isinstance(leaf, Tensor) for leaf in leaves)

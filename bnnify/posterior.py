@@ -1,0 +1,167 @@
+"""The mean-field Gaussian posterior N(μ, σ²) with σ = softplus(ρ), and the rules for the σ it starts with."""
+
+__all__ = ["Moped", "PosteriorStd", "Relative", "fan_in_scale", "log_std", "rho_from_std", "rms", "sample", "std"]
+
+import math
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .errors import ConversionError
+
+
+def sample(mean: Tensor, rho: Tensor) -> Tensor:
+    """One reparameterized sample w = μ + softplus(ρ)·ε with ε ~ N(0, 1), of the shape, dtype and device of ``mean``.
+
+    Gradients flow to both arguments; ε is kept for the backward pass of this sample alone, so that any number of
+    samples may precede one backward.
+
+    References:
+        Blundell et al. 2015, "Weight Uncertainty in Neural Networks", section 3.2.
+    """
+    return _Reparameterize.apply(mean, rho, torch.randn_like(mean))
+
+
+def std(rho: Tensor) -> Tensor:
+    """The standard deviation σ = softplus(ρ) = log(1 + e^ρ)."""
+    return F.softplus(rho)
+
+
+def log_std(rho: Tensor) -> Tensor:
+    """log σ, finite for every finite ρ, in float32 or better.
+
+    Far to the left σ = softplus(ρ) underflows, but log σ → ρ - e^ρ/2 does not; where e^ρ no longer matters to the
+    dtype, ρ itself is the answer.
+    """
+    rho = at_least_float32(rho)
+    cut = -40.0 if rho.dtype == torch.float64 else -20.0
+    # The clamp keeps the branch that `where` discards from poisoning the gradient with 0/0.
+    return torch.where(rho < cut, rho, F.softplus(rho.clamp(min=cut)).log())
+
+
+def rho_from_std(std: Tensor) -> Tensor:
+    """The ρ with softplus(ρ) = σ; a σ of zero is lifted to the smallest one the dtype can hold."""
+    wide = at_least_float32(std).clamp(min=torch.finfo(std.dtype).tiny)
+    # log(e^σ - 1) = σ + log(1 - e^-σ), which neither overflows for large σ nor cancels for small.
+    return (wide + torch.log(-torch.expm1(-wide))).to(std.dtype)
+
+
+class PosteriorStd(Protocol):
+    """A rule for the σ that a posterior starts with."""
+
+    def __call__(self, weight: Tensor, scale: float) -> Tensor:
+        """Return σ (a scalar tensor or one of the weight's shape); ``scale`` stands in for a weight that is all zero."""
+
+
+@dataclass(frozen=True)
+class Relative:
+    """σ = fraction · rms(w), one σ for the whole tensor.
+
+    An all-zero tensor (a fresh bias, LoRA's B) has no scale of its own and takes that of its layer's initialisation.
+
+    Args:
+        fraction: σ as a fraction of the root mean square of the tensor. Must be positive.
+    """
+
+    fraction: float
+
+    def __post_init__(self) -> None:
+        _check_positive("Relative(fraction)", self.fraction)
+
+    def __call__(self, weight: Tensor, scale: float) -> Tensor:
+        own = at_least_float32(weight).square().mean().sqrt()
+        return self.fraction * torch.where(own > 0, own, scale)
+
+
+@dataclass(frozen=True)
+class Moped:
+    """σ = δ·|w|, elementwise: each weight's uncertainty is proportional to the weight.
+
+    A weight near zero would be certain to be zero; σ is therefore at least δ/1000 of the tensor's rms.
+
+    References:
+        Krishnan et al. 2020, "Specifying Weight Priors in Bayesian Deep Neural Networks with Empirical Bayes", eq. 7.
+    """
+
+    delta: float
+
+    def __post_init__(self) -> None:
+        _check_positive("Moped(delta)", self.delta)
+
+    def __call__(self, weight: Tensor, scale: float) -> Tensor:
+        floor = Relative(1e-3 * self.delta)(weight, scale)
+        return (self.delta * at_least_float32(weight).abs()).maximum(floor)
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The same σ for every weight; a bare number given as ``posterior_std`` means this."""
+
+    std: float
+
+    def __post_init__(self) -> None:
+        _check_positive("posterior_std", self.std)
+
+    def __call__(self, weight: Tensor, scale: float) -> Tensor:
+        return torch.full((), self.std, dtype=torch.float32, device=weight.device)
+
+
+def as_posterior_std(rule: Any) -> PosteriorStd:
+    """Turn what a user gave as ``posterior_std`` into a rule.
+
+    Raises:
+        ConversionError: It is neither a positive number nor a rule.
+    """
+    if isinstance(rule, (int, float)) and not isinstance(rule, bool):
+        return Constant(float(rule))
+    if callable(rule) and not isinstance(rule, type):
+        return rule
+    raise ConversionError(f"Unknown posterior_std {rule!r}: give a positive number, Relative(fraction) or Moped(delta).")
+
+
+def fan_in_scale(weight: Tensor) -> float:
+    """The std 1/√(3·fan_in) with which PyTorch initialises a layer of this ``weight``."""
+    fan_in = weight[0].numel() if weight.ndim > 1 else weight.numel()
+    return 1 / math.sqrt(3 * max(fan_in, 1))
+
+
+def rms(tensor: Tensor) -> float:
+    """The root mean square of a tensor; NaN for one on the meta device, which has no values yet."""
+    return math.nan if tensor.is_meta else at_least_float32(tensor).square().mean().sqrt().item()
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Widen half precision, in which sums and logarithms of small numbers are lost."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+class _Reparameterize(torch.autograd.Function):
+    """w = μ + softplus(ρ)·ε; saves ρ and ε alone. ∂w/∂μ = 1 and ∂w/∂ρ = ε·sigmoid(ρ)."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(mean: Tensor, rho: Tensor, eps: Tensor) -> Tensor:
+        return torch.addcmul(mean, F.softplus(rho), eps)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        rho, eps = ctx.saved_tensors
+        needs_mean, needs_rho, needs_eps = ctx.needs_input_grad
+        return (
+            grad if needs_mean else None,
+            grad * eps * rho.sigmoid() if needs_rho else None,
+            grad * F.softplus(rho) if needs_eps else None,
+        )
+
+
+def _check_positive(name: str, value: Any) -> None:
+    if not (isinstance(value, (int, float)) and 0 < value < math.inf):
+        raise ConversionError(f"{name} must be a positive, finite number, not {value!r}.")

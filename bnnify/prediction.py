@@ -1,0 +1,246 @@
+"""The predictive distribution: averages over networks from the posterior, and the uncertainty that they show."""
+
+__all__ = ["Likelihood", "Prediction", "predict"]
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from .bayesian import bayesian_parameters
+from .draw import Draw
+from .posterior import at_least_float32
+
+if TYPE_CHECKING:
+    from .model import BayesianModel
+
+Likelihood = Literal["values", "logits", "probabilities", "binary_logits", "gaussian"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The predictive distribution of a batch, from ``num_samples`` networks.
+
+    All shapes are those of the model's output; where there are classes, entropies drop the class dimension.
+
+    Attributes:
+        mean: The predictive mean: mean class probabilities for a classifier, the mean value otherwise.
+        std: The standard deviation over networks of what was averaged (epistemic spread; zero for a single sample).
+        num_samples: The number of networks.
+        predictive_entropy: H[E p(y|x, w)] in nats: the total uncertainty of a classification. None for values.
+        expected_entropy: E H[p(y|x, w)] in nats: the part that every network agrees on (aleatoric). None for values.
+        aleatoric_std: √E[σ²(x)], the noise that the networks predict, for ``likelihood="gaussian"``. None otherwise.
+    """
+
+    mean: Tensor
+    std: Tensor
+    num_samples: int
+    predictive_entropy: Tensor | None = None
+    expected_entropy: Tensor | None = None
+    aleatoric_std: Tensor | None = None
+
+    @property
+    def mutual_information(self) -> Tensor | None:
+        """I(y; w|x) = predictive_entropy - expected_entropy in nats: the part that the networks disagree on (epistemic)."""
+        if self.predictive_entropy is None or self.expected_entropy is None:
+            return None
+        return (self.predictive_entropy - self.expected_entropy).clamp(min=0)
+
+    @property
+    def epistemic_std(self) -> Tensor:
+        """The spread of the networks' means; the same as ``std``."""
+        return self.std
+
+    @property
+    def total_std(self) -> Tensor:
+        """√(epistemic² + aleatoric²), by the law of total variance."""
+        return self.std if self.aleatoric_std is None else (self.std**2 + self.aleatoric_std**2).sqrt()
+
+
+def predict(
+    bnn: "BayesianModel",
+    inputs: Any,
+    num_samples: int = 32,
+    *,
+    likelihood: Likelihood = "values",
+    output: str | int | Callable[[Any], Any] | None = None,
+    class_dim: int = -1,
+) -> Prediction:
+    """Average over ``num_samples`` networks, in eval mode and without gradient; all flags are restored afterwards.
+
+    Memory does not grow with the number of samples. What the model's output means is said, not guessed:
+
+    ==================  ==========================================================================================
+    ``likelihood``      the output holds
+    ==================  ==========================================================================================
+    ``"values"``        plain values: their mean and spread are taken (the default)
+    ``"logits"``        unnormalised log probabilities of classes along ``class_dim``
+    ``"probabilities"`` probabilities of classes along ``class_dim``
+    ``"binary_logits"`` independent logits of yes/no questions
+    ``"gaussian"``      a pair (mean, variance) of a regression that predicts its own noise
+    ==================  ==========================================================================================
+
+    Args:
+        bnn: The converted model.
+        inputs: A batch (a tensor; a tuple of arguments; a mapping of keyword arguments), or a ``DataLoader``. Of a
+            loader's batches that are lists or tuples the first element is the input, and results are concatenated.
+        num_samples: K, the number of networks. Default: ``32``.
+        likelihood: See above. Default: ``"values"``.
+        output: Which part of the model's output: a key or attribute, an index, or a function. Default: all of it.
+        class_dim: The dimension of the classes. Default: ``-1``; segmentation models usually have it at ``1``.
+
+    Raises:
+        ValueError: ``num_samples`` is not positive, or ``likelihood`` is unknown.
+        TypeError: The chosen output is not a tensor (or, for ``"gaussian"``, a pair of tensors).
+
+    References:
+        Depeweg et al. 2018, "Decomposition of Uncertainty in Bayesian Deep Learning", eq. 3 (the entropies) and eq. 5.
+    """
+    if not isinstance(num_samples, int) or num_samples < 1:
+        raise ValueError(f"num_samples must be a positive integer, not {num_samples!r}.")
+    if likelihood not in Likelihood.__args__:  # type: ignore[attr-defined]
+        raise ValueError(f"Unknown likelihood {likelihood!r}: known are {', '.join(map(repr, Likelihood.__args__))}.")  # type: ignore[attr-defined]
+    with _evaluating(bnn), torch.no_grad():
+        if isinstance(inputs, DataLoader):
+            device = next(bnn.parameters()).device
+            batches: Iterable[Any] = (_first(batch, device) for batch in inputs)
+        else:
+            batches = [inputs]
+        predictions = [_predict_batch(bnn, batch, num_samples, likelihood, output, class_dim) for batch in batches]
+    return _concatenate(predictions)
+
+
+def _predict_batch(
+    bnn: "BayesianModel", batch: Any, num_samples: int, likelihood: str, output: Any, class_dim: int
+) -> Prediction:
+    values, entropies, variances = _Moments(), _Moments(), _Moments()
+    args, kwargs = _as_arguments(batch)
+    for _ in range(num_samples):
+        with Draw(bayesian_parameters(bnn.module)):
+            found = _choose(bnn.module(*args, **kwargs), output)
+        if likelihood == "gaussian":
+            value, variance = _pair(found)
+            variances.add(variance)
+        else:
+            value = _probabilities(_tensor(found, likelihood), likelihood, class_dim)
+        values.add(value)
+        if likelihood in ("logits", "probabilities", "binary_logits"):
+            entropies.add(_entropy(value, likelihood, class_dim))
+    classifies = entropies.count > 0
+    return Prediction(
+        mean=values.mean,
+        std=values.std,
+        num_samples=num_samples,
+        predictive_entropy=_entropy(values.mean, likelihood, class_dim) if classifies else None,
+        expected_entropy=entropies.mean if classifies else None,
+        aleatoric_std=variances.mean.sqrt() if variances.count else None,
+    )
+
+
+class _Moments:
+    """Mean and variance of a stream of tensors, without keeping them and without the cancellation of E[x²] - E[x]²."""
+
+    mean: Tensor
+    _squares: Tensor
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def add(self, value: Tensor) -> None:
+        value = at_least_float32(value)
+        if self.count == 0:
+            self.mean, self._squares = torch.zeros_like(value), torch.zeros_like(value)
+        self.count += 1
+        difference = value - self.mean
+        self.mean = self.mean + difference / self.count
+        self._squares = self._squares + difference * (value - self.mean)
+
+    @property
+    def std(self) -> Tensor:
+        return (self._squares / max(self.count - 1, 1)).clamp(min=0).sqrt()
+
+
+def _probabilities(value: Tensor, likelihood: str, class_dim: int) -> Tensor:
+    if likelihood == "logits":
+        return at_least_float32(value).softmax(class_dim)
+    if likelihood == "binary_logits":
+        return at_least_float32(value).sigmoid()
+    return value
+
+
+def _entropy(probabilities: Tensor, likelihood: str, class_dim: int) -> Tensor:
+    if likelihood == "binary_logits":
+        return torch.special.entr(probabilities) + torch.special.entr(1 - probabilities)
+    return torch.special.entr(at_least_float32(probabilities)).sum(class_dim)
+
+
+def _choose(found: Any, output: str | int | Callable[[Any], Any] | None) -> Any:
+    if output is None:
+        return found
+    if callable(output):
+        return output(found)
+    if isinstance(output, str) and not isinstance(found, Mapping):
+        return getattr(found, output)
+    return found[output]
+
+
+def _tensor(found: Any, likelihood: str) -> Tensor:
+    if isinstance(found, Tensor):
+        return found
+    keys = f" with the keys {list(found)}" if isinstance(found, Mapping) else ""
+    raise TypeError(
+        f"predict(likelihood={likelihood!r}) needs a tensor, but the model returned {type(found).__name__}{keys}. "
+        "Say which part of it with output=: a key, an attribute, an index, or a function."
+    )
+
+
+def _pair(found: Any) -> tuple[Tensor, Tensor]:
+    if isinstance(found, (tuple, list)) and len(found) == 2 and all(isinstance(part, Tensor) for part in found):
+        return found[0], found[1]
+    raise TypeError(
+        f"predict(likelihood='gaussian') needs a pair of tensors (mean, variance), but the model returned "
+        f"{type(found).__name__}. Make the pair with output=, for example lambda out: (out[:, 0], out[:, 1].exp())."
+    )
+
+
+def _as_arguments(batch: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    if isinstance(batch, Mapping):
+        return (), batch
+    return (batch, {}) if isinstance(batch, tuple) else ((batch,), {})
+
+
+def _first(batch: Any, device: torch.device) -> Any:
+    """The input among what a loader yields, on the model's device."""
+    if isinstance(batch, (list, tuple)):
+        batch = batch[0]
+    if isinstance(batch, Mapping):
+        return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+    return batch.to(device) if isinstance(batch, Tensor) else batch
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode for every module, and afterwards each one's own flag again, which need not be the same for all."""
+    training = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, flag in training:
+            module.training = flag
+
+
+def _concatenate(predictions: list[Prediction]) -> Prediction:
+    if not predictions:
+        raise ValueError("predict was given a loader without batches.")
+
+    def joined(name: str) -> Any:
+        parts = [getattr(prediction, name) for prediction in predictions]
+        return parts[0] if len(parts) == 1 or parts[0] is None else torch.cat(parts)
+
+    names = ("mean", "std", "predictive_entropy", "expected_entropy", "aleatoric_std")
+    return Prediction(num_samples=predictions[0].num_samples, **{name: joined(name) for name in names})

@@ -1,0 +1,84 @@
+"""What cannot be converted, and what to do about it."""
+
+__all__ = ["refuse_model", "refuse_parameter"]
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from .errors import ConversionError
+
+# By qualified class name, so that looking for a class never imports the part of torch that defines it.
+_REFUSED_CLASSES = {
+    "torch.nn.parallel.data_parallel.DataParallel": "Convert its `.module`, and train with DistributedDataParallel: "
+    "DataParallel copies modules in a way that cannot carry a draw.",
+    "torch.nn.parallel.distributed.DistributedDataParallel": "Convert its `.module` first and wrap the result.",
+    "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel": "Convert the model first and shard the "
+    "result.",
+    "torch.distributed.fsdp.FSDPModule": "Convert the model first and shard the result.",
+    "torch._dynamo.eval_frame.OptimizedModule": "Convert its `._orig_mod` first and compile the result.",
+    "torch.jit._script.ScriptModule": "A scripted module has no Python class to extend: convert the model it was made from.",
+}
+_FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def refuse_model(model: object) -> None:
+    """Raise for a model no part of which may be converted.
+
+    Raises:
+        ConversionError: It is not a module; a module in it is quantized, scripted, or wrapped for parallel, sharded or
+            compiled execution; or conversion runs under ``inference_mode``.
+    """
+    if not isinstance(model, nn.Module):
+        raise ConversionError(f"Cannot convert {type(model).__name__}: it is not a torch.nn.Module. Pass the model itself.")
+    if torch.is_inference_mode_enabled():
+        raise ConversionError(
+            f"Cannot convert {type(model).__name__} under torch.inference_mode(): the new parameters could never be trained. "
+            "Convert outside of it."
+        )
+    for name, module in model.named_modules():
+        for cls in type(module).__mro__:
+            qualified = f"{cls.__module__}.{cls.__qualname__}"
+            advice = _REFUSED_CLASSES.get(qualified)
+            if advice is None and qualified.startswith("torch.ao.nn.") and ".quantized." in qualified and ".reference." not in qualified:
+                advice = "A quantized layer has no floating-point weights to learn: convert the model first, quantize its collapse."
+            if advice:
+                raise ConversionError(f"Cannot convert {_where(name, module)}: it is a {cls.__name__}. {advice}")
+
+
+def refuse_parameter(name: str, module: nn.Module, attribute: str, parameter: Tensor) -> None:
+    """Raise for a selected parameter that cannot have a Gaussian posterior.
+
+    Raises:
+        ConversionError: It is lazy, not of a real floating-point type, or was made under ``inference_mode``; its layer
+            rewrites it during forward; or an attribute of the module has the name that ρ would take.
+    """
+    where = _where(name, module)
+    if is_lazy(parameter):
+        raise ConversionError(
+            f"Cannot convert {where}: it is lazy and has no shape yet. Run one forward through the model first."
+        )
+    if parameter.dtype not in _FLOATING:
+        raise ConversionError(
+            f"Cannot convert {where}: its dtype is {parameter.dtype}, and the posterior is defined for "
+            "float64, float32, bfloat16 and float16. Exclude it with `select`."
+        )
+    if parameter.is_inference():
+        raise ConversionError(
+            f"Cannot convert {where}: it was created under torch.inference_mode() and cannot be trained. "
+            "Build or load the model outside of it."
+        )
+    if getattr(module, "max_norm", None) is not None and isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        raise ConversionError(
+            f"Cannot convert {where}: max_norm={module.max_norm} rewrites the weight during forward. "
+            "Set max_norm=None or exclude this layer."
+        )
+    for taken in (f"{attribute}_rho", f"{attribute}_prior_mean", "_bayesian"):
+        if hasattr(module, taken):
+            raise ConversionError(
+                f"Cannot convert {where}: the module already has an attribute `{taken}`, which the conversion needs. Rename it."
+            )
+
+
+def _where(name: str, module: nn.Module) -> str:
+    return f"`{name}` ({type(module).__name__})" if name else f"the model ({type(module).__name__})"

@@ -1,0 +1,170 @@
+"""Which parameters of a model become Bayesian, and with which settings."""
+
+__all__ = ["Holder", "Select", "Selection", "Setting", "holders_by_parameter", "resolve"]
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
+
+from .errors import ConversionError
+from .report import BY_TYPE, EMPTY, FROZEN, NOT_SELECTED, UNSUPPORTED
+
+Select = str | Sequence[str] | Callable[[str, nn.Module], bool] | None
+
+_T = TypeVar("_T")
+Setting = _T | Mapping[str, _T]
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A type of layer, the parameters in it that are its weights, and whether they are converted unasked."""
+
+    type: type[nn.Module]
+    attributes: Callable[[Any], Sequence[str]]
+    by_default: bool = True
+
+
+_LAYERS = (
+    _Layer(nn.Linear, lambda layer: ("weight", "bias")),
+    _Layer(nn.modules.conv._ConvNd, lambda layer: ("weight", "bias")),
+    _Layer(nn.Bilinear, lambda layer: ("weight", "bias")),
+    _Layer(
+        nn.MultiheadAttention,
+        lambda layer: ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "in_proj_bias"),
+    ),
+    _Layer(nn.RNNBase, lambda layer: layer._flat_weights_names),
+    _Layer(nn.RNNCellBase, lambda layer: ("weight_ih", "weight_hh", "bias_ih", "bias_hh")),
+    _Layer(nn.Embedding, lambda layer: ("weight",), by_default=False),
+    _Layer(nn.EmbeddingBag, lambda layer: ("weight",), by_default=False),
+)
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A place where a parameter stands: a module, under all of its names, and the attribute there."""
+
+    module_names: tuple[str, ...]
+    module: nn.Module
+    attribute: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The qualified names of the parameter here, such as ``fc.weight``."""
+        return tuple(f"{name}.{self.attribute}" if name else self.attribute for name in self.module_names)
+
+
+def holders_by_parameter(model: nn.Module) -> dict[Tensor, list[Holder]]:
+    """Each parameter of ``model`` with every place that holds it; more than one place means that it is tied."""
+    module_names: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        module_names.setdefault(module, []).append(name)
+    holders: dict[Tensor, list[Holder]] = {}
+    for module, names in module_names.items():
+        for attribute, parameter in module._parameters.items():
+            if parameter is not None:
+                holders.setdefault(parameter, []).append(Holder(tuple(names), module, attribute))
+    return holders
+
+
+class Selection:
+    """The meaning of ``select``: says of each parameter that it is to be converted, or why not.
+
+    Args:
+        select: As in :func:`bnnify.convert`.
+        holders: The parameters of the model, each with every place that holds it.
+
+    Raises:
+        ConversionError: ``select`` is of an unknown kind, or a glob in it matches nothing.
+    """
+
+    def __init__(self, select: Select, holders: Mapping[Tensor, Sequence[Holder]]) -> None:
+        self._holders = holders
+        self._by_default = select is None
+        self._choose = select if callable(select) else None
+        self._patterns: tuple[str, ...] = ()
+        if isinstance(select, str):
+            self._patterns = (select,)
+        elif isinstance(select, Sequence) and select and all(isinstance(pattern, str) for pattern in select):
+            self._patterns = tuple(select)
+        elif select is not None and not callable(select):
+            raise ConversionError(
+                f"Unknown select {select!r}: give a glob, a list of globs, or a function (qualified_name, module) -> bool."
+            )
+        for pattern in self._patterns:
+            if not any(_matches(pattern, places) for places in holders.values()):
+                known = ", ".join(f"`{places[0].names[0]}`" for places in list(holders.values())[:5])
+                raise ConversionError(f"select={pattern!r} matches nothing; the model's parameters are {known}, ….")
+
+    def reasons(self) -> dict[Tensor, str | None]:
+        """Why each parameter is left alone; None for one that is to become Bayesian, in any of its places."""
+        reasons: dict[Tensor, str | None] = {}
+        for parameter, places in self._holders.items():
+            why_not = [self._why_not(place, parameter) for place in places]
+            reasons[parameter] = None if None in why_not else why_not[0]
+        return reasons
+
+    def _why_not(self, place: Holder, parameter: Tensor) -> str | None:
+        module = place.module
+        if place.attribute in module.__dict__.get("_bayesian", ()):
+            return None
+        if isinstance(module, ParametrizationList) or is_parametrized(module):
+            return UNSUPPORTED + "its module is parametrized, so that other weights are computed from it"
+        if any(_matches_parameter(p, place) and not _matches_module(p, place) for p in self._patterns):
+            return None
+        layer = next((layer for layer in _LAYERS if isinstance(module, layer.type)), None)
+        if layer is None or not self._takes(place, layer):
+            return BY_TYPE if self._by_default else NOT_SELECTED
+        attributes = layer.attributes(module)
+        if place.attribute not in attributes:
+            computed = attributes[0] not in module._parameters
+            return UNSUPPORTED + "the layer's weight is computed from it (weight norm, pruning)" if computed else BY_TYPE
+        if parameter.numel() == 0 and not is_lazy(parameter):
+            return EMPTY
+        return None if parameter.requires_grad else FROZEN
+
+    def _takes(self, place: Holder, layer: _Layer) -> bool:
+        if self._by_default:
+            return layer.by_default
+        if self._choose is not None:
+            return any(self._choose(name, place.module) for name in place.module_names)
+        return any(_matches_module(pattern, place) for pattern in self._patterns)
+
+
+def resolve(option: str, setting: Setting[_T], default: _T, chosen: Mapping[Tensor, Sequence[Holder]]) -> dict[Tensor, _T]:
+    """The value of a setting for each chosen parameter: the same for all, or that of its first matching glob.
+
+    Raises:
+        ConversionError: No chosen parameter answers to one of the globs, most likely a slip of the pen.
+    """
+    if not isinstance(setting, Mapping):
+        return dict.fromkeys(chosen, setting)
+    for pattern in setting:
+        if not any(_matches(pattern, places) for places in chosen.values()):
+            raise ConversionError(f"The pattern {pattern!r} in {option}= matches no parameter that is to become Bayesian.")
+    return {
+        parameter: next((value for pattern, value in setting.items() if _matches(pattern, places)), default)
+        for parameter, places in chosen.items()
+    }
+
+
+def _matches(pattern: str, places: Sequence[Holder]) -> bool:
+    return any(_matches_parameter(pattern, place) or _matches_module(pattern, place) for place in places)
+
+
+def _matches_parameter(pattern: str, place: Holder) -> bool:
+    return any(fnmatchcase(name, pattern) for name in place.names)
+
+
+def _matches_module(pattern: str, place: Holder) -> bool:
+    """Whether the module, or one that contains it, has a name that the glob matches."""
+    return any(fnmatchcase(part, pattern) for name in place.module_names for part in _with_ancestors(name))
+
+
+def _with_ancestors(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[: end + 1]) for end in range(len(parts))]
