@@ -6,6 +6,7 @@ __all__ = [
     "CheckpointError",
     "ConversionError",
     "ConversionReport",
+    "Draw",
     "DrawError",
     "Gaussian",
     "Moped",
@@ -16,9 +17,14 @@ __all__ = [
     "collapse",
     "convert",
     "elbo",
+    "load",
+    "load_weights",
+    "save",
 ]
 
+from .checkpoint import load, load_weights, save
 from .convert import collapse, convert
+from .draw import Draw
 from .errors import BnnifyError, CheckpointError, ConversionError, DrawError
 from .model import BayesianModel
 from .objective import elbo

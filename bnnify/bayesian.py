@@ -17,15 +17,18 @@ __all__ = [
 ]
 
 import functools
+import types
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from .draw import Active, read
-from .errors import DrawError
-from .posterior import PosteriorStd, fan_in_scale, rho_from_std
+from .errors import ConversionError, DrawError
+from .posterior import PosteriorStd, fan_in_scale, rho_from_std, rms
 from .priors import Posterior, Prior
 
 RHO, PRIOR_MEAN = "_rho", "_prior_mean"
@@ -66,7 +69,7 @@ class BayesianParameter:
 
     @property
     def settings(self) -> Settings:
-        return self.module._bayesian[self.attribute]  # type: ignore[index, union-attr, return-value]
+        return settings_of(self.module)[self.attribute]
 
     @property
     def active(self) -> Active:
@@ -86,23 +89,34 @@ class BayesianParameter:
     def prior_mean(self) -> Tensor | None:
         return self.module._parameters.get(self.attribute + PRIOR_MEAN)
 
+    def refresh_initial_std(self) -> None:
+        """Let the prior that takes its scale from the initial σ follow pretrained weights that were loaded just now."""
+        weights = self.mean if self.prior_mean is None else self.prior_mean
+        self.settings.initial_std = rms(initial_std(weights, self.module, self.settings.posterior_std))
+
     def kl(self) -> Tensor:
         """KL(q‖p) of this parameter in nats, summed over its elements."""
         settings = self.settings
-        return settings.prior.kl(Posterior(self.mean, self.rho, self.prior_mean, settings.initial_std))
+        kl = settings.prior.kl(Posterior(self.mean, self.rho, self.prior_mean, settings.initial_std))
+        # Of a sharded parameter it is a sum of which every rank has computed its part.
+        return kl.full_tensor() if hasattr(kl, "full_tensor") else kl
 
 
 def bayesian_parameters(root: nn.Module) -> Iterator[BayesianParameter]:
     """Every Bayesian parameter under ``root``, a tied one once for each module that holds it.
 
+    Where FSDP2 has sharded a module under ``root``, it is the sharded parameter.
+
     Raises:
         DrawError: A module was changed after its conversion in a way that took the parameter out of its hands.
     """
     for module_name, module in root.named_modules():
-        if not is_bayesian(module):
-            continue
-        for attribute in module._bayesian:  # type: ignore[union-attr]
+        if hasattr(type(module), "set_reshard_after_forward"):  # an FSDPModule, told without importing FSDP
+            _reshard(module)
+        for attribute in settings_of(module):
             mean = module._parameters.get(attribute)
+            if mean is None and attribute in module._parameters:
+                continue  # a bias that was set to None
             rho = module._parameters.get(attribute + RHO)
             name = f"{module_name}.{attribute}" if module_name else attribute
             if mean is None or rho is None or mean.shape != rho.shape:
@@ -121,12 +135,17 @@ def unique_bayesian_parameters(root: nn.Module) -> Iterator[BayesianParameter]:
 
 def is_bayesian(module: nn.Module) -> bool:
     """Whether ``module`` itself (not only a child of it) has Bayesian parameters."""
-    return "_bayesian" in module.__dict__
+    return hasattr(type(module), "_plain_class")
+
+
+def settings_of(module: nn.Module) -> dict[str, Settings]:
+    """The Bayesian parameters of ``module`` itself, by attribute, with their settings; empty for a plain module."""
+    return module.__dict__["_bayesian"] if is_bayesian(module) else {}
 
 
 def is_derived(module: nn.Module, attribute: str) -> bool:
     """Whether this parameter of ``module`` is the ρ or the prior mean of another one."""
-    return any(attribute in (name + RHO, name + PRIOR_MEAN) for name in module.__dict__.get("_bayesian", ()))
+    return any(attribute in (name + RHO, name + PRIOR_MEAN) for name in settings_of(module))
 
 
 def become_bayesian(
@@ -137,10 +156,10 @@ def become_bayesian(
     prior_mean: nn.Parameter | None,
 ) -> None:
     """Make one parameter of ``module`` Bayesian in place; the parameter stays where it is, as the posterior mean."""
-    settings_of = dict(module.__dict__.get("_bayesian", {}), **{attribute: settings})
+    bayesian = {**settings_of(module), attribute: settings}
     plain = _plain_class(type(module))
-    module.__class__ = bayesian_class(plain, tuple(settings_of))
-    module._bayesian = settings_of  # type: ignore[assignment]
+    module.__class__ = bayesian_class(plain, tuple(bayesian))
+    module.__dict__["_bayesian"] = bayesian
     module.register_parameter(attribute + RHO, rho)
     if prior_mean is not None:
         module.register_parameter(attribute + PRIOR_MEAN, prior_mean)
@@ -150,10 +169,10 @@ def become_bayesian(
 
 def become_plain(module: nn.Module) -> None:
     """Undo :func:`become_bayesian` in place: the class it had, and the posterior means as its parameters."""
-    for attribute in module._bayesian:  # type: ignore[union-attr]
+    for attribute in settings_of(module):
         del module._parameters[attribute + RHO]
         module._parameters.pop(attribute + PRIOR_MEAN, None)
-    del module._bayesian
+    del module.__dict__["_bayesian"]
     module.__class__ = _plain_class(type(module))
     if isinstance(module, nn.RNNBase):
         module._init_flat_weights()
@@ -173,30 +192,45 @@ def bayesian_class(plain: type[nn.Module], attributes: tuple[str, ...]) -> type[
         namespace["_flat_weights"] = property(_flat_weights, lambda module, value: None)
 
     def extra_repr(self: nn.Module) -> str:
-        described = [
-            f"{name}: {settings}"
-            for name, settings in self._bayesian.items()  # type: ignore[union-attr, operator]
-        ]
+        described = [f"{name}: {settings}" for name, settings in settings_of(self).items()]
         return "; ".join(filter(None, [plain.extra_repr(self), *described]))
 
     def reduce_ex(self: nn.Module, protocol: Any) -> Any:
         reduced = plain.__reduce_ex__(self, protocol)
         if type(self) is not made:
             return reduced  # a subclass somebody wrote, which pickle finds by its name
-        constructor, arguments, *state = reduced
+        constructor, arguments, *state = cast(tuple[Any, ...], reduced)
         arguments = tuple(plain if argument is made else argument for argument in arguments)
         return _rebuild, (plain, attributes, constructor, arguments), *state
 
+    def load_from_state_dict(self: nn.Module, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        plain._load_from_state_dict(self, state_dict, prefix, *args)
+        for name in settings_of(self):
+            if f"{prefix}{name}{PRIOR_MEAN}" in state_dict:
+                BayesianParameter(prefix + name, self, name).refresh_initial_std()
+
+    namespace["_load_from_state_dict"] = load_from_state_dict
     namespace |= {"_plain_class": plain, "extra_repr": extra_repr, "__reduce_ex__": reduce_ex}
     namespace |= {"__module__": plain.__module__, "__doc__": plain.__doc__}
-    made = type(plain)(f"Bayesian{plain.__name__}", (plain,), namespace)
+    # Through the metaclass, which need not be `type`: a module may also be an abstract base class.
+    made: type[nn.Module] = types.new_class(
+        f"Bayesian{plain.__name__}", (plain,), exec_body=lambda ns: ns.update(namespace)
+    )
     return made
 
 
 def initial_std(mean: Tensor, module: nn.Module, rule: PosteriorStd) -> Tensor:
-    """The σ with which ``rule`` starts the posterior of ``mean``, a parameter of ``module``: a scalar or one per element."""
+    """The σ with which ``rule`` starts the posterior of ``mean``, a parameter of ``module``: a scalar, or as many."""
     layer_weight = mean if mean.ndim > 1 else module._parameters.get("weight")
-    return rule(mean.detach(), fan_in_scale(mean if layer_weight is None else layer_weight))
+    std = torch.as_tensor(
+        rule(mean.detach(), fan_in_scale(mean if layer_weight is None else layer_weight)), device=mean.device
+    )
+    if std.shape not in ((), mean.shape) or not (std.is_meta or (std >= 0).all()):
+        raise ConversionError(
+            f"posterior_std={rule} gives a parameter of {type(module).__name__} with shape {tuple(mean.shape)} a σ of "
+            f"shape {tuple(std.shape)}, or one that is negative or NaN. Return a scalar or one σ for each weight."
+        )
+    return std
 
 
 def initial_rho(mean: Tensor, std: Tensor) -> Tensor:
@@ -207,7 +241,8 @@ def initial_rho(mean: Tensor, std: Tensor) -> Tensor:
 def _bayesian_property(attribute: str) -> property:
     def get(module: nn.Module) -> Tensor | None:
         if attribute in module._parameters:
-            return read(module._bayesian[attribute].active, module._parameters[attribute])  # type: ignore[index, union-attr, arg-type, return-value]
+            value = module._parameters[attribute]
+            return None if value is None else read(settings_of(module)[attribute].active, value)
         try:
             return cast(Tensor, module.__dict__[attribute])
         except KeyError:
@@ -221,7 +256,23 @@ def _bayesian_property(attribute: str) -> property:
     return property(get, set_)
 
 
-def _flat_weights(module: nn.RNNBase) -> list[Tensor | None]:
+_set_up_by_fsdp: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def _reshard(module: Any) -> None:
+    """Let ``module``, which FSDP2 manages, hold its sharded parameters.
+
+    Between a forward and the backward pass FSDP may leave the gathered ones in place, and it collects their gradients
+    when the backward pass leaves the module: a sample or KL taken from them would get its gradient too late.
+    """
+    if module not in _set_up_by_fsdp:
+        # FSDP reads the parameters of a group by their names when it first gathers them: outside any draw, please.
+        _set_up_by_fsdp.add(module)
+        module.unshard()
+    module.reshard()
+
+
+def _flat_weights(module: Any) -> list[Tensor | None]:
     """The list from which recurrent layers read their weights, read anew so that it holds the draw's samples."""
     return [getattr(module, name, None) for name in module._flat_weights_names]
 
@@ -233,7 +284,7 @@ def _plain_class(cls: type) -> type:
 def _rebuild(plain: type[nn.Module], attributes: tuple[str, ...], constructor: Any, arguments: tuple[Any, ...]) -> Any:
     """Unpickle in any process: make an object of the plain class, then let it become Bayesian."""
     module = constructor(*arguments)
-    module.__class__ = bayesian_class(plain, attributes)
+    module.__class__ = bayesian_class(plain, attributes)  # type: ignore[arg-type]
     return module
 
 
@@ -246,5 +297,6 @@ def _refuse_surgery(name: str, module: nn.Module, attribute: str) -> None:
     )
     raise DrawError(
         f"Cannot sample `{name}` ({type(module).__name__}): {found}. The module was changed after its conversion "
-        "(pruning, weight norm, a parametrization, resizing?). Call bnnify.collapse first, change the model, and convert it again."
+        "(pruning, weight norm, a parametrization, resizing?). "
+        "Call bnnify.collapse first, change the model, and convert it again."
     )

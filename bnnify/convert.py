@@ -17,6 +17,7 @@ from .bayesian import (
     initial_std,
     is_bayesian,
     is_derived,
+    settings_of,
 )
 from .errors import ConversionError
 from .model import BayesianModel
@@ -140,7 +141,7 @@ class _NewPosterior:
     prior_mean: nn.Parameter | None
 
     def move_into(self, place: Holder) -> None:
-        if not (is_bayesian(place.module) and place.attribute in place.module._bayesian):  # type: ignore[operator]
+        if place.attribute not in settings_of(place.module):
             become_bayesian(place.module, place.attribute, self.settings.copy(), self.rho, self.prior_mean)
 
 
@@ -149,7 +150,7 @@ def _start(
 ) -> _NewPosterior:
     """The posterior with which ``parameter`` starts, or the one it has if it is tied to what is Bayesian already."""
     for place in places:
-        if is_bayesian(place.module) and place.attribute in place.module._bayesian:  # type: ignore[operator]
+        if place.attribute in settings_of(place.module):
             there = BayesianParameter(place.names[0], place.module, place.attribute)
             return _NewPosterior(there.settings, there.rho, there.prior_mean)  # type: ignore[arg-type]
     for place in places:
@@ -169,7 +170,8 @@ def _copy(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model)
     except Exception as error:
         raise ConversionError(
-            f"Cannot deep-copy the model ({type(model).__name__}): {error}. Pass inplace=True to work on the model itself."
+            f"Cannot deep-copy the model ({type(model).__name__}): {error} "
+            "Pass inplace=True to change the model itself."
         ) from error
 
 

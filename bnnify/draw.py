@@ -94,7 +94,7 @@ class Draw:
         _thread.replay = weakref.ref(replay)
 
 
-def read(active: Active, value: Tensor | None) -> Tensor | None:
+def read(active: Active, value: Tensor) -> Tensor:
     """What a read of a Bayesian parameter gives whose slot holds ``value``: the sample in a draw, the mean outside.
 
     Only the parameter that the draw was made for is replaced. A value that somebody put there during the draw
@@ -108,7 +108,7 @@ def read(active: Active, value: Tensor | None) -> Tensor | None:
     mean, drawn = entry
     if value is mean:
         return drawn
-    return _unsharded(drawn) if _is_unsharded_form(value, mean) else value
+    return _unsharded(drawn, value) if _is_unsharded_form(value, mean) else value
 
 
 class _OutputHook:
@@ -126,7 +126,7 @@ class _OutputHook:
 
 
 class _Replay:
-    """The samples to read again during one backward pass; callable because the autograd engine keeps it as a callback."""
+    """The samples to read again in one backward pass; callable, because the autograd engine keeps it as a callback."""
 
     def __init__(self, entries: dict[Active, tuple[Tensor, Tensor]]) -> None:
         self.entries = entries
@@ -153,22 +153,30 @@ def _replayed(active: Active) -> tuple[Tensor, Tensor] | None:
     return replay.entries.get(active) if replay else None
 
 
-def _is_unsharded_form(value: Tensor | None, mean: Tensor) -> bool:
+def _is_unsharded_form(value: Tensor, mean: Tensor) -> bool:
     """Whether FSDP has put the gathered parameter in the place of the sharded one that was sampled."""
     return (
         hasattr(mean, "full_tensor")
         and isinstance(value, nn.Parameter)
-        and not hasattr(value, "full_tensor")
+        and getattr(value, "device_mesh", None) != mean.device_mesh  # type: ignore[attr-defined]
         and value.shape == mean.shape
     )
 
 
-def _unsharded(drawn: Tensor) -> Tensor:
-    from torch.distributed.tensor import DTensor, Partial
+def _unsharded(drawn: Tensor, value: Tensor) -> Tensor:
+    """The sample in the form of ``value``, to which FSDP has gathered the mean."""
+    from torch.distributed.tensor import DTensor, Partial, Replicate
 
     # Each rank has its own data, so the gradient is the mean over ranks; without the placement it would not be reduced.
     drawn = cast(DTensor, drawn)
-    return drawn.full_tensor(grad_placements=[Partial("avg")] * drawn.device_mesh.ndim)
+    # What tensor parallelism has split stays so; its dimensions of the mesh come after those of FSDP.
+    kept = value.placements if isinstance(value, DTensor) else ()
+    gathered = drawn.device_mesh.ndim - len(kept)
+    full = drawn.redistribute(placements=[Replicate()] * gathered + [*kept])
+    full = full.to_local(grad_placements=[Partial("avg")] * gathered + [*kept])
+    if isinstance(value, DTensor):
+        full = DTensor.from_local(full, value.device_mesh, kept, shape=value.shape, stride=value.stride())
+    return full.to(value.dtype)  # FSDP's mixed precision
 
 
 def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:

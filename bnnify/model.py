@@ -1,6 +1,6 @@
 """A converted model: calling it draws one network and returns its output and the KL."""
 
-__all__ = ["BayesianModel"]
+__all__ = ["BayesianModel", "call_in_draw", "total_kl"]
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -44,16 +44,11 @@ class BayesianModel(nn.Module):
             The output, with whatever structure the model gives it, and KL(q‖p) in nats, summed over all weights. The
             output of n forwards is n draws, but the KL is the same in each: it is a property of the posterior.
         """
-        with Draw(bayesian_parameters(self.module), keep_active=True) as draw:
-            output = self.module(*args, **kwargs)
-        draw.replay_in_backward(output)
-        return output, self.kl()
+        return call_in_draw(self.module, self.module, *args, **kwargs)
 
     def kl(self) -> Tensor:
         """KL(q‖p) in nats, summed over all weights, a tied one once; a scalar in float32 or better, with gradient."""
-        terms = [parameter.kl() for parameter in unique_bayesian_parameters(self.module)]
-        # Devices may differ where a model is spread over several.
-        return torch.stack([term.to(terms[0].device) for term in terms]).sum()
+        return total_kl(self.module)
 
     @contextmanager
     def draw(self) -> Iterator[Draw]:
@@ -99,10 +94,12 @@ class BayesianModel(nn.Module):
         output: str | int | Callable[[Any], Any] | None = None,
         class_dim: int = -1,
     ) -> Prediction:
-        """The predictive distribution, averaged over networks from the posterior; see :func:`bnnify.prediction.predict`."""
+        """The predictive distribution over networks from the posterior; see :func:`bnnify.prediction.predict`."""
         return predict(self, inputs, num_samples, likelihood=likelihood, output=output, class_dim=class_dim)
 
-    def parameter_groups(self, lr: float, rho_lr: float | None = None, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+    def parameter_groups(
+        self, lr: float, rho_lr: float | None = None, weight_decay: float = 0.0
+    ) -> list[dict[str, Any]]:
         """Parameter groups for an optimizer, with weight decay only where no prior does its work.
 
         The prior already pulls on the means; decay would pull on them twice. On ρ it would silently inflate σ.
@@ -120,14 +117,33 @@ class BayesianModel(nn.Module):
         means = {id(parameter.mean): parameter.mean for parameter in posteriors}
         rhos = {id(parameter.rho): parameter.rho for parameter in posteriors}
         others = {id(p): p for p in self.module.parameters() if id(p) not in means and id(p) not in rhos}
-        groups = [
-            {"name": "means", "params": means, "lr": lr, "weight_decay": 0.0},
-            {"name": "rho", "params": rhos, "lr": lr if rho_lr is None else rho_lr, "weight_decay": 0.0},
-            {"name": "deterministic", "params": others, "lr": lr, "weight_decay": weight_decay},
+        groups: list[tuple[str, dict[int, Tensor], float, float]] = [
+            ("means", means, lr, 0.0),
+            ("rho", rhos, lr if rho_lr is None else rho_lr, 0.0),
+            ("deterministic", others, lr, weight_decay),
         ]
-        for group in groups:
-            group["params"] = [p for p in group["params"].values() if p.requires_grad]
-        return [group for group in groups if group["params"]]
+        return [
+            {"name": name, "params": trainable, "lr": group_lr, "weight_decay": decay}
+            for name, parameters, group_lr, decay in groups
+            if (trainable := [parameter for parameter in parameters.values() if parameter.requires_grad])
+        ]
+
+
+def call_in_draw(root: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
+    """``forward`` with one sample of every Bayesian parameter under ``root``, and their KL.
+
+    Parameters for which a draw is in effect already keep it.
+    """
+    with Draw(bayesian_parameters(root), keep_active=True) as draw:
+        output = forward(*args, **kwargs)
+    draw.replay_in_backward(output)
+    return output, total_kl(root)
+
+
+def total_kl(root: nn.Module) -> Tensor:
+    """The summed KL, in nats, of the Bayesian parameters under ``root``; devices may differ from one to the next."""
+    terms = [parameter.kl() for parameter in unique_bayesian_parameters(root)]
+    return torch.stack([term.to(terms[0].device) for term in terms]).sum() if terms else torch.zeros(())
 
 
 def _check_num_samples(num_samples: int) -> None:

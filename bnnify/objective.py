@@ -2,6 +2,8 @@
 
 __all__ = ["elbo"]
 
+import math
+
 from torch import Tensor
 
 
@@ -12,7 +14,7 @@ def elbo(nll: Tensor, kl: Tensor, num_data: int, beta: float = 1.0) -> Tensor:
     plus KL/N. A batch estimates the mean; the KL belongs to the weights, of which there is one set for all N terms.
 
     Args:
-        nll: The mean negative log likelihood of the batch in nats, a scalar, for example ``F.cross_entropy(output, y)``.
+        nll: The mean negative log likelihood of the batch in nats, a scalar such as ``F.cross_entropy(output, y)``.
         kl: KL(q‖p) in nats, summed over all weights, as the model returns it.
         num_data: N, the number of terms that ``nll`` averages over in the whole training set: images for a classifier,
             tokens for a language model, pixels for segmentation; the global data set under distributed training.
@@ -31,12 +33,13 @@ def elbo(nll: Tensor, kl: Tensor, num_data: int, beta: float = 1.0) -> Tensor:
     """
     if nll.ndim or kl.ndim:
         raise ValueError(
-            f"elbo takes the mean NLL of a batch and the summed KL, two scalars; their shapes are {tuple(nll.shape)} and "
-            f"{tuple(kl.shape)}. Reduce them first (reduction='mean' for the NLL)."
+            f"elbo takes the mean NLL of a batch and the summed KL, two scalars; their shapes are {tuple(nll.shape)} "
+            f"and {tuple(kl.shape)}. Reduce them first (reduction='mean' for the NLL)."
         )
-    if isinstance(num_data, bool) or num_data != int(num_data) or num_data < 1:
+    if isinstance(num_data, bool) or not 1 <= num_data < math.inf or num_data != int(num_data):
         raise ValueError(
-            f"num_data is the number of terms in the training set, a positive integer, not {num_data!r}. It is not the batch size."
+            f"num_data is the number of terms in the training set, a positive integer, not {num_data!r}. "
+            "It is not the batch size."
         )
     if not beta >= 0:
         raise ValueError(f"beta must not be negative, and is {beta!r}.")

@@ -4,7 +4,7 @@ __all__ = ["Moped", "PosteriorStd", "Relative", "fan_in_scale", "log_std", "rho_
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,12 +22,13 @@ def sample(mean: Tensor, rho: Tensor) -> Tensor:
     References:
         Blundell et al. 2015, "Weight Uncertainty in Neural Networks", section 3.2.
     """
-    return _Reparameterize.apply(mean, rho, torch.randn_like(mean))
+    return _Reparameterize.apply(mean, rho, _noise_like(mean))
 
 
 def std(rho: Tensor) -> Tensor:
     """The standard deviation σ = softplus(ρ) = log(1 + e^ρ)."""
-    return F.softplus(rho)
+    # The default threshold of 20, above which softplus(ρ) is taken to be ρ, is too low for float64.
+    return F.softplus(rho, threshold=40.0)
 
 
 def log_std(rho: Tensor) -> Tensor:
@@ -39,12 +40,13 @@ def log_std(rho: Tensor) -> Tensor:
     rho = at_least_float32(rho)
     cut = -40.0 if rho.dtype == torch.float64 else -20.0
     # The clamp keeps the branch that `where` discards from poisoning the gradient with 0/0.
-    return torch.where(rho < cut, rho, F.softplus(rho.clamp(min=cut)).log())
+    return torch.where(rho <= cut, rho, std(rho.clamp(min=cut)).log())
 
 
 def rho_from_std(std: Tensor) -> Tensor:
-    """The ρ with softplus(ρ) = σ; a σ of zero is lifted to the smallest one the dtype can hold."""
-    wide = at_least_float32(std).clamp(min=torch.finfo(std.dtype).tiny)
+    """The ρ with softplus(ρ) = σ; a σ that the dtype cannot hold, such as zero, becomes the nearest that it can."""
+    limits = torch.finfo(std.dtype)
+    wide = at_least_float32(std).clamp(limits.tiny, limits.max)
     # log(e^σ - 1) = σ + log(1 - e^-σ), which neither overflows for large σ nor cancels for small.
     return (wide + torch.log(-torch.expm1(-wide))).to(std.dtype)
 
@@ -53,7 +55,7 @@ class PosteriorStd(Protocol):
     """A rule for the σ that a posterior starts with."""
 
     def __call__(self, weight: Tensor, scale: float) -> Tensor:
-        """Return σ (a scalar tensor or one of the weight's shape); ``scale`` stands in for a weight that is all zero."""
+        """Return σ, a scalar or one of the weight's shape; ``scale`` stands in for a weight that is all zero."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,10 @@ class Relative:
     fraction: float
 
     def __post_init__(self) -> None:
-        _check_positive("Relative(fraction)", self.fraction)
+        check_positive("Relative(fraction)", self.fraction)
 
     def __call__(self, weight: Tensor, scale: float) -> Tensor:
-        own = at_least_float32(weight).square().mean().sqrt()
+        own = _root_mean_square(weight)
         return self.fraction * torch.where(own > 0, own, scale)
 
 
@@ -89,7 +91,7 @@ class Moped:
     delta: float
 
     def __post_init__(self) -> None:
-        _check_positive("Moped(delta)", self.delta)
+        check_positive("Moped(delta)", self.delta)
 
     def __call__(self, weight: Tensor, scale: float) -> Tensor:
         floor = Relative(1e-3 * self.delta)(weight, scale)
@@ -103,10 +105,11 @@ class Constant:
     std: float
 
     def __post_init__(self) -> None:
-        _check_positive("posterior_std", self.std)
+        check_positive("posterior_std", self.std)
 
     def __call__(self, weight: Tensor, scale: float) -> Tensor:
-        return torch.full((), self.std, dtype=torch.float32, device=weight.device)
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        return torch.full((), self.std, dtype=dtype, device=weight.device)
 
 
 def as_posterior_std(rule: Any) -> PosteriorStd:
@@ -119,7 +122,7 @@ def as_posterior_std(rule: Any) -> PosteriorStd:
         return Constant(float(rule))
     if callable(rule) and not isinstance(rule, type):
         return rule
-    raise ConversionError(f"Unknown posterior_std {rule!r}: give a positive number, Relative(fraction) or Moped(delta).")
+    raise ConversionError(f"Unknown posterior_std {rule!r}: a positive number, Relative(fraction) or Moped(delta).")
 
 
 def fan_in_scale(weight: Tensor) -> float:
@@ -130,7 +133,17 @@ def fan_in_scale(weight: Tensor) -> float:
 
 def rms(tensor: Tensor) -> float:
     """The root mean square of a tensor; NaN for one on the meta device, which has no values yet."""
-    return math.nan if tensor.is_meta else at_least_float32(tensor).square().mean().sqrt().item()
+    return math.nan if tensor.is_meta else _root_mean_square(tensor).item()
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Raise unless ``value``, which a user gave as ``name``, is a positive, finite number.
+
+    Raises:
+        ConversionError: It is not.
+    """
+    if isinstance(value, bool) or not (isinstance(value, (int, float)) and 0 < value < math.inf):
+        raise ConversionError(f"{name} must be a positive, finite number, not {value!r}.")
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
@@ -145,7 +158,7 @@ class _Reparameterize(torch.autograd.Function):
 
     @staticmethod
     def forward(mean: Tensor, rho: Tensor, eps: Tensor) -> Tensor:
-        return torch.addcmul(mean, F.softplus(rho), eps)
+        return torch.addcmul(mean, std(rho), eps)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -158,10 +171,35 @@ class _Reparameterize(torch.autograd.Function):
         return (
             grad if needs_mean else None,
             grad * eps * rho.sigmoid() if needs_rho else None,
-            grad * F.softplus(rho) if needs_eps else None,
+            grad * std(rho) if needs_eps else None,
         )
 
 
-def _check_positive(name: str, value: Any) -> None:
-    if not (isinstance(value, (int, float)) and 0 < value < math.inf):
-        raise ConversionError(f"{name} must be a positive, finite number, not {value!r}.")
+def _root_mean_square(tensor: Tensor) -> Tensor:
+    """√(mean of squares), in units of the largest element so that no square vanishes; NaN for a tensor of zeros."""
+    tensor = at_least_float32(tensor)
+    largest = tensor.abs().amax()
+    return largest * (tensor / largest).square().mean().sqrt()
+
+
+def _noise_like(tensor: Tensor) -> Tensor:
+    """ε ~ N(0, 1). Of a sharded tensor every shard gets noise of its own, and the replicas of a shard get the same."""
+    if not hasattr(tensor, "full_tensor"):
+        return torch.randn_like(tensor)
+    from torch.distributed import broadcast
+    from torch.distributed.tensor import DTensor
+
+    tensor = cast(DTensor, tensor.detach())
+    mesh, local = tensor.device_mesh, tensor.to_local()
+    # Neither may hang on how the ranks were seeded. On a CPU mesh DTensor's own generators give shards equal noise when
+    # the seeds are equal; on any mesh they give replicas unequal noise when the seeds differ, and ρ would drift apart.
+    seed, shard = torch.randint(2**62, ()), 0
+    for dim, placement in enumerate(tensor.placements):
+        if not placement.is_replicate():
+            shard = shard * mesh.size(dim) + mesh.get_local_rank(dim)
+        elif mesh.size(dim) > 1:
+            seed = seed.to(local.device)
+            broadcast(seed, group=mesh.get_group(dim), group_src=0)
+    generator = torch.Generator(local.device).manual_seed(int(seed) + shard)
+    noise = torch.empty_like(local).normal_(generator=generator)
+    return DTensor.from_local(noise, mesh, tensor.placements, shape=tensor.shape, stride=tensor.stride())

@@ -45,7 +45,7 @@ class Prediction:
 
     @property
     def mutual_information(self) -> Tensor | None:
-        """I(y; w|x) = predictive_entropy - expected_entropy in nats: the part that the networks disagree on (epistemic)."""
+        """I(y; w|x) = predictive_entropy - expected_entropy in nats: what the networks disagree on (epistemic)."""
         if self.predictive_entropy is None or self.expected_entropy is None:
             return None
         return (self.predictive_entropy - self.expected_entropy).clamp(min=0)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from .errors import ConversionError
-from .posterior import at_least_float32, log_std, std
+from .posterior import at_least_float32, check_positive, log_std, std
 
 
 class Posterior(NamedTuple):
@@ -53,9 +53,9 @@ class Gaussian(Prior):
     std: float = 1.0
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.mean):
+        if not (isinstance(self.mean, (int, float)) and math.isfinite(self.mean)):
             raise ConversionError(f"Gaussian(mean) must be finite, not {self.mean!r}.")
-        _check_std("Gaussian", self.std)
+        check_positive("Gaussian(std)", self.std)
 
     def kl(self, posterior: Posterior) -> Tensor:
         return gaussian_kl(posterior.mean, posterior.rho, self.mean, self.std)
@@ -81,9 +81,8 @@ class Pretrained(Prior):
 
     def __post_init__(self) -> None:
         if self.std is not None:
-            _check_std("Pretrained", self.std)
-        if not 0 < self.scale < math.inf:
-            raise ConversionError(f"Pretrained(scale) must be a positive, finite number, not {self.scale!r}.")
+            check_positive("Pretrained(std)", self.std)
+        check_positive("Pretrained(scale)", self.scale)
 
     def kl(self, posterior: Posterior) -> Tensor:
         assert posterior.prior_mean is not None  # `centred` promised it
@@ -96,9 +95,10 @@ def gaussian_kl(mean: Tensor, rho: Tensor, prior_mean: Tensor | float, prior_std
     mean, wide_rho = at_least_float32(mean), at_least_float32(rho)
     if isinstance(prior_mean, Tensor):
         prior_mean = at_least_float32(prior_mean)
-    squares = std(wide_rho).square() + (mean - prior_mean).square()
+    # Divided before they are squared: the square of a small std is zero in float32.
+    squares = (std(wide_rho) / prior_std).square() + ((mean - prior_mean) / prior_std).square()
     # The constants join each term before the sum: at the optimum the terms cancel, and their separate sums would not.
-    terms = squares * (0.5 / prior_std**2) - log_std(wide_rho) + (math.log(prior_std) - 0.5)
+    terms = 0.5 * squares - log_std(wide_rho) + (math.log(prior_std) - 0.5)
     return terms.sum()
 
 
@@ -113,8 +113,3 @@ def as_prior(prior: object) -> Prior:
     raise ConversionError(
         f"Unknown prior {prior!r}: give an instance of a Prior, for example Gaussian(std=0.1) or Pretrained()."
     )
-
-
-def _check_std(name: str, value: float) -> None:
-    if not 0 < value < math.inf:
-        raise ConversionError(f"{name}(std) must be a positive, finite number, not {value!r}.")

@@ -2,10 +2,13 @@
 
 __all__ = ["refuse_model", "refuse_parameter"]
 
+import re
+
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from .bayesian import PRIOR_MEAN, RHO, is_bayesian
 from .errors import ConversionError
 
 # By qualified class name, so that looking for a class never imports the part of torch that defines it.
@@ -13,11 +16,10 @@ _REFUSED_CLASSES = {
     "torch.nn.parallel.data_parallel.DataParallel": "Convert its `.module`, and train with DistributedDataParallel: "
     "DataParallel copies modules in a way that cannot carry a draw.",
     "torch.nn.parallel.distributed.DistributedDataParallel": "Convert its `.module` first and wrap the result.",
-    "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel": "Convert the model first and shard the "
-    "result.",
-    "torch.distributed.fsdp.FSDPModule": "Convert the model first and shard the result.",
+    "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel": "Convert first, then shard it.",
+    "torch.distributed.fsdp.FSDPModule": "Convert first, then shard it.",
     "torch._dynamo.eval_frame.OptimizedModule": "Convert its `._orig_mod` first and compile the result.",
-    "torch.jit._script.ScriptModule": "A scripted module has no Python class to extend: convert the model it was made from.",
+    "torch.jit._script.ScriptModule": "It has no Python class to extend: convert the model it was made from.",
 }
 _FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -30,18 +32,22 @@ def refuse_model(model: object) -> None:
             compiled execution; or conversion runs under ``inference_mode``.
     """
     if not isinstance(model, nn.Module):
-        raise ConversionError(f"Cannot convert {type(model).__name__}: it is not a torch.nn.Module. Pass the model itself.")
+        raise ConversionError(
+            f"Cannot convert {type(model).__name__}: it is not a torch.nn.Module. Pass the model itself."
+        )
     if torch.is_inference_mode_enabled():
         raise ConversionError(
-            f"Cannot convert {type(model).__name__} under torch.inference_mode(): the new parameters could never be trained. "
-            "Convert outside of it."
+            f"Cannot convert {type(model).__name__} under torch.inference_mode(): the new parameters could not be "
+            "trained. Convert outside of it."
         )
     for name, module in model.named_modules():
         for cls in type(module).__mro__:
             qualified = f"{cls.__module__}.{cls.__qualname__}"
             advice = _REFUSED_CLASSES.get(qualified)
-            if advice is None and qualified.startswith("torch.ao.nn.") and ".quantized." in qualified and ".reference." not in qualified:
-                advice = "A quantized layer has no floating-point weights to learn: convert the model first, quantize its collapse."
+            if advice is None and re.match(r"torch\.ao\.nn\.(\w+\.)*quantized\.(?!reference\.)", qualified):
+                advice = (
+                    "It has no floating-point weights to learn: convert first, and quantize what collapse gives back."
+                )
             if advice:
                 raise ConversionError(f"Cannot convert {_where(name, module)}: it is a {cls.__name__}. {advice}")
 
@@ -73,10 +79,11 @@ def refuse_parameter(name: str, module: nn.Module, attribute: str, parameter: Te
             f"Cannot convert {where}: max_norm={module.max_norm} rewrites the weight during forward. "
             "Set max_norm=None or exclude this layer."
         )
-    for taken in (f"{attribute}_rho", f"{attribute}_prior_mean", "_bayesian"):
-        if hasattr(module, taken):
+    for taken in (attribute + RHO, attribute + PRIOR_MEAN, "_bayesian"):
+        if hasattr(module, taken) and not (taken == "_bayesian" and is_bayesian(module)):
             raise ConversionError(
-                f"Cannot convert {where}: the module already has an attribute `{taken}`, which the conversion needs. Rename it."
+                f"Cannot convert {where}: the module already has an attribute `{taken}`, which the conversion "
+                "needs. Rename it."
             )
 
 

@@ -73,6 +73,6 @@ class ConversionReport:
         lines = [
             "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]) for row in rows
         ]
-        share = count / total if total else 0.0
-        lines.append(f"{len(self.bayesian)} of {len(self.entries)} parameters Bayesian, {count:,} of {total:,} weights ({share:.1%})")
+        share = f"{count:,} of {total:,} weights ({count / max(total, 1):.1%})"
+        lines.append(f"{len(self.bayesian)} of {len(self.entries)} parameters Bayesian, {share}")
         return "\n".join(lines)

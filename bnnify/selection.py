@@ -5,19 +5,20 @@ __all__ = ["Holder", "Select", "Selection", "Setting", "holders_by_parameter", "
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
+from .bayesian import settings_of
 from .errors import ConversionError
 from .report import BY_TYPE, EMPTY, FROZEN, NOT_SELECTED, UNSUPPORTED
 
-Select = str | Sequence[str] | Callable[[str, nn.Module], bool] | None
+Select: TypeAlias = str | Sequence[str] | Callable[[str, nn.Module], bool] | None
 
 _T = TypeVar("_T")
-Setting = _T | Mapping[str, _T]
+Setting: TypeAlias = _T | Mapping[str, _T]
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Selection:
             self._patterns = tuple(select)
         elif select is not None and not callable(select):
             raise ConversionError(
-                f"Unknown select {select!r}: give a glob, a list of globs, or a function (qualified_name, module) -> bool."
+                f"Unknown select {select!r}: give a glob, a list of globs, or a function (name, module) -> bool."
             )
         for pattern in self._patterns:
             if not any(_matches(pattern, places) for places in holders.values()):
@@ -110,8 +111,10 @@ class Selection:
 
     def _why_not(self, place: Holder, parameter: Tensor) -> str | None:
         module = place.module
-        if place.attribute in module.__dict__.get("_bayesian", ()):
+        if place.attribute in settings_of(module):
             return None
+        if not is_lazy(parameter) and parameter.numel() == 0:
+            return EMPTY
         if isinstance(module, ParametrizationList) or is_parametrized(module):
             return UNSUPPORTED + "its module is parametrized, so that other weights are computed from it"
         if any(_matches_parameter(p, place) and not _matches_module(p, place) for p in self._patterns):
@@ -121,10 +124,8 @@ class Selection:
             return BY_TYPE if self._by_default else NOT_SELECTED
         attributes = layer.attributes(module)
         if place.attribute not in attributes:
-            computed = attributes[0] not in module._parameters
-            return UNSUPPORTED + "the layer's weight is computed from it (weight norm, pruning)" if computed else BY_TYPE
-        if parameter.numel() == 0 and not is_lazy(parameter):
-            return EMPTY
+            computed = attributes[0] not in module._parameters  # weight norm, spectral norm and pruning take it out
+            return UNSUPPORTED + "the layer's weight is computed from it" if computed else BY_TYPE
         return None if parameter.requires_grad else FROZEN
 
     def _takes(self, place: Holder, layer: _Layer) -> bool:
@@ -135,7 +136,9 @@ class Selection:
         return any(_matches_module(pattern, place) for pattern in self._patterns)
 
 
-def resolve(option: str, setting: Setting[_T], default: _T, chosen: Mapping[Tensor, Sequence[Holder]]) -> dict[Tensor, _T]:
+def resolve(
+    option: str, setting: Setting[_T], default: _T, chosen: Mapping[Tensor, Sequence[Holder]]
+) -> dict[Tensor, _T]:
     """The value of a setting for each chosen parameter: the same for all, or that of its first matching glob.
 
     Raises:
@@ -145,7 +148,7 @@ def resolve(option: str, setting: Setting[_T], default: _T, chosen: Mapping[Tens
         return dict.fromkeys(chosen, setting)
     for pattern in setting:
         if not any(_matches(pattern, places) for places in chosen.values()):
-            raise ConversionError(f"The pattern {pattern!r} in {option}= matches no parameter that is to become Bayesian.")
+            raise ConversionError(f"The pattern {pattern!r} in {option}= matches none of the parameters to convert.")
     return {
         parameter: next((value for pattern, value in setting.items() if _matches(pattern, places)), default)
         for parameter, places in chosen.items()
