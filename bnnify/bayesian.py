@@ -289,12 +289,13 @@ def _rebuild(plain: type[nn.Module], attributes: tuple[str, ...], constructor: A
 
 
 def _refuse_surgery(name: str, module: nn.Module, attribute: str) -> None:
-    found = (
-        f"its shape is now {tuple(mean.shape)} but that of its rho is {tuple(rho.shape)}"
-        if (mean := module._parameters.get(attribute)) is not None
-        and (rho := module._parameters.get(attribute + RHO)) is not None
-        else "it is no longer a parameter of its module"
-    )
+    mean, rho = (module._parameters.get(key) for key in (attribute, attribute + RHO))
+    if mean is None:
+        found = "it is no longer a parameter of its module"
+    elif rho is None:
+        found = "its rho is no longer a parameter of its module"
+    else:
+        found = f"its shape is now {tuple(mean.shape)} but that of its rho is {tuple(rho.shape)}"
     raise DrawError(
         f"Cannot sample `{name}` ({type(module).__name__}): {found}. The module was changed after its conversion "
         "(pruning, weight norm, a parametrization, resizing?). "

@@ -19,7 +19,7 @@ from .errors import CheckpointError, ConversionError
 from .model import BayesianModel
 from .posterior import Constant, Moped, Relative
 from .priors import Gaussian, Pretrained
-from .selection import holders_by_parameter
+from .selection import Holder, holders_by_parameter
 
 FORMAT = 1
 
@@ -52,13 +52,11 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
     _compare(own, state_dict, needed)
     ties = [places for places in holders_by_parameter(root).values() if len(places) > 1]
     root.load_state_dict(dict(state_dict), strict=False, assign=any(tensor.is_meta for tensor in root.parameters()))
-    for first, *others in ties:
-        given = next((place for place in (first, *others) if state_dict.keys() & set(place.names)), first)
-        for place in (first, *others):
-            place.module._parameters[place.attribute] = given.module._parameters[given.attribute]
+    _tie(ties, state_dict)
     with torch.no_grad():
         for parameter in bayesian_parameters(root):
             _start_anew(parameter, absent)
+    _tie(ties, state_dict)  # on the meta device, what was started anew is new
 
 
 def save(bnn: BayesianModel, path: str | os.PathLike[str]) -> None:
@@ -162,6 +160,14 @@ def _compare(own: Mapping[str, Any], given: Mapping[str, Any], missing: set[str]
     if any(complaints.values()):
         listing = "; ".join(f"{what}: {', '.join(names)}" for what, names in complaints.items() if names)
         raise CheckpointError(f"The state_dict does not fit the model. {listing}. Nothing was loaded.")
+
+
+def _tie(ties: list[list[Holder]], given: Mapping[str, Any]) -> None:
+    """Make each group of places hold one parameter again: the one that was given."""
+    for places in ties:
+        source = next((place for place in places if given.keys() & set(place.names)), places[0])
+        for place in places:
+            place.module._parameters[place.attribute] = source.module._parameters[source.attribute]
 
 
 def _start_anew(parameter: BayesianParameter, absent: set[str]) -> None:

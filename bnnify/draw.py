@@ -24,7 +24,8 @@ class Active(threading.local):
     equal blocks share one graph. Copies and pickles start outside any draw.
     """
 
-    entry: tuple[Tensor, Tensor] | None = None
+    def __init__(self) -> None:
+        self.entry: tuple[Tensor, Tensor] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Active, ()
@@ -46,12 +47,13 @@ class Draw:
         self._entries: list[tuple[Active, tuple[Tensor, Tensor]]] = []
         self._before: list[list[tuple[Tensor, Tensor] | None]] = []
         for parameter in parameters:
-            if keep_active and parameter.active.entry is not None:
-                continue
-            mean = parameter.mean
-            if id(mean) not in samples:
-                samples[id(mean)] = sample(mean, parameter.rho)
-            self._entries.append((parameter.active, (mean, samples[id(mean)])))
+            entry = parameter.active.entry if keep_active else None
+            if entry is None:
+                mean = parameter.mean
+                if id(mean) not in samples:
+                    samples[id(mean)] = sample(mean, parameter.rho)
+                entry = mean, samples[id(mean)]
+            self._entries.append((parameter.active, entry))
 
     def __enter__(self) -> "Draw":
         self._before.append([active.entry for active, _ in self._entries])

@@ -231,6 +231,9 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for module, flag in training:
+            if module.training != flag:
+                module.train(flag)  # which may do more than set the flag: LoRA layers merge their weights in eval mode
+        for module, flag in training:
             module.training = flag
 
 

@@ -1,0 +1,180 @@
+"""Loading and saving: nothing missing goes unnoticed, nothing is half-loaded or half-written."""
+
+import copy
+
+import pytest
+import torch
+import zoo
+from torch import nn
+
+import bnnify
+from bnnify import checkpoint
+from bnnify.bayesian import bayesian_parameters
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 3))
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda state: state.pop("3.bias"), r"missing: 3\.bias"),
+        (lambda state: state.pop("1.running_mean"), r"missing: 1\.running_mean"),
+        (lambda state: state.update(extra=torch.ones(1)), "unexpected: extra"),
+        (lambda state: state.update({"9.weight_rho": torch.ones(1)}), r"unexpected: 9\.weight_rho"),
+        (lambda state: state.update({"3.bias": torch.ones(4)}), r"of another shape: 3\.bias \(4,\) for \(3,\)"),
+        (lambda state: state.update({"3.weight_rho": torch.ones(1)}), r"of another shape: 3\.weight_rho"),
+    ],
+)
+def test_a_state_dict_that_does_not_fit_is_refused_whole(change, complaint):
+    bnn = bnnify.convert(network())
+    before = copy.deepcopy(bnn.state_dict())
+    state = {key: value + 1 for key, value in network().state_dict().items()}
+    change(state)
+    with pytest.raises(bnnify.CheckpointError, match=complaint):
+        bnnify.load_weights(bnn, state)
+    assert all(torch.equal(before[key], value) for key, value in bnn.state_dict().items())
+
+
+def test_an_old_file_without_the_count_of_batches_loads():
+    state = network().state_dict()
+    del state["1.num_batches_tracked"]
+    bnnify.load_weights(bnnify.convert(network()), state)
+
+
+def test_sigma_and_prior_follow_the_loaded_weights_not_the_initial_ones():
+    trained = nn.Linear(50, 50)
+    trained.weight.data.mul_(10.0)
+    bnn = bnnify.convert(nn.Linear(50, 50))
+    bnnify.load_weights(bnn, trained.state_dict())
+    assert abs(bnn.kl().item()) < 0.1
+    rms = trained.weight.square().mean().sqrt()
+    torch.testing.assert_close(bnnify.posterior.std(bnn.module.weight_rho), (0.2 * rms).expand(50, 50))
+
+
+def test_what_the_file_has_is_kept():
+    bnn = bnnify.convert(network())
+    with torch.no_grad():
+        for parameter in bnn.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    other = bnnify.convert(network())
+    bnnify.load_weights(other, bnn.module.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(bnn.state_dict().values(), other.state_dict().values(), strict=True))
+    assert torch.equal(other.kl(), bnn.kl())
+
+
+def test_a_model_converted_on_meta_gets_everything_from_the_file():
+    with torch.device("meta"):
+        bnn = bnnify.convert(zoo.TiedLanguageModel())
+    assert all(parameter.is_meta for parameter in bnn.parameters())
+    trained = zoo.TiedLanguageModel()
+    bnnify.load_weights(bnn, trained.state_dict())
+    reference = bnnify.convert(trained)
+    assert bnn.state_dict().keys() == reference.state_dict().keys()
+    for key, value in reference.state_dict().items():
+        assert torch.equal(bnn.state_dict()[key], value), key
+    assert bnn.module.head.weight is bnn.module.embed.weight
+    assert bnn.module.head.weight_rho is bnn.module.embed.weight_rho
+    assert [p.requires_grad for p in bnn.parameters()] == [p.requires_grad for p in reference.parameters()]
+    torch.testing.assert_close(bnn.kl(), reference.kl())
+
+
+def test_a_tied_weight_may_be_in_the_file_once():
+    trained = zoo.TiedLanguageModel()
+    state = trained.state_dict()
+    del state["embed.weight"]
+    bnn = bnnify.convert(zoo.TiedLanguageModel())
+    bnnify.load_weights(bnn, state)
+    assert torch.equal(bnn.module.embed.weight, trained.embed.weight)
+
+
+def test_loading_with_assign_unties_and_the_next_draw_sees_that():
+    bnn = bnnify.convert(zoo.TiedLanguageModel())
+    bnn.load_state_dict(bnn.state_dict(), assign=True)
+    with bnn.draw():
+        assert bnn.module.embed.weight is not bnn.module.head.weight
+    bnnify.load_weights(bnn, bnn.module.state_dict())
+
+
+def test_settings_per_parameter_survive_save_and_load(tmp_path):
+    bnn = bnnify.convert(
+        network(),
+        select=["0", "3.weight"],
+        prior={"0.*": bnnify.Gaussian(0.1, 0.3)},
+        posterior_std={"0.weight": 0.01, "3.*": bnnify.Moped(0.1)},
+    )
+    bnnify.save(bnn, tmp_path / "x.pt")
+    other = bnnify.load(tmp_path / "x.pt", network())
+    ours, theirs = (
+        {p.name: (str(p.settings), p.settings.initial_std) for p in bayesian_parameters(b.module)} for b in (bnn, other)
+    )
+    assert ours == theirs
+    assert len(ours) == 3
+
+
+def test_a_prior_of_the_users_own_cannot_be_saved_and_nothing_is_written(tmp_path):
+    class Flat(bnnify.Prior):
+        def kl(self, posterior):
+            return posterior.mean.sum() * 0
+
+    bnn = bnnify.convert(nn.Linear(2, 2), prior=Flat())
+    with pytest.raises(bnnify.CheckpointError, match="`weight`.*is not one of bnnify's own"):
+        bnnify.save(bnn, tmp_path / "x.pt")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_save_leaves_the_file_that_was_there(tmp_path, monkeypatch):
+    path = tmp_path / "x.pt"
+    path.write_bytes(b"precious")
+
+    def interrupted(content, file):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint.torch, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        bnnify.save(bnnify.convert(nn.Linear(2, 2)), path)
+    assert path.read_bytes() == b"precious"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_files_that_are_not_ours_are_told_apart(tmp_path):
+    path = tmp_path / "x.pt"
+    with pytest.raises(bnnify.CheckpointError, match="Cannot read"):
+        bnnify.load(path, nn.Linear(2, 2))
+    torch.save(nn.Linear(2, 2).state_dict(), path)
+    with pytest.raises(bnnify.CheckpointError, match="was not written by bnnify"):
+        bnnify.load(path, nn.Linear(2, 2))
+    bnnify.save(bnnify.convert(nn.Linear(2, 2)), path)
+    with pytest.raises(bnnify.CheckpointError, match="does not fit"):
+        bnnify.load(path, nn.Linear(3, 2))
+    with pytest.raises(bnnify.CheckpointError, match="does not fit the model"):
+        bnnify.load(path, nn.Sequential(nn.Linear(2, 2)))
+    content = torch.load(path, weights_only=True)
+    content["bnnify"]["format"] = 99
+    torch.save(content, path)
+    with pytest.raises(bnnify.CheckpointError, match=r"format 99.*Upgrade"):
+        bnnify.load(path, nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("nesting", [None, "state_dict", "model_state_dict", "model"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_state_dict_is_found_in_a_training_checkpoint(nesting, prefix, zipped, tmp_path):
+    state = {prefix + key: value for key, value in network().state_dict().items()}
+    content = {nesting: state, "epoch": 3} if nesting else state
+    torch.save(content, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
+    assert checkpoint.read_state_dict(tmp_path / "x.pt").keys() == network().state_dict().keys()
+
+
+def test_a_file_without_tensors_or_with_code_is_refused(tmp_path):
+    path = tmp_path / "x.pt"
+    torch.save({"epoch": 3}, path)
+    with pytest.raises(bnnify.CheckpointError, match="No state_dict"):
+        checkpoint.read_state_dict(path)
+    torch.save(nn.Linear(2, 2), path)  # a pickled module would run code
+    with pytest.raises(bnnify.CheckpointError, match="Cannot read"):
+        checkpoint.read_state_dict(path)

@@ -1,0 +1,149 @@
+"""Converted models under torch.compile, torch.func and torch.export."""
+
+import pytest
+import torch
+import zoo
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.func import functional_call, grad, vmap
+
+import bnnify
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("name", [name for name, case in zoo.ZOO.items() if case.compiles])
+def test_compiles_as_one_graph_and_new_draws_never_recompile(name):
+    model, inputs = zoo.build(name)
+    plain = CompileCounterWithBackend("aot_eager")
+    torch.compile(model, fullgraph=True, backend=plain)(*inputs)
+    bnn = bnnify.convert(model)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(bnn, fullgraph=True, backend=counter)
+    outputs = [compiled(*inputs) for _ in range(3)]
+    assert counter.frame_count == plain.frame_count == 1
+    assert not zoo.equal(outputs[0][0], outputs[1][0])
+    assert not zoo.equal(outputs[1][0], outputs[2][0])
+    torch.testing.assert_close(outputs[0][1], bnn.kl(), rtol=1e-3, atol=1e-3)
+    zoo.loss(outputs[0][0]).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in bnn.parameters())
+    assert any(p.grad is not None for name, p in bnn.named_parameters() if name.endswith("_rho"))
+
+
+def test_compiled_gradients_equal_eager_ones_in_the_same_draw():
+    model, inputs = zoo.build("mlp")
+    gradients = []
+    for compiled in (False, True):
+        bnn = bnnify.convert(model)
+        with bnn.draw() as draw:
+            pass
+        run = torch.compile(bnn.module, fullgraph=True, backend="aot_eager") if compiled else bnn.module
+        torch.manual_seed(0)
+        with bnn.draw() as draw:
+            output = run(*inputs)
+        assert draw is not None
+        zoo.loss(output).backward()
+        gradients.append([p.grad for p in bnn.parameters() if p.requires_grad])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_the_default_backend_draws_anew_at_every_call():
+    model, inputs = zoo.build("mlp")
+    compiled = torch.compile(bnnify.convert(model), fullgraph=True)
+    output, kl = compiled(*inputs)
+    assert not torch.equal(output, compiled(*inputs)[0])
+    (zoo.loss(output) + kl).backward()
+
+
+def test_compiling_equal_blocks_makes_as_many_graphs_as_the_plain_model():
+    def blocks() -> nn.Sequential:
+        return nn.Sequential(*[nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(5)])
+
+    def graphs(run, model: nn.Sequential) -> int:
+        counter = CompileCounterWithBackend("aot_eager")
+        for block in model:
+            block.compile(fullgraph=True, backend=counter)
+        for _ in range(3):
+            run()
+        return counter.frame_count
+
+    x = torch.randn(3, 4)
+    plain = blocks()
+    expected = graphs(lambda: plain(x), plain)
+    bnn = bnnify.convert(blocks())
+    assert graphs(lambda: bnn(x), bnn.module) == expected
+    torch._dynamo.reset()
+    bnn = bnnify.convert(blocks())
+
+    def in_draws() -> None:
+        with bnn.draw():
+            bnn.module(x)
+
+    assert graphs(in_draws, bnn.module) == expected
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv2d", "encoder", "tied_by_reading", "transposed"])
+def test_vmap_draws_one_network_or_one_per_example_as_it_is_told(name):
+    model, inputs = zoo.build(name)
+    bnn = bnnify.convert(model.eval())
+    stacked = torch.stack([inputs[0]] * 4)
+    same = vmap(lambda x: bnn(x)[0], randomness="same")(stacked)
+    torch.testing.assert_close(same[0], same[3])
+    different = vmap(lambda x: bnn(x)[0], randomness="different")(stacked)
+    assert not torch.allclose(different[0], different[3])
+
+
+def test_vmap_over_stacked_posteriors():
+    bnn = bnnify.convert(nn.Linear(3, 2))
+    members = {name: torch.stack([value.detach(), 2 * value.detach()]) for name, value in bnn.named_parameters()}
+    members |= {name: torch.full_like(value, -200.0) for name, value in members.items() if name.endswith("_rho")}
+    x = torch.randn(5, 3)
+    output = vmap(lambda values: functional_call(bnn, values, (x,))[0], randomness="different")(members)
+    torch.testing.assert_close(output[0], bnn.module(x))
+    torch.testing.assert_close(output[1], 2 * bnn.module(x))
+
+
+def test_per_example_gradients_are_those_of_single_examples():
+    bnn = bnnify.convert(nn.Linear(3, 2))
+    values = {name: value.detach() for name, value in bnn.named_parameters()}
+    xs = torch.randn(4, 3)
+
+    def loss(values: dict, x: torch.Tensor) -> torch.Tensor:
+        output, kl = functional_call(bnn, values, (x,))
+        return output.square().sum() + kl
+
+    torch.manual_seed(0)
+    per_example = vmap(grad(loss), in_dims=(None, 0), randomness="same")(values, xs)
+    for index, x in enumerate(xs):
+        torch.manual_seed(0)
+        single = grad(loss)(values, x)
+        for name in values:
+            torch.testing.assert_close(per_example[name][index], single[name])
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv2d", "encoder", "tied_language_model", "dict"])
+def test_an_exported_model_draws_anew_at_every_call(name):
+    model, inputs = zoo.build(name)
+    bnn = bnnify.convert(model).eval()
+    program = torch.export.export(bnn, inputs)
+    run = program.module()
+    (first, kl), (second, _) = run(*inputs), run(*inputs)
+    assert not zoo.equal(first, second)
+    torch.testing.assert_close(kl, bnn.kl())
+    assert program.state_dict.keys() == bnn.state_dict().keys()
+
+
+def test_autocast_casts_the_sample_as_it_would_the_weight():
+    bnn = bnnify.convert(nn.Linear(4, 3))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output, kl = bnn(torch.randn(2, 4))
+    assert output.dtype == torch.bfloat16
+    assert kl.dtype == torch.float32
+    output.float().sum().backward()
+    assert bnn.module.weight_rho.grad.dtype == torch.float32
