@@ -174,8 +174,8 @@ def _unsharded(drawn: Tensor, value: Tensor) -> Tensor:
     # What tensor parallelism has split stays so; its dimensions of the mesh come after those of FSDP.
     kept = value.placements if isinstance(value, DTensor) else ()
     gathered = drawn.device_mesh.ndim - len(kept)
-    full = drawn.redistribute(placements=[Replicate()] * gathered + [*kept])
-    full = full.to_local(grad_placements=[Partial("avg")] * gathered + [*kept])
+    split = drawn.redistribute(placements=[Replicate()] * gathered + [*kept])
+    full = split.to_local(grad_placements=[Partial("avg")] * gathered + [*kept])
     if isinstance(value, DTensor):
         full = DTensor.from_local(full, value.device_mesh, kept, shape=value.shape, stride=value.stride())
     return full.to(value.dtype)  # FSDP's mixed precision

@@ -2,7 +2,7 @@
 
 __all__ = ["BayesianModel", "call_in_draw", "total_kl"]
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -117,7 +117,7 @@ class BayesianModel(nn.Module):
         means = {id(parameter.mean): parameter.mean for parameter in posteriors}
         rhos = {id(parameter.rho): parameter.rho for parameter in posteriors}
         others = {id(p): p for p in self.module.parameters() if id(p) not in means and id(p) not in rhos}
-        groups: list[tuple[str, dict[int, Tensor], float, float]] = [
+        groups: list[tuple[str, Mapping[int, Tensor], float, float]] = [
             ("means", means, lr, 0.0),
             ("rho", rhos, lr if rho_lr is None else rho_lr, 0.0),
             ("deterministic", others, lr, weight_decay),

@@ -101,7 +101,7 @@ def test_a_fresh_conversion_has_no_kl_under_the_default_prior(name):
 def test_means_and_rhos_get_gradients_where_the_original_does(name):
     model, bnn, inputs = converted(name)
     zoo.loss(model(*inputs)).backward()
-    output, kl = bnn(*inputs)
+    output, _ = bnn(*inputs)
     zoo.loss(output).backward()
     for parameter in bayesian_parameters(bnn.module):
         original = model.get_parameter(parameter.name)

@@ -86,13 +86,13 @@ def test_an_exception_leaves_no_draw_in_effect(where):
     def fail(module: nn.Module, args: tuple) -> None:
         raise RuntimeError("on purpose")
 
+    def call_in_draw(x: torch.Tensor) -> None:
+        with bnn.draw():
+            bnn.module(x)
+
     bnn.module[2].register_forward_pre_hook(fail)
     with pytest.raises(RuntimeError, match="on purpose"):
-        if where == "forward":
-            bnn(X)
-        else:
-            with bnn.draw():
-                bnn.module(X)
+        (bnn if where == "forward" else call_in_draw)(X)
     assert all(parameter.active.entry is None for parameter in bayesian_parameters(bnn.module))
     assert not bnn.module._forward_hooks
 

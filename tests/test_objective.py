@@ -1,0 +1,74 @@
+"""The ELBO: its value and gradient, its meaning over an epoch, and what it refuses."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import bnnify
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("beta", [0, 0.1, 1, 1.0, 2.5])
+@pytest.mark.parametrize("num_data", [1, 128, 50_000, 50_000.0, 10**12])
+def test_value_is_the_nll_plus_the_kls_share_of_one_datum(num_data, beta):
+    nll, kl = torch.tensor(0.75, dtype=torch.float64), torch.tensor(3000.0, dtype=torch.float64)
+    assert bnnify.elbo(nll, kl, num_data, beta).item() == pytest.approx(0.75 + beta * 3000 / num_data, rel=1e-14)
+
+
+def test_gradient_reaches_both_terms_with_their_weights():
+    nll, kl = torch.tensor(0.75, requires_grad=True), torch.tensor(3000.0, requires_grad=True)
+    bnnify.elbo(nll, kl, num_data=200, beta=0.5).backward()
+    assert nll.grad == 1
+    assert kl.grad == torch.tensor(0.5 / 200)
+
+
+def test_half_precision_nll_does_not_round_the_kl():
+    loss = bnnify.elbo(torch.tensor(1.0, dtype=torch.float16), torch.tensor(1e6), num_data=10**9)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(1.001, rel=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 6, 24])
+def test_the_mean_over_an_epochs_batches_is_the_elbo_of_the_whole_data_set_per_datum(batch_size):
+    bnn = bnnify.convert(nn.Linear(3, 5, dtype=torch.float64), prior=bnnify.Gaussian(std=0.5))
+    x, y = torch.randn(24, 3, dtype=torch.float64), torch.randint(5, (24,))
+    parameters = [parameter for parameter in bnn.parameters() if parameter.requires_grad]
+
+    def with_gradient(loss):
+        return [loss.detach(), *torch.autograd.grad(loss, parameters, retain_graph=True)]
+
+    with bnn.draw():
+        whole = F.cross_entropy(bnn.module(x), y, reduction="sum") + bnn.kl()
+        losses = []
+        for batch_x, batch_y in zip(x.split(batch_size), y.split(batch_size), strict=True):
+            output, kl = bnn(batch_x)
+            losses.append(bnnify.elbo(F.cross_entropy(output, batch_y), kl, num_data=len(x)))
+    torch.testing.assert_close(with_gradient(torch.stack(losses).mean()), with_gradient(whole / len(x)))
+
+
+@pytest.mark.parametrize(("nll", "kl"), [((4,), ()), ((), (3,)), ((1,), ()), ((2, 2), (2,))])
+def test_what_is_not_reduced_is_refused_with_the_shapes_found(nll, kl):
+    with pytest.raises(ValueError, match="two scalars") as error:
+        bnnify.elbo(torch.zeros(nll), torch.zeros(kl), num_data=10)
+    assert str(nll) in str(error.value)
+    assert str(kl) in str(error.value)
+    assert "reduction='mean'" in str(error.value)
+
+
+@pytest.mark.parametrize("num_data", [0, -1, 0.5, 10.5, True, math.nan, math.inf])
+def test_num_data_must_be_a_positive_integer(num_data):
+    with pytest.raises(ValueError, match=f"positive integer, not {num_data!r}. It is not the batch size"):
+        bnnify.elbo(torch.tensor(1.0), torch.tensor(1.0), num_data=num_data)
+
+
+@pytest.mark.parametrize("beta", [-1, -1e-9, math.nan])
+def test_beta_must_not_be_negative(beta):
+    with pytest.raises(ValueError, match=f"beta must not be negative, and is {beta!r}"):
+        bnnify.elbo(torch.tensor(1.0), torch.tensor(1.0), num_data=10, beta=beta)

@@ -1,0 +1,405 @@
+"""The predictive distribution: against stored samples, in eval mode, leaving nothing behind, in constant memory."""
+
+import math
+import weakref
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import bnnify
+
+K = 7
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+class Network(nn.Module):
+    """A network whose mode matters: dropout and batch norm; and whose output can be wrapped into any structure."""
+
+    def __init__(self, wrap=lambda logits: logits, classes=5):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5))
+        self.head = nn.Linear(8, classes)
+        self.wrap = wrap
+
+    def forward(self, x, shift=0.0):
+        return self.wrap(self.head(self.body(x)) + shift)
+
+
+def converted(*args, **kwargs):
+    return bnnify.convert(Network(*args, **kwargs).double(), posterior_std=bnnify.Relative(0.7))
+
+
+def inputs(rows=6):
+    return torch.randn(rows, 4, dtype=torch.float64)
+
+
+def predicted(bnn, *args, seed=1, **kwargs):
+    torch.manual_seed(seed)
+    return bnn.predict(*args, **{"num_samples": K, **kwargs})
+
+
+def stored_samples(bnn, *args, num_samples=K, seed=1):
+    """The outputs of the networks that ``predicted`` averages over, kept."""
+    torch.manual_seed(seed)
+    module = bnn.module
+    flags = [child.training for child in module.modules()]
+    module.eval()
+    outputs = []
+    with torch.no_grad():
+        for _ in range(num_samples):
+            with bnn.draw():
+                outputs.append(module(*args))
+    for child, flag in zip(module.modules(), flags, strict=True):
+        child.training = flag
+    return torch.stack(outputs)
+
+
+def entropy(probabilities, dim):
+    return -(probabilities * probabilities.log()).sum(dim)
+
+
+# What is computed
+
+
+def test_values_have_the_mean_and_std_of_the_samples():
+    bnn, x = converted(), inputs()
+    samples = stored_samples(bnn, x)
+    prediction = predicted(bnn, x)
+    torch.testing.assert_close(prediction.mean, samples.mean(0))
+    torch.testing.assert_close(prediction.std, samples.std(0))
+    assert prediction.num_samples == K
+    assert torch.equal(prediction.epistemic_std, prediction.std)
+    assert torch.equal(prediction.total_std, prediction.std)
+    absent = (prediction.predictive_entropy, prediction.expected_entropy, prediction.mutual_information)
+    assert (*absent, prediction.aleatoric_std) == (None, None, None, None)
+
+
+@pytest.mark.parametrize("likelihood", ["logits", "probabilities"])
+@pytest.mark.parametrize("class_dim", [-1, 1])
+def test_uncertainties_of_a_classifier_are_those_of_the_stored_samples(likelihood, class_dim):
+    def wrap(logits):  # pixels after the classes for class_dim=1, as in segmentation
+        logits = logits.unflatten(-1, (5, 2)) if class_dim == 1 else logits
+        return logits.softmax(class_dim) if likelihood == "probabilities" else logits
+
+    bnn, x = converted(wrap, classes=10 if class_dim == 1 else 5), inputs()
+    samples = stored_samples(bnn, x)
+    probabilities = samples if likelihood == "probabilities" else samples.softmax(class_dim if class_dim < 0 else 2)
+    prediction = predicted(bnn, x, likelihood=likelihood, class_dim=class_dim)
+    total = entropy(probabilities.mean(0), class_dim)
+    expected = torch.stack([entropy(sample, class_dim) for sample in probabilities]).mean(0)
+    torch.testing.assert_close(prediction.mean, probabilities.mean(0))
+    torch.testing.assert_close(prediction.std, probabilities.std(0))
+    torch.testing.assert_close(prediction.predictive_entropy, total)
+    torch.testing.assert_close(prediction.expected_entropy, expected)
+    torch.testing.assert_close(prediction.mutual_information, total - expected)
+    assert prediction.mutual_information.shape == ((6, 2) if class_dim == 1 else (6,))
+    assert (prediction.mutual_information > 0).all()
+
+
+def test_uncertainties_of_yes_no_questions_are_those_of_bernoullis():
+    bnn, x = converted(), inputs()
+    yes = stored_samples(bnn, x).sigmoid()
+    both = torch.stack([yes, 1 - yes], -1)
+    prediction = predicted(bnn, x, likelihood="binary_logits")
+    torch.testing.assert_close(prediction.mean, yes.mean(0))
+    torch.testing.assert_close(prediction.predictive_entropy, entropy(both.mean(0), -1))
+    torch.testing.assert_close(prediction.expected_entropy, entropy(both, -1).mean(0))
+
+
+def test_regression_obeys_the_law_of_total_variance():
+    bnn, x = converted(), inputs()
+    outputs = stored_samples(bnn, x)
+    means, variances = outputs[..., 0], outputs[..., 1].exp()
+    bnn.module.wrap = lambda outputs: (outputs[:, 0], outputs[:, 1].exp())
+    prediction = predicted(bnn, x, likelihood="gaussian")
+    torch.testing.assert_close(prediction.mean, means.mean(0))
+    torch.testing.assert_close(prediction.epistemic_std, means.std(0))
+    torch.testing.assert_close(prediction.aleatoric_std, variances.mean(0).sqrt())
+    torch.testing.assert_close(prediction.total_std**2, means.var(0) + variances.mean(0))
+    assert prediction.predictive_entropy is None
+
+
+def test_networks_that_are_certain_and_disagree_are_all_mutual_information():
+    model = nn.Linear(1, 2, bias=False, dtype=torch.float64)
+    nn.init.zeros_(model.weight)
+    prediction = predicted(
+        bnnify.convert(model, posterior_std=1e4), torch.ones(1, 1).double(), num_samples=2000, likelihood="logits"
+    )
+    assert prediction.mutual_information.item() == pytest.approx(math.log(2), abs=0.01)
+    assert prediction.expected_entropy.item() == pytest.approx(0, abs=0.01)
+
+
+def test_networks_that_agree_to_be_undecided_have_no_mutual_information():
+    model = nn.Linear(1, 2, bias=False, dtype=torch.float64)
+    nn.init.zeros_(model.weight)
+    prediction = predicted(bnnify.convert(model, posterior_std=1e-9), torch.ones(1, 1).double(), likelihood="logits")
+    assert prediction.expected_entropy.item() == pytest.approx(math.log(2))
+    assert 0 <= prediction.mutual_information.item() < 1e-12
+
+
+def test_certain_classes_have_finite_entropies():
+    model = nn.Linear(1, 2, dtype=torch.float32)
+    prediction = predicted(bnnify.convert(model, posterior_std=1e6), torch.ones(1, 1), likelihood="logits")
+    assert prediction.predictive_entropy.isfinite().all()
+    assert prediction.expected_entropy.item() == pytest.approx(0, abs=1e-6)
+
+
+def test_one_sample_has_no_spread():
+    prediction = predicted(converted(), inputs(), num_samples=1, likelihood="logits")
+    assert (prediction.std == 0).all()
+    assert (prediction.mutual_information == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_outputs_are_averaged_in_float32(dtype):
+    bnn = bnnify.convert(nn.Linear(4, 3, dtype=dtype))
+    x = torch.randn(2, 4, dtype=dtype)
+    samples = stored_samples(bnn, x, num_samples=300).float()
+    prediction = predicted(bnn, x, num_samples=300)
+    assert prediction.mean.dtype == torch.float32
+    torch.testing.assert_close(prediction.mean, samples.mean(0))
+    torch.testing.assert_close(prediction.std, samples.std(0))
+
+
+def test_a_large_common_offset_does_not_cancel_the_spread():
+    bnn = bnnify.convert(nn.Linear(4, 3))
+    x = torch.randn(2, 4)
+    shifted = bnnify.convert(nn.Linear(4, 3))
+    shifted.module.load_state_dict(bnn.module.state_dict())
+    with torch.no_grad():
+        shifted.module.bias += 1e4
+    torch.testing.assert_close(predicted(shifted, x).std, predicted(bnn, x).std, rtol=0.05, atol=1e-3)
+
+
+# Modes, gradients, and what is left behind
+
+
+def mixed_modes(bnn):
+    """Flags such as fine-tuning with frozen batch norm has them."""
+    bnn.train()
+    bnn.module.body[1].eval()
+    bnn.module.head.training = False
+    bnn.training = False
+    return [module.training for module in bnn.modules()]
+
+
+class Broken(Exception):
+    pass
+
+
+def break_after(calls):
+    def wrap(logits):
+        nonlocal calls
+        calls -= 1
+        if calls < 0:
+            raise Broken
+        return logits
+
+    return wrap
+
+
+@pytest.mark.parametrize("calls", [100, 0, 3])
+def test_every_modules_own_flag_is_restored_also_after_an_exception(calls):
+    bnn = converted(break_after(calls))
+    before = mixed_modes(bnn)
+    try:
+        predicted(bnn, inputs())
+    except Broken:
+        assert calls < K
+    assert [module.training for module in bnn.modules()] == before
+    assert torch.is_grad_enabled()
+
+
+class Merging(nn.Linear):
+    """Like a LoRA layer, which adds its correction to the weight in eval mode and takes it out again in train mode."""
+
+    merged = False
+
+    def train(self, mode=True):
+        super().train(mode)
+        if self.merged == mode:
+            with torch.no_grad():
+                self.weight += -1 if mode else 1
+            self.merged = not mode
+        return self
+
+
+@pytest.mark.parametrize("merging", [True, False])
+def test_modules_that_do_more_than_set_the_flag_come_back_to_their_mode(merging):
+    model = nn.Sequential(Merging(4, 2), nn.Linear(2, 2))
+    bnn = bnnify.convert(model, inplace=True)
+    model.train(not merging)
+    weight = model[0].weight.clone()
+    bnn.predict(torch.randn(3, 4), num_samples=2)
+    assert model[0].merged == merging
+    torch.testing.assert_close(model[0].weight, weight)
+
+
+def test_flags_are_restored_when_the_loader_breaks():
+    class BrokenData(TensorDataset):
+        def __getitem__(self, index):
+            raise Broken
+
+    bnn = converted()
+    before = mixed_modes(bnn)
+    with pytest.raises(Broken):
+        bnn.predict(DataLoader(BrokenData(inputs())), num_samples=2)
+    assert [module.training for module in bnn.modules()] == before
+
+
+def test_no_draw_is_left_in_effect_after_an_exception():
+    bnn, x = converted(break_after(3)), inputs()
+    with pytest.raises(Broken):
+        predicted(bnn, x)
+    bnn.module.wrap = lambda logits: logits
+    bnn.eval()
+    assert torch.equal(bnn.module(x), bnnify.collapse(bnn)(x))
+
+
+def test_prediction_is_in_eval_mode_and_without_gradient():
+    seen = []
+    bnn = converted()
+    bnn.train()
+    bnn.module.register_forward_hook(
+        lambda module, args, output: seen.append(
+            (any(child.training for child in module.modules()), torch.is_grad_enabled(), output.requires_grad)
+        )
+    )
+    statistics = bnn.module.body[1].running_mean.clone()
+    prediction = bnn.predict(inputs(), num_samples=3, likelihood="logits")
+    assert seen == [(False, False, False)] * 3
+    assert torch.equal(bnn.module.body[1].running_mean, statistics)
+    assert not prediction.mean.requires_grad
+
+
+def test_prediction_inside_a_draw_still_averages_over_networks_and_keeps_the_draw():
+    bnn, x = converted().eval(), inputs()
+    with bnn.draw():
+        before = bnn.module(x)
+        assert (bnn.predict(x, num_samples=5).std > 0).all()
+        assert torch.equal(bnn.module(x), before)
+
+
+@pytest.mark.parametrize("likelihood", ["values", "logits"])
+def test_memory_does_not_grow_with_the_number_of_samples(likelihood):
+    def most_alive(num_samples):
+        bnn, made, alive = converted(), [], []
+
+        def watch(module, args, output):
+            made.append(weakref.ref(output))
+            made.append(weakref.ref(module.weight))
+            alive.append(sum(reference() is not None for reference in made))
+
+        bnn.module.head.register_forward_hook(watch)
+        bnn.predict(inputs(), num_samples=num_samples, likelihood=likelihood)
+        assert len(made) == 2 * num_samples
+        return max(alive)
+
+    assert most_alive(40) == most_alive(4)
+
+
+# What goes in
+
+
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: [x, torch.zeros(len(x))]], ids=["tensors", "with labels"])
+@pytest.mark.parametrize("likelihood", ["values", "logits"])
+def test_a_loader_gives_its_batches_in_order(wrap, likelihood):
+    bnn, x = converted(), inputs(7)
+    # A generator of its own, because starting to iterate takes a number from the global one.
+    data = list(zip(x, torch.zeros(7), strict=True)) if isinstance(wrap(x), list) else list(x)
+    loaded = predicted(bnn, DataLoader(data, batch_size=3, generator=torch.Generator()), likelihood=likelihood)
+    torch.manual_seed(1)
+    batches = [bnn.predict(batch, K, likelihood=likelihood) for batch in x.split(3)]
+    for name in ("mean", "std", "predictive_entropy", "expected_entropy", "mutual_information", "aleatoric_std"):
+        parts = [getattr(batch, name) for batch in batches]
+        found = getattr(loaded, name)
+        assert found is None if parts[0] is None else torch.equal(found, torch.cat(parts))
+    assert loaded.num_samples == K
+
+
+def test_a_loader_may_yield_mappings():
+    bnn, x = converted(), inputs(5)
+    loader = DataLoader([{"x": row, "shift": row[:1]} for row in x], batch_size=2, generator=torch.Generator())
+    torch.manual_seed(1)
+    expected = torch.cat([bnn.predict((part, part[:, :1]), K).mean for part in x.split(2)])
+    assert torch.equal(predicted(bnn, loader).mean, expected)
+
+
+def test_a_loader_without_batches_is_refused():
+    with pytest.raises(ValueError, match="loader without batches"):
+        converted().predict(DataLoader([]))
+
+
+def test_a_tuple_holds_arguments_and_a_mapping_holds_keywords():
+    bnn, x = converted(), inputs()
+    expected = predicted(bnn, x).mean + 2.5
+    torch.testing.assert_close(predicted(bnn, (x, 2.5)).mean, expected)
+    torch.testing.assert_close(predicted(bnn, {"x": x, "shift": 2.5}).mean, expected)
+
+
+# What comes out
+
+
+@dataclass
+class Output:
+    logits: torch.Tensor
+    hidden: float = 0.0
+
+
+@pytest.mark.parametrize(
+    ("wrap", "output"),
+    [
+        (lambda logits: {"loss": 0.0, "logits": logits}, "logits"),
+        (lambda logits: Output(logits), "logits"),
+        (lambda logits: SimpleNamespace(logits=logits), "logits"),
+        (lambda logits: (0.0, logits), 1),
+        (lambda logits: [logits, 0.0], -2),
+        (lambda logits: {"a": {"b": logits}}, lambda found: found["a"]["b"]),
+        (lambda logits: logits - 1, lambda found: found + 1),
+    ],
+    ids=["key", "dataclass attribute", "attribute", "index", "negative index", "function", "function of a tensor"],
+)
+def test_the_caller_says_which_output(wrap, output):
+    plain, structured = converted(), converted(wrap)
+    structured.module.load_state_dict(plain.module.state_dict())
+    x = inputs()
+    expected = predicted(plain, x, likelihood="logits")
+    torch.testing.assert_close(vars(predicted(structured, x, likelihood="logits", output=output)), vars(expected))
+
+
+@pytest.mark.parametrize("likelihood", ["values", "logits", "probabilities", "binary_logits"])
+def test_a_mapping_needs_output_and_the_error_names_its_keys(likelihood):
+    bnn = converted(lambda logits: {"loss": 0.0, "logits": logits})
+    with pytest.raises(TypeError, match=rf"{likelihood}.* returned dict with the keys \['loss', 'logits'\].*output="):
+        bnn.predict(inputs(), likelihood=likelihood)
+
+
+def test_a_tuple_needs_output():
+    with pytest.raises(TypeError, match=r"returned tuple.*output=: a key, an attribute, an index, or a function"):
+        converted(lambda logits: (logits, logits)).predict(inputs())
+
+
+def test_gaussian_needs_a_pair_and_the_error_shows_how_to_make_one():
+    with pytest.raises(TypeError, match=r"pair of tensors \(mean, variance\), but the model returned Tensor.*output="):
+        converted().predict(inputs(), likelihood="gaussian")
+
+
+@pytest.mark.parametrize("num_samples", [0, -3, 2.0, "8", None])
+def test_num_samples_must_be_a_positive_integer(num_samples):
+    bnn = converted()
+    for call in (bnn.predict, bnn.sample):
+        with pytest.raises(ValueError, match=f"num_samples must be a positive integer, not {num_samples!r}"):
+            call(inputs(), num_samples=num_samples)
+
+
+def test_an_unknown_likelihood_is_refused_with_those_known():
+    with pytest.raises(ValueError, match=r"Unknown likelihood 'softmax': known are 'values', 'logits'.*'gaussian'"):
+        converted().predict(inputs(), likelihood="softmax")

@@ -1,0 +1,368 @@
+"""What becomes Bayesian: defaults, globs, functions, ties, frozen parameters, settings by pattern, and the report."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import bnnify
+from bnnify import Gaussian, Pretrained, Relative
+from bnnify.posterior import std
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+class Everything(nn.Module):
+    """One of each kind of layer, some of them in containers, and a parameter that belongs to no layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(7, 4)
+        self.encoder = nn.ModuleDict(
+            {
+                "conv": nn.Conv1d(4, 4, 3),
+                "norm": nn.LayerNorm(4),
+                "blocks": nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4, bias=False)]),
+            }
+        )
+        self.attention = nn.MultiheadAttention(4, 2)
+        self.recurrent = nn.GRU(4, 4)
+        self.batch_norm = nn.BatchNorm1d(4)
+        self.head = nn.Linear(4, 2)
+        self.scale = nn.Parameter(torch.ones(2))
+
+
+class TiedHead(nn.Module):
+    """A language model in miniature: the embedding comes first, the head has its weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(7, 4)
+        self.head = nn.Linear(4, 7)
+        self.head.weight = self.embed.weight
+
+    def forward(self, tokens):
+        return self.head(self.embed(tokens))
+
+
+class Shared(nn.Module):
+    """One layer, known under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.second = self.first
+        self.other = nn.Linear(4, 4)
+
+
+BLOCKS = {"encoder.blocks.0.weight", "encoder.blocks.0.bias", "encoder.blocks.1.weight"}
+HEAD = {"head.weight", "head.bias"}
+CONV = {"encoder.conv.weight", "encoder.conv.bias"}
+RECURRENT = {f"recurrent.{name}_l0" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
+ATTENTION = {f"attention.{name}" for name in ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias")}
+DEFAULT = BLOCKS | HEAD | CONV | RECURRENT | ATTENTION
+
+
+def is_linear(name, module):
+    return isinstance(module, nn.Linear)
+
+
+def bayesian_names(bnn):
+    """The Bayesian parameters, from the names in the state dict."""
+    return {name.removesuffix("_rho") for name in bnn.module.state_dict() if name.endswith("_rho")}
+
+
+def reported(bnn):
+    return {entry.name for entry in bnn.report.bayesian}
+
+
+# What is selected
+
+
+def test_by_default_layers_are_converted_and_norms_embeddings_and_bare_parameters_are_not():
+    bnn = bnnify.convert(Everything())
+    assert bayesian_names(bnn) == reported(bnn) == DEFAULT
+
+
+@pytest.mark.parametrize(
+    ("layer", "names"),
+    [
+        (nn.Linear(3, 2), {"weight", "bias"}),
+        (nn.Bilinear(3, 2, 4), {"weight", "bias"}),
+        *[(conv(2, 2, 3), {"weight", "bias"}) for conv in (nn.Conv1d, nn.Conv2d, nn.Conv3d)],
+        *[(conv(2, 2, 3), {"weight", "bias"}) for conv in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)],
+        (nn.Conv2d(2, 2, 3, bias=False), {"weight"}),
+        (nn.LSTMCell(2, 3), {"weight_ih", "weight_hh", "bias_ih", "bias_hh"}),
+        (
+            nn.LSTM(2, 3, proj_size=1),
+            {f"{name}_l0" for name in ("weight_ih", "weight_hh", "weight_hr", "bias_ih", "bias_hh")},
+        ),
+        (
+            nn.MultiheadAttention(4, 2, kdim=3, add_bias_kv=True),
+            {"q_proj_weight", "k_proj_weight", "v_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias"},
+        ),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_each_kind_of_layer_has_its_weights_converted_also_as_the_root(layer, names):
+    assert bayesian_names(bnnify.convert(layer)) == names
+
+
+def test_subclasses_of_layers_are_converted():
+    class MyLinear(nn.Linear):
+        pass
+
+    assert bayesian_names(bnnify.convert(nn.Sequential(MyLinear(2, 2)))) == {"0.weight", "0.bias"}
+
+
+@pytest.mark.parametrize(
+    ("select", "expected"),
+    [
+        ("head", HEAD),
+        ("encoder.blocks.0", {"encoder.blocks.0.weight", "encoder.blocks.0.bias"}),
+        ("encoder.blocks", BLOCKS),
+        ("encoder", BLOCKS | CONV),
+        ("encoder.*", BLOCKS | CONV),
+        ("*.blocks.?", BLOCKS),
+        ("enc*[rv]", BLOCKS | CONV),
+        ("attention", ATTENTION),
+        ("attention.out_proj", {"attention.out_proj.weight", "attention.out_proj.bias"}),
+        ("head.weight", {"head.weight"}),
+        ("head.*", HEAD),
+        ("*.blocks.*.weight", {"encoder.blocks.0.weight", "encoder.blocks.1.weight"}),
+        ("scale", {"scale"}),
+        ("batch_norm.weight", {"batch_norm.weight"}),
+        ("embed", {"embed.weight"}),
+        ("*", DEFAULT | {"embed.weight"}),
+        (["head", "scale"], HEAD | {"scale"}),
+        (("head", "encoder.conv.bias"), HEAD | {"encoder.conv.bias"}),
+        (lambda name, module: name.startswith("encoder"), BLOCKS | CONV),
+        (lambda name, module: isinstance(module, nn.Embedding), {"embed.weight"}),
+        (lambda name, module: name == "head", HEAD),
+        (is_linear, BLOCKS | HEAD | {"attention.out_proj.weight", "attention.out_proj.bias"}),
+    ],
+    ids=str,
+)
+def test_select_takes_layers_by_module_and_parameters_by_their_own_name(select, expected):
+    bnn = bnnify.convert(Everything(), select=select)
+    assert bayesian_names(bnn) == reported(bnn) == expected
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "read"),
+    [
+        (nn.ParameterList([torch.ones(3), torch.ones(3)]), "1", lambda holder: holder[1]),
+        (nn.ParameterDict({"gate": torch.ones(3)}), "gate", lambda holder: holder["gate"]),
+    ],
+    ids=["ParameterList", "ParameterDict"],
+)
+def test_parameters_in_containers_of_parameters_can_be_selected(model, name, read):
+    bnn = bnnify.convert(model, select=name)
+    assert bayesian_names(bnn) == {name}
+    with bnn.draw():
+        drawn = read(bnn.module)
+    assert not torch.equal(drawn, read(bnn.module))
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_layers_without_elements_are_left_alone():
+    bnn = bnnify.convert(nn.Sequential(nn.Linear(3, 0), nn.Linear(0, 2)), select=["0.weight", "1"])
+    assert bayesian_names(bnn) == {"1.bias"}
+    assert {entry.reason for entry in bnn.report.left_alone} == {"it has no elements"}
+
+
+# Frozen parameters
+
+
+def test_frozen_parameters_keep_their_values_unless_named_themselves():
+    model = Everything()
+    model.encoder.requires_grad_(False)
+    model.head.bias.requires_grad_(False)
+    assert bayesian_names(bnnify.convert(model)) == DEFAULT - BLOCKS - CONV - {"head.bias"}
+    assert bayesian_names(bnnify.convert(model, select="*")) == DEFAULT - BLOCKS - CONV - {"head.bias"} | {
+        "embed.weight"
+    }
+    assert bayesian_names(bnnify.convert(model, select=is_linear)) == {
+        "head.weight",
+        "attention.out_proj.weight",
+        "attention.out_proj.bias",
+    }
+    by_name = bnnify.convert(model, select=["head.weight", "head.bias"])
+    assert bayesian_names(by_name) == HEAD
+    assert not by_name.module.head.bias.requires_grad
+    assert by_name.module.head.bias_rho.requires_grad
+
+
+# Ties
+
+
+@pytest.mark.parametrize("select", [None, "embed", "head", "embed.weight", "head.weight", is_linear], ids=str)
+def test_a_tied_weight_is_one_posterior_whichever_name_selects_it(select):
+    bnn = bnnify.convert(TiedHead(), select=select)
+    model = bnn.module
+    assert model.embed.weight is model.head.weight
+    assert model.embed.weight_rho is model.head.weight_rho
+    with bnn.draw():
+        assert model.embed.weight is model.head.weight
+        assert not torch.equal(model.embed.weight, model._modules["embed"]._parameters["weight"])
+    assert [entry.name for entry in bnn.report.bayesian if "weight" in entry.name] == ["embed.weight"]
+
+
+def test_the_kl_of_a_tied_weight_counts_once():
+    model = TiedHead()
+    tied = bnnify.convert(model, select="head.weight", prior=Gaussian())
+    torch.testing.assert_close(tied.kl(), bnnify.convert(model.embed, select="weight", prior=Gaussian()).kl())
+
+
+def test_a_tie_to_what_is_not_selected_by_default_still_selects():
+    model = nn.Module()
+    model.norm = nn.LayerNorm(4)
+    model.linear = nn.Linear(4, 4)
+    model.linear.bias = model.norm.bias
+    assert bayesian_names(bnnify.convert(model)) == {"norm.bias", "linear.weight", "linear.bias"}
+
+
+@pytest.mark.parametrize("select", [None, ["first", "other"], ["second", "other"], ["first.*", "other"]], ids=str)
+def test_a_module_with_two_names_is_converted_once_under_either(select):
+    bnn = bnnify.convert(Shared(), select=select, prior=Gaussian())
+    model = bnn.module
+    assert model.first is model.second
+    once = nn.ModuleList([bnnify.collapse(model.first), bnnify.collapse(model.other)])
+    torch.testing.assert_close(bnn.kl(), bnnify.convert(once, prior=Gaussian()).kl())
+    assert [entry.name for entry in bnn.report.entries] == ["first.weight", "first.bias", "other.weight", "other.bias"]
+
+
+def test_a_function_is_asked_about_each_name_of_a_shared_module():
+    asked = []
+    bnnify.convert(Shared(), select=lambda name, module: asked.append(name) or name == "second")
+    assert {"first", "second", "other"} <= set(asked)
+    assert bayesian_names(bnnify.convert(Shared(), select=lambda name, module: name == "second")) == {
+        f"{layer}.{name}" for layer in ("first", "second") for name in ("weight", "bias")
+    }
+
+
+# Settings by pattern
+
+
+def initial(bnn, name):
+    return std(bnn.module.get_parameter(f"{name}_rho").detach())
+
+
+def test_settings_may_be_given_by_pattern_and_the_first_that_matches_holds():
+    model = Everything()
+    bnn = bnnify.convert(
+        model,
+        prior={"head": Gaussian(std=0.1), "*.weight": Gaussian(std=2.0)},
+        posterior_std={"head.bias": 0.5, "head.*": 0.01, "encoder": Relative(0.4)},
+        estimator={"*": "reparameterization"},
+    )
+    settings = {entry.name: entry.settings for entry in bnn.report.bayesian}
+    for name in HEAD:
+        assert f"prior={Gaussian(std=0.1)}" in settings[name]
+    assert f"prior={Gaussian(std=2.0)}" in settings["encoder.conv.weight"]
+    assert f"prior={Pretrained()}" in settings["encoder.conv.bias"]
+    assert "head.weight_prior_mean" not in bnn.module.state_dict()
+    assert "encoder.conv.bias_prior_mean" in bnn.module.state_dict()
+    torch.testing.assert_close(initial(bnn, "head.bias"), torch.full((2,), 0.5))
+    torch.testing.assert_close(initial(bnn, "head.weight"), torch.full((2, 4), 0.01))
+    conv, gru = model.encoder["conv"].weight.detach(), model.recurrent.weight_hh_l0.detach()
+    torch.testing.assert_close(initial(bnn, "encoder.conv.weight"), (0.4 * conv.square().mean().sqrt()).expand_as(conv))
+    default = bnnify.convert(model)
+    torch.testing.assert_close(initial(bnn, "recurrent.weight_hh_l0"), initial(default, "recurrent.weight_hh_l0"))
+    assert initial(bnn, "recurrent.weight_hh_l0").shape == gru.shape
+
+
+def test_a_pattern_for_a_tied_weight_may_use_any_of_its_names():
+    for pattern in ("embed", "head.weight"):
+        bnn = bnnify.convert(TiedHead(), posterior_std={pattern: 0.25})
+        torch.testing.assert_close(initial(bnn, "embed.weight"), torch.full((7, 4), 0.25))
+
+
+# Converting again
+
+
+def classes(model):
+    return [type(module) for module in model.modules()]
+
+
+@pytest.mark.parametrize("again", [lambda bnn: bnn, lambda bnn: bnn.module], ids=["the wrapper", "its module"])
+@pytest.mark.parametrize("inplace", [False, True])
+def test_converting_again_nests_nothing_and_changes_nothing(again, inplace):
+    bnn = bnnify.convert(Everything(), prior=Gaussian(std=0.3))
+    twice = bnnify.convert(again(bnn), prior=Pretrained(), posterior_std=0.7, inplace=inplace)
+    assert isinstance(twice, bnnify.BayesianModel)
+    assert not isinstance(twice.module, bnnify.BayesianModel)
+    assert classes(twice.module) == classes(bnn.module)
+    assert (twice.module is bnn.module) == inplace
+    torch.testing.assert_close(dict(twice.module.state_dict()), dict(bnn.module.state_dict()))
+    assert torch.equal(twice.kl(), bnn.kl())
+    assert reported(twice) == DEFAULT
+    assert classes(bnnify.collapse(twice)) == classes(Everything())
+
+
+def test_a_converted_submodule_keeps_its_posterior_and_counts_once():
+    inner = bnnify.convert(nn.Linear(4, 4), prior=Gaussian(std=0.3), posterior_std=0.05)
+    outer = nn.Sequential(inner.module, nn.Linear(4, 2))
+    bnn = bnnify.convert(outer, prior=Gaussian())
+    rest = bnnify.convert(outer[1], prior=Gaussian())
+    assert bayesian_names(bnn) == {"0.weight", "0.bias", "1.weight", "1.bias"}
+    torch.testing.assert_close(bnn.kl(), inner.kl() + rest.kl())
+    torch.testing.assert_close(initial(bnn, "0.weight"), torch.full((4, 4), 0.05))
+
+
+def test_more_of_a_converted_layer_can_be_converted_later():
+    weight_only = bnnify.convert(nn.Linear(4, 4), select="weight", posterior_std=0.05)
+    both = bnnify.convert(weight_only, select="bias", posterior_std=0.5)
+    assert bayesian_names(both) == {"weight", "bias"}
+    torch.testing.assert_close(initial(both, "weight"), torch.full((4, 4), 0.05))
+    torch.testing.assert_close(initial(both, "bias"), torch.full((4,), 0.5))
+    assert classes(bnnify.collapse(both)) == [nn.Linear]
+    x = torch.ones(1, 4)
+    with both.draw():
+        assert torch.equal(both.module(x), F.linear(x, both.module.weight, both.module.bias))
+
+
+def test_a_weight_tied_to_a_converted_one_joins_its_posterior():
+    model = TiedHead()
+    bnnify.convert(model.head, inplace=True, posterior_std=0.05)
+    assert "weight_rho" not in model.embed._parameters
+    bnn = bnnify.convert(model, inplace=True)
+    assert model.embed.weight_rho is model.head.weight_rho
+    torch.testing.assert_close(initial(bnn, "embed.weight"), torch.full((7, 4), 0.05))
+
+
+# The report
+
+
+def test_the_report_has_each_parameter_once_in_order_with_what_happened_to_it():
+    model = Everything()
+    model.head.bias.requires_grad_(False)
+    report = bnnify.convert(model).report
+    entries = {entry.name: entry for entry in report.entries}
+    assert list(entries) == [name for name, _ in model.named_parameters()]
+    assert {entry.name for entry in report.left_alone} | {entry.name for entry in report.bayesian} == set(entries)
+    assert all(entries[name].shape == tuple(parameter.shape) for name, parameter in model.named_parameters())
+    assert all(entries[name].numel == parameter.numel() for name, parameter in model.named_parameters())
+    assert all(bool(entry.reason) != entry.bayesian == bool(entry.settings) for entry in report.entries)
+    assert (entries["head.weight"].module, entries["scale"].module) == ("Linear", "Everything")
+    assert entries["head.bias"].reason.startswith("frozen (requires_grad=False)")
+    for name in ("embed.weight", "scale", "batch_norm.weight", "encoder.norm.bias"):
+        assert entries[name].reason == "not converted by default"
+    selected = bnnify.convert(model, select="encoder").report
+    assert {entry.reason for entry in selected.left_alone} == {"not selected"}
+    assert not any(entry.unsupported for entry in (*report.entries, *selected.entries))
+
+
+def test_the_report_prints_as_a_table_with_totals():
+    model = nn.Sequential(nn.Linear(30, 50), nn.LayerNorm(50))
+    lines = str(bnnify.convert(model, prior=Gaussian(std=0.3), posterior_std=Relative(0.1)).report).splitlines()
+    assert len(lines) == 6
+    column = lines[0].index("Bayesian")
+    assert lines[0].split() == ["parameter", "module", "shape", "Bayesian"]
+    assert lines[1].split()[:4] == ["0.weight", "Linear", "[50,", "30]"]
+    assert lines[1][column:] == f"reparameterization, prior={Gaussian(std=0.3)}, std={Relative(0.1)}"
+    assert lines[3][column:] == "no: not converted by default"
+    assert lines[5] == "2 of 4 parameters Bayesian, 1,550 of 1,650 weights (93.9%)"
