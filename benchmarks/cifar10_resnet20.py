@@ -93,7 +93,7 @@ def compare(
         for seed in range(seeds):
             torch.manual_seed(seed)
             contender = kind(network, num_data=len(train.labels))
-            if seed == 0:
+            if kind is Bnnify and seed == 0:
                 yield from measure(contender, f"{kind.name}, converted", seed)
             fine_tune(contender, train, options, progress, f"fine-tuning with {kind.name}, seed {seed}")
             yield from measure(contender, f"{kind.name}, fine-tuned", seed)
@@ -264,7 +264,7 @@ def _options() -> argparse.Namespace:
     add = parser.add_argument
     add("--data", type=Path, help="folder of archives with CIFAR-10 and its JPEGs; else torchvision downloads CIFAR-10")
     add("--checkpoint", type=Path, help="the pretrained weights; else those in --data, else downloaded")
-    add("--epochs", type=float, default=0.8, help="length of the fine-tuning")
+    add("--epochs", type=float, default=0.77, help="length of the fine-tuning")
     add("--steps", type=int, help="length of the fine-tuning in batches, instead of --epochs")
     add("--seeds", type=int, default=3, help="how often to fine-tune with bnnify")
     add("--peer-seeds", type=int, default=1, help="how often to fine-tune with bayesian-torch; 0 leaves it out")

@@ -167,7 +167,7 @@ NETWORKS = (
     Network("LSTM, Fashion", RowLSTM, fashion_mnist, epochs=15, lr=3e-3),
     Network("transformer, Fashion", lambda: VisionTransformer(norm_first=True), fashion_mnist, epochs=20),
     Network("post-norm transformer, MNIST", lambda: VisionTransformer(norm_first=False), mnist, epochs=12, lr=5e-4),
-    Network("plain CNN, CIFAR-10", plain_cnn, cifar10, epochs=12),
+    Network("plain CNN, CIFAR-10", plain_cnn, cifar10, epochs=25),
     Network("batch-norm CNN, CIFAR-10", batchnorm_cnn, cifar10, epochs=15, lr=3e-3, num_train=15_000, augment=True),
     Network("mobile CNN, CIFAR-10", mobile_cnn, cifar10, epochs=15, lr=3e-3, num_train=15_000, augment=True),
     Network("published LeNet-5, MNIST", published_lenet5, mnist, checkpoint="khushbujpatel_lenet5_mnist.pt"),

@@ -1,151 +1,15 @@
 """How a module becomes Bayesian: a subclass of its own class, in which reading a weight gives the draw's sample."""
 
-__all__ = [
-    "PRIOR_MEAN",
-    "RHO",
-    "BayesianParameter",
-    "bayesian_class",
-    "bayesian_parameters",
-    "Settings",
-    "initial_rho",
-    "initial_std",
-    "is_derived",
-    "become_bayesian",
-    "become_plain",
-    "is_bayesian",
-    "unique_bayesian_parameters",
-]
+__all__ = ["bayesian_class", "become_bayesian", "become_plain"]
 
 import functools
 import types
-import weakref
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
-from .draw import Active, read
-from .errors import ConversionError, DrawError
-from .posterior import PosteriorStd, fan_in_scale, rho_from_std, rms
-from .priors import Posterior, Prior
-
-RHO, PRIOR_MEAN = "_rho", "_prior_mean"
-"""What follows a parameter's own name in the name of its ρ, and of the pretrained value that a centred prior keeps."""
-
-
-@dataclass(eq=False)
-class Settings:
-    """How one parameter of one module is Bayesian, and what reading it gives at the moment."""
-
-    prior: Prior
-    posterior_std: PosteriorStd
-    estimator: str
-    initial_std: float
-    active: Active = field(default_factory=Active)
-
-    def __str__(self) -> str:
-        return f"{self.estimator}, prior={self.prior}, std={self.posterior_std}"
-
-    def copy(self) -> "Settings":
-        """The same settings for another place that holds the same parameter."""
-        return Settings(self.prior, self.posterior_std, self.estimator, self.initial_std)
-
-
-@dataclass(frozen=True)
-class BayesianParameter:
-    """One Bayesian parameter of a converted model, looked at where it stands now.
-
-    Attributes:
-        name: The qualified name, such as ``layer1.0.conv1.weight``.
-        module: The module that holds it.
-        attribute: Its name there, such as ``weight``.
-    """
-
-    name: str
-    module: nn.Module
-    attribute: str
-
-    @property
-    def settings(self) -> Settings:
-        return settings_of(self.module)[self.attribute]
-
-    @property
-    def active(self) -> Active:
-        return self.settings.active
-
-    @property
-    def mean(self) -> Tensor:
-        """The posterior mean: the parameter itself, whatever draw is in effect."""
-        return cast(Tensor, self.module._parameters[self.attribute])
-
-    @property
-    def rho(self) -> Tensor:
-        """ρ; the posterior's standard deviation is softplus(ρ)."""
-        return cast(Tensor, self.module._parameters[self.attribute + RHO])
-
-    @property
-    def prior_mean(self) -> Tensor | None:
-        return self.module._parameters.get(self.attribute + PRIOR_MEAN)
-
-    def refresh_initial_std(self) -> None:
-        """Let the prior that takes its scale from the initial σ follow pretrained weights that were loaded just now."""
-        weights = self.mean if self.prior_mean is None else self.prior_mean
-        self.settings.initial_std = rms(initial_std(weights, self.module, self.settings.posterior_std))
-
-    def kl(self) -> Tensor:
-        """KL(q‖p) of this parameter in nats, summed over its elements."""
-        settings = self.settings
-        kl = settings.prior.kl(Posterior(self.mean, self.rho, self.prior_mean, settings.initial_std))
-        # Of a sharded parameter it is a sum of which every rank has computed its part.
-        return kl.full_tensor() if hasattr(kl, "full_tensor") else kl
-
-
-def bayesian_parameters(root: nn.Module) -> Iterator[BayesianParameter]:
-    """Every Bayesian parameter under ``root``, a tied one once for each module that holds it.
-
-    Where FSDP2 has sharded a module under ``root``, it is the sharded parameter.
-
-    Raises:
-        DrawError: A module was changed after its conversion in a way that took the parameter out of its hands.
-    """
-    for module_name, module in root.named_modules():
-        if hasattr(type(module), "set_reshard_after_forward"):  # an FSDPModule, told without importing FSDP
-            _reshard(module)
-        for attribute in settings_of(module):
-            mean = module._parameters.get(attribute)
-            if mean is None and attribute in module._parameters:
-                continue  # a bias that was set to None
-            rho = module._parameters.get(attribute + RHO)
-            name = f"{module_name}.{attribute}" if module_name else attribute
-            if mean is None or rho is None or mean.shape != rho.shape:
-                _refuse_surgery(name, module, attribute)
-            yield BayesianParameter(name, module, attribute)
-
-
-def unique_bayesian_parameters(root: nn.Module) -> Iterator[BayesianParameter]:
-    """Every Bayesian parameter under ``root`` once, under the first of its names."""
-    seen = set()
-    for parameter in bayesian_parameters(root):
-        if id(parameter.mean) not in seen:
-            seen.add(id(parameter.mean))
-            yield parameter
-
-
-def is_bayesian(module: nn.Module) -> bool:
-    """Whether ``module`` itself (not only a child of it) has Bayesian parameters."""
-    return hasattr(type(module), "_plain_class")
-
-
-def settings_of(module: nn.Module) -> dict[str, Settings]:
-    """The Bayesian parameters of ``module`` itself, by attribute, with their settings; empty for a plain module."""
-    return module.__dict__["_bayesian"] if is_bayesian(module) else {}
-
-
-def is_derived(module: nn.Module, attribute: str) -> bool:
-    """Whether this parameter of ``module`` is the ρ or the prior mean of another one."""
-    return any(attribute in (name + RHO, name + PRIOR_MEAN) for name in settings_of(module))
+from .draw import read
+from .parameters import PRIOR_MEAN, RHO, BayesianParameter, Settings, settings_of
 
 
 def become_bayesian(
@@ -219,25 +83,6 @@ def bayesian_class(plain: type[nn.Module], attributes: tuple[str, ...]) -> type[
     return made
 
 
-def initial_std(mean: Tensor, module: nn.Module, rule: PosteriorStd) -> Tensor:
-    """The σ with which ``rule`` starts the posterior of ``mean``, a parameter of ``module``: a scalar, or as many."""
-    layer_weight = mean if mean.ndim > 1 else module._parameters.get("weight")
-    std = torch.as_tensor(
-        rule(mean.detach(), fan_in_scale(mean if layer_weight is None else layer_weight)), device=mean.device
-    )
-    if std.shape not in ((), mean.shape) or not (std.is_meta or (std >= 0).all()):
-        raise ConversionError(
-            f"posterior_std={rule} gives a parameter of {type(module).__name__} with shape {tuple(mean.shape)} a σ of "
-            f"shape {tuple(std.shape)}, or one that is negative or NaN. Return a scalar or one σ for each weight."
-        )
-    return std
-
-
-def initial_rho(mean: Tensor, std: Tensor) -> Tensor:
-    """The ρ of ``mean``'s shape, dtype and device that gives the posterior this σ."""
-    return rho_from_std(std.to(mean.dtype)).expand_as(mean).contiguous()
-
-
 def _bayesian_property(attribute: str) -> property:
     def get(module: nn.Module) -> Tensor | None:
         if attribute in module._parameters:
@@ -256,22 +101,6 @@ def _bayesian_property(attribute: str) -> property:
     return property(get, set_)
 
 
-_set_up_by_fsdp: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-
-
-def _reshard(module: Any) -> None:
-    """Let ``module``, which FSDP2 manages, hold its sharded parameters.
-
-    Between a forward and the backward pass FSDP may leave the gathered ones in place, and it collects their gradients
-    when the backward pass leaves the module: a sample or KL taken from them would get its gradient too late.
-    """
-    if module not in _set_up_by_fsdp:
-        # FSDP reads the parameters of a group by their names when it first gathers them: outside any draw, please.
-        _set_up_by_fsdp.add(module)
-        module.unshard()
-    module.reshard()
-
-
 def _flat_weights(module: Any) -> list[Tensor | None]:
     """The list from which recurrent layers read their weights, read anew so that it holds the draw's samples."""
     return [getattr(module, name, None) for name in module._flat_weights_names]
@@ -286,18 +115,3 @@ def _rebuild(plain: type[nn.Module], attributes: tuple[str, ...], constructor: A
     module = constructor(*arguments)
     module.__class__ = bayesian_class(plain, attributes)  # type: ignore[arg-type]
     return module
-
-
-def _refuse_surgery(name: str, module: nn.Module, attribute: str) -> None:
-    mean, rho = (module._parameters.get(key) for key in (attribute, attribute + RHO))
-    if mean is None:
-        found = "it is no longer a parameter of its module"
-    elif rho is None:
-        found = "its rho is no longer a parameter of its module"
-    else:
-        found = f"its shape is now {tuple(mean.shape)} but that of its rho is {tuple(rho.shape)}"
-    raise DrawError(
-        f"Cannot sample `{name}` ({type(module).__name__}): {found}. The module was changed after its conversion "
-        "(pruning, weight norm, a parametrization, resizing?). "
-        "Call bnnify.collapse first, change the model, and convert it again."
-    )

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .bayesian import PRIOR_MEAN, RHO, BayesianParameter, bayesian_parameters, initial_rho, initial_std
 from .convert import convert
 from .errors import CheckpointError, ConversionError
 from .model import BayesianModel
+from .parameters import PRIOR_MEAN, RHO, BayesianParameter, bayesian_parameters, initial_rho, initial_std
 from .posterior import Constant, Moped, Relative
 from .priors import Gaussian, Pretrained
 from .selection import Holder, holders_by_parameter

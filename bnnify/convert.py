@@ -8,19 +8,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from .bayesian import (
-    BayesianParameter,
-    Settings,
-    become_bayesian,
-    become_plain,
-    initial_rho,
-    initial_std,
-    is_bayesian,
-    is_derived,
-    settings_of,
-)
+from .bayesian import become_bayesian, become_plain
 from .errors import ConversionError
 from .model import BayesianModel
+from .parameters import BayesianParameter, Settings, initial_rho, initial_std, is_bayesian, is_derived, settings_of
 from .posterior import PosteriorStd, Relative, as_posterior_std, rms
 from .priors import Pretrained, Prior, as_prior
 from .refusals import refuse_model, refuse_parameter

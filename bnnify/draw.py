@@ -6,15 +6,16 @@ import dataclasses
 import threading
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from .posterior import sample
+from .sharding import is_unsharded_form, unsharded
 
 if TYPE_CHECKING:
-    from .bayesian import BayesianParameter
+    from .parameters import BayesianParameter
 
 
 class Active(threading.local):
@@ -110,7 +111,7 @@ def read(active: Active, value: Tensor) -> Tensor:
     mean, drawn = entry
     if value is mean:
         return drawn
-    return _unsharded(drawn, value) if _is_unsharded_form(value, mean) else value
+    return unsharded(drawn, value) if is_unsharded_form(value, mean) else value
 
 
 class _OutputHook:
@@ -153,32 +154,6 @@ def _replayed(active: Active) -> tuple[Tensor, Tensor] | None:
         return None
     replay = _replays.get(task) or (_thread.replay and _thread.replay())
     return replay.entries.get(active) if replay else None
-
-
-def _is_unsharded_form(value: Tensor, mean: Tensor) -> bool:
-    """Whether FSDP has put the gathered parameter in the place of the sharded one that was sampled."""
-    return (
-        hasattr(mean, "full_tensor")
-        and isinstance(value, nn.Parameter)
-        and getattr(value, "device_mesh", None) != mean.device_mesh  # type: ignore[attr-defined]
-        and value.shape == mean.shape
-    )
-
-
-def _unsharded(drawn: Tensor, value: Tensor) -> Tensor:
-    """The sample in the form of ``value``, to which FSDP has gathered the mean."""
-    from torch.distributed.tensor import DTensor, Partial, Replicate
-
-    # Each rank has its own data, so the gradient is the mean over ranks; without the placement it would not be reduced.
-    drawn = cast(DTensor, drawn)
-    # What tensor parallelism has split stays so; its dimensions of the mesh come after those of FSDP.
-    kept = value.placements if isinstance(value, DTensor) else ()
-    gathered = drawn.device_mesh.ndim - len(kept)
-    split = drawn.redistribute(placements=[Replicate()] * gathered + [*kept])
-    full = split.to_local(grad_placements=[Partial("avg")] * gathered + [*kept])
-    if isinstance(value, DTensor):
-        full = DTensor.from_local(full, value.device_mesh, kept, shape=value.shape, stride=value.stride())
-    return full.to(value.dtype)  # FSDP's mixed precision
 
 
 def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:

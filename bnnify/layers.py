@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .bayesian import RHO, Settings, bayesian_class
+from .bayesian import bayesian_class
 from .errors import ConversionError
 from .model import call_in_draw
+from .parameters import RHO, Settings
 from .posterior import Constant, std
 from .priors import Gaussian
 

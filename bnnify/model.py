@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from .bayesian import bayesian_parameters, unique_bayesian_parameters
 from .draw import Draw
+from .parameters import bayesian_parameters, unique_bayesian_parameters
 from .prediction import Likelihood, Prediction, predict
 from .report import ConversionReport
 
@@ -48,7 +48,7 @@ class BayesianModel(nn.Module):
 
     def kl(self) -> Tensor:
         """KL(q‖p) in nats, summed over all weights, a tied one once; a scalar in float32 or better, with gradient."""
-        return total_kl(self.module)
+        return total_kl(self)
 
     @contextmanager
     def draw(self) -> Iterator[Draw]:
@@ -63,7 +63,7 @@ class BayesianModel(nn.Module):
             >>> same
             True
         """
-        draw = Draw(bayesian_parameters(self.module))
+        draw = Draw(bayesian_parameters(self))
         with ExitStack() as stack:
             stack.enter_context(draw)
             for module in self.module.modules():
@@ -134,10 +134,12 @@ def call_in_draw(root: nn.Module, forward: Callable[..., Any], *args: Any, **kwa
 
     Parameters for which a draw is in effect already keep it.
     """
-    with Draw(bayesian_parameters(root), keep_active=True) as draw:
+    draw = Draw(bayesian_parameters(root), keep_active=True)
+    kl = total_kl(root)  # before the forward, which under FSDP leaves parameters gathered for the backward
+    with draw:
         output = forward(*args, **kwargs)
     draw.replay_in_backward(output)
-    return output, total_kl(root)
+    return output, kl
 
 
 def total_kl(root: nn.Module) -> Tensor:

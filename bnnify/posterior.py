@@ -4,13 +4,14 @@ __all__ = ["Moped", "PosteriorStd", "Relative", "fan_in_scale", "log_std", "rho_
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import ConversionError
+from .sharding import noise_like
 
 
 def sample(mean: Tensor, rho: Tensor) -> Tensor:
@@ -22,7 +23,7 @@ def sample(mean: Tensor, rho: Tensor) -> Tensor:
     References:
         Blundell et al. 2015, "Weight Uncertainty in Neural Networks", section 3.2.
     """
-    return _Reparameterize.apply(mean, rho, _noise_like(mean))
+    return _Reparameterize.apply(mean, rho, noise_like(mean))
 
 
 def std(rho: Tensor) -> Tensor:
@@ -180,26 +181,3 @@ def _root_mean_square(tensor: Tensor) -> Tensor:
     tensor = at_least_float32(tensor)
     largest = tensor.abs().amax()
     return largest * (tensor / largest).square().mean().sqrt()
-
-
-def _noise_like(tensor: Tensor) -> Tensor:
-    """ε ~ N(0, 1). Of a sharded tensor every shard gets noise of its own, and the replicas of a shard get the same."""
-    if not hasattr(tensor, "full_tensor"):
-        return torch.randn_like(tensor)
-    from torch.distributed import broadcast
-    from torch.distributed.tensor import DTensor
-
-    tensor = cast(DTensor, tensor.detach())
-    mesh, local = tensor.device_mesh, tensor.to_local()
-    # Neither may hang on how the ranks were seeded. On a CPU mesh DTensor's own generators give shards equal noise when
-    # the seeds are equal; on any mesh they give replicas unequal noise when the seeds differ, and ρ would drift apart.
-    seed, shard = torch.randint(2**62, ()), 0
-    for dim, placement in enumerate(tensor.placements):
-        if not placement.is_replicate():
-            shard = shard * mesh.size(dim) + mesh.get_local_rank(dim)
-        elif mesh.size(dim) > 1:
-            seed = seed.to(local.device)
-            broadcast(seed, group=mesh.get_group(dim), group_src=0)
-    generator = torch.Generator(local.device).manual_seed(int(seed) + shard)
-    noise = torch.empty_like(local).normal_(generator=generator)
-    return DTensor.from_local(noise, mesh, tensor.placements, shape=tensor.shape, stride=tensor.stride())

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from .bayesian import bayesian_parameters
 from .draw import Draw
+from .parameters import bayesian_parameters
 from .posterior import at_least_float32
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from .bayesian import PRIOR_MEAN, RHO, is_bayesian
 from .errors import ConversionError
+from .parameters import PRIOR_MEAN, RHO, is_bayesian
 
 # By qualified class name, so that looking for a class never imports the part of torch that defines it.
 _REFUSED_CLASSES = {

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
-from .bayesian import settings_of
 from .errors import ConversionError
+from .parameters import settings_of
 from .report import BY_TYPE, EMPTY, FROZEN, NOT_SELECTED, UNSUPPORTED
 
 Select: TypeAlias = str | Sequence[str] | Callable[[str, nn.Module], bool] | None

@@ -9,7 +9,7 @@ from torch import nn
 
 import bnnify
 from bnnify import checkpoint
-from bnnify.bayesian import bayesian_parameters
+from bnnify.parameters import bayesian_parameters
 
 
 def network() -> nn.Sequential:
@@ -121,7 +121,7 @@ def test_a_prior_of_the_users_own_cannot_be_saved_and_nothing_is_written(tmp_pat
             return posterior.mean.sum() * 0
 
     bnn = bnnify.convert(nn.Linear(2, 2), prior=Flat())
-    with pytest.raises(bnnify.CheckpointError, match="`weight`.*is not one of bnnify's own"):
+    with pytest.raises(bnnify.CheckpointError, match=r"`weight`.*is not one of bnnify's own"):
         bnnify.save(bnn, tmp_path / "x.pt")
     assert not list(tmp_path.iterdir())
 

@@ -14,7 +14,7 @@ import zoo
 from torch import nn
 
 import bnnify
-from bnnify.bayesian import bayesian_parameters, settings_of, unique_bayesian_parameters
+from bnnify.parameters import bayesian_parameters, settings_of, unique_bayesian_parameters
 from bnnify.posterior import std
 
 every_model = pytest.mark.parametrize("name", zoo.ZOO)

@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 import bnnify
-from bnnify.bayesian import bayesian_parameters, unique_bayesian_parameters
+from bnnify.parameters import bayesian_parameters, unique_bayesian_parameters
 from bnnify.posterior import std
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import bnnify
 from bnnify import layers
-from bnnify.bayesian import bayesian_parameters
+from bnnify.parameters import bayesian_parameters
 from bnnify.posterior import std
 
 LAYERS = {

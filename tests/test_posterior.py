@@ -356,6 +356,13 @@ def test_relative_is_a_fraction_of_the_rms(dtype):
     close(initial_std(weight, Relative(0.3)), expected.expand(5, 4), dtype)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-25, 1e15, 1e25])
+def test_relative_is_a_fraction_of_the_rms_also_where_squares_leave_float32(scale):
+    weight = scale * torch.randn(5, 4)
+    expected = 0.3 * weight.double().square().mean().sqrt()
+    torch.testing.assert_close(initial_std(weight, Relative(0.3)), expected.expand(5, 4), rtol=2e-5, atol=0)
+
+
 def test_moped_is_proportional_to_each_weight(dtype):
     weight = torch.randn(5, 4, dtype=dtype).sign() * torch.linspace(0.5, 2, 20, dtype=dtype).reshape(5, 4)
     close(initial_std(weight, Moped(0.1)), 0.1 * weight.abs().double(), dtype)

@@ -1,4 +1,4 @@
-"""The real pretrained ResNet-20: its checkpoint loads, and the defaults improve it as converted, before any training."""
+"""The real pretrained ResNet-20: its checkpoint loads, and the defaults improve it before any training."""
 
 import sys
 from pathlib import Path

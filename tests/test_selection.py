@@ -199,7 +199,11 @@ def test_frozen_parameters_keep_their_values_unless_named_themselves():
 # Ties
 
 
-@pytest.mark.parametrize("select", [None, "embed", "head", "embed.weight", "head.weight", is_linear], ids=str)
+@pytest.mark.parametrize(
+    "select",
+    [None, "embed", "head", "embed.weight", "head.weight", is_linear],
+    ids=lambda s: getattr(s, "__name__", str(s)),
+)
 def test_a_tied_weight_is_one_posterior_whichever_name_selects_it(select):
     bnn = bnnify.convert(TiedHead(), select=select)
     model = bnn.module
@@ -225,7 +229,9 @@ def test_a_tie_to_what_is_not_selected_by_default_still_selects():
     assert bayesian_names(bnnify.convert(model)) == {"norm.bias", "linear.weight", "linear.bias"}
 
 
-@pytest.mark.parametrize("select", [None, ["first", "other"], ["second", "other"], ["first.*", "other"]], ids=str)
+@pytest.mark.parametrize(
+    "select", [None, ["first", "other"], ["second", "other"], ["second.weight", "second.bias", "other"]], ids=str
+)
 def test_a_module_with_two_names_is_converted_once_under_either(select):
     bnn = bnnify.convert(Shared(), select=select, prior=Gaussian())
     model = bnn.module
@@ -300,7 +306,20 @@ def test_converting_again_nests_nothing_and_changes_nothing(again, inplace):
     torch.testing.assert_close(dict(twice.module.state_dict()), dict(bnn.module.state_dict()))
     assert torch.equal(twice.kl(), bnn.kl())
     assert reported(twice) == DEFAULT
+    assert [entry.name for entry in twice.report.entries] == [entry.name for entry in bnn.report.entries]
     assert classes(bnnify.collapse(twice)) == classes(Everything())
+
+
+def test_what_is_bayesian_stays_so_when_converting_again_selects_something_else():
+    bnn = bnnify.convert(Everything(), select="encoder")
+    assert reported(bnnify.convert(bnn, select="head")) == BLOCKS | CONV | HEAD
+
+
+def test_rho_and_prior_means_cannot_be_selected():
+    bnn = bnnify.convert(nn.Linear(4, 4))
+    for pattern in ("weight_rho", "*_prior_mean"):
+        with pytest.raises(bnnify.ConversionError, match="matches nothing"):
+            bnnify.convert(bnn, select=pattern)
 
 
 def test_a_converted_submodule_keeps_its_posterior_and_counts_once():

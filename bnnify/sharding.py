@@ -1,0 +1,79 @@
+"""Sharded parameters (FSDP2 and other DTensors): their noise, and the forms in which they are read."""
+
+__all__ = ["is_sharding", "is_unsharded_form", "noise_like", "reshard", "unsharded"]
+
+import weakref
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+
+def noise_like(tensor: Tensor) -> Tensor:
+    """ε ~ N(0, 1). Of a sharded tensor every shard gets noise of its own, and the replicas of a shard get the same."""
+    if not hasattr(tensor, "full_tensor"):
+        return torch.randn_like(tensor)
+    from torch.distributed import broadcast
+    from torch.distributed.tensor import DTensor
+
+    tensor = cast(DTensor, tensor.detach())
+    mesh, local = tensor.device_mesh, tensor.to_local()
+    # Neither may hang on how the ranks were seeded. On a CPU mesh DTensor's own generators give shards equal noise when
+    # the seeds are equal; on any mesh they give replicas unequal noise when the seeds differ, and ρ would drift apart.
+    seed, shard = torch.randint(2**62, ()), 0
+    for dim, placement in enumerate(tensor.placements):
+        if not placement.is_replicate():
+            shard = shard * mesh.size(dim) + mesh.get_local_rank(dim)
+        elif mesh.size(dim) > 1:
+            seed = seed.to(local.device)
+            broadcast(seed, group=mesh.get_group(dim), group_src=0)
+    generator = torch.Generator(local.device).manual_seed(int(seed) + shard)
+    noise = torch.empty_like(local).normal_(generator=generator)
+    return DTensor.from_local(noise, mesh, tensor.placements, shape=tensor.shape, stride=tensor.stride())
+
+
+def is_unsharded_form(value: Tensor, mean: Tensor) -> bool:
+    """Whether FSDP has put the gathered parameter in the place of the sharded one that was sampled."""
+    return (
+        hasattr(mean, "full_tensor")
+        and isinstance(value, nn.Parameter)
+        and getattr(value, "device_mesh", None) != mean.device_mesh  # type: ignore[attr-defined]
+        and value.shape == mean.shape
+    )
+
+
+def unsharded(drawn: Tensor, value: Tensor) -> Tensor:
+    """The sample in the form of ``value``, to which FSDP has gathered the mean."""
+    from torch.distributed.tensor import DTensor, Partial, Replicate
+
+    # Each rank has its own data, so the gradient is the mean over ranks; without the placement it would not be reduced.
+    drawn = cast(DTensor, drawn)
+    # What tensor parallelism has split stays so; its dimensions of the mesh come after those of FSDP.
+    kept = value.placements if isinstance(value, DTensor) else ()
+    gathered = drawn.device_mesh.ndim - len(kept)
+    split = drawn.redistribute(placements=[Replicate()] * gathered + [*kept])
+    full = split.to_local(grad_placements=[Partial("avg")] * gathered + [*kept])
+    if isinstance(value, DTensor):
+        full = DTensor.from_local(full, value.device_mesh, kept, shape=value.shape, stride=value.stride())
+    return full.to(value.dtype)  # FSDP's mixed precision
+
+
+def is_sharding(module: nn.Module) -> bool:
+    """Whether FSDP2 manages the parameters of ``module``; told without importing FSDP."""
+    return hasattr(type(module), "set_reshard_after_forward")
+
+
+def reshard(module: Any) -> None:
+    """Let ``module``, which FSDP2 manages, hold its sharded parameters.
+
+    Between a forward and the backward pass FSDP may leave the gathered ones in place, and it collects their gradients
+    when the backward pass leaves the module: a sample or KL taken from them would get its gradient too late.
+    """
+    if module not in _set_up_by_fsdp:
+        # FSDP reads the parameters of a group by their names when it first gathers them: outside any draw, please.
+        _set_up_by_fsdp.add(module)
+        module.unshard()
+    module.reshard()
+
+
+_set_up_by_fsdp: weakref.WeakSet[nn.Module] = weakref.WeakSet()
