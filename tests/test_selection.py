@@ -144,7 +144,6 @@ def test_subclasses_of_layers_are_converted():
         (lambda name, module: name == "head", HEAD),
         (is_linear, BLOCKS | HEAD | {"attention.out_proj.weight", "attention.out_proj.bias"}),
     ],
-    ids=str,
 )
 def test_select_takes_layers_by_module_and_parameters_by_their_own_name(select, expected):
     bnn = bnnify.convert(Everything(), select=select)
