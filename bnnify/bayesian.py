@@ -4,11 +4,15 @@ __all__ = ["bayesian_class", "become_bayesian", "become_plain"]
 
 import functools
 import types
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 from torch import Tensor, nn
 
 from .draw import read
+from .errors import DrawError
 from .parameters import PRIOR_MEAN, RHO, BayesianParameter, Settings, settings_of
 
 
@@ -67,13 +71,20 @@ def bayesian_class(plain: type[nn.Module], attributes: tuple[str, ...]) -> type[
         arguments = tuple(plain if argument is made else argument for argument in arguments)
         return _rebuild, (plain, attributes, constructor, arguments), *state
 
+    def register_parameter(self: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        before = self._parameters.get(name)
+        if name in settings_of(self) and None not in (before, parameter) and before is not parameter:
+            _refuse_replacement(self, name)
+        plain.register_parameter(self, name, parameter)
+
     def load_from_state_dict(self: nn.Module, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        plain._load_from_state_dict(self, state_dict, prefix, *args)
+        with _replacing_allowed(self):  # as load_state_dict(assign=True) does
+            plain._load_from_state_dict(self, state_dict, prefix, *args)
         for name in settings_of(self):
             if f"{prefix}{name}{PRIOR_MEAN}" in state_dict:
                 BayesianParameter(prefix + name, self, name).refresh_initial_std()
 
-    namespace["_load_from_state_dict"] = load_from_state_dict
+    namespace |= {"register_parameter": register_parameter, "_load_from_state_dict": load_from_state_dict}
     namespace |= {"_plain_class": plain, "extra_repr": extra_repr, "__reduce_ex__": reduce_ex}
     namespace |= {"__module__": plain.__module__, "__doc__": plain.__doc__}
     # Through the metaclass, which need not be `type`: a module may also be an abstract base class.
@@ -99,6 +110,27 @@ def _bayesian_property(attribute: str) -> property:
         module.__dict__[attribute] = value
 
     return property(get, set_)
+
+
+_may_be_replaced: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+@contextmanager
+def _replacing_allowed(module: nn.Module) -> Iterator[None]:
+    _may_be_replaced.add(module)
+    try:
+        yield
+    finally:
+        _may_be_replaced.discard(module)
+
+
+def _refuse_replacement(module: nn.Module, name: str) -> None:
+    if module not in _may_be_replaced:
+        raise DrawError(
+            f"Cannot replace `{name}` of {type(module).__name__} by another parameter: it is the mean of a posterior, "
+            "and its rho would not follow. Call bnnify.collapse first, change the model, and convert it again; to change "
+            "values alone, load them with bnnify.load_weights."
+        )
 
 
 def _flat_weights(module: Any) -> list[Tensor | None]:

@@ -178,8 +178,8 @@ def _start_anew(parameter: BayesianParameter, absent: set[str]) -> None:
         _fill(slots, parameter.attribute + PRIOR_MEAN, parameter.mean.detach())
     parameter.refresh_initial_std()
     if parameter.name + RHO in absent:
-        std = initial_std(parameter.mean, parameter.module, parameter.settings.posterior_std)
-        _fill(slots, parameter.attribute + RHO, initial_rho(parameter.mean, std))
+        start = initial_std(parameter.mean, parameter.module, parameter.settings.posterior_std)
+        _fill(slots, parameter.attribute + RHO, initial_rho(parameter.mean, start))
 
 
 def _fill(slots: dict[str, Any], name: str, value: Tensor) -> None:

@@ -12,7 +12,7 @@ from .bayesian import become_bayesian, become_plain
 from .errors import ConversionError
 from .model import BayesianModel
 from .parameters import BayesianParameter, Settings, initial_rho, initial_std, is_bayesian, is_derived, settings_of
-from .posterior import PosteriorStd, Relative, as_posterior_std, rms
+from .posterior import PosteriorStd, Relative, as_posterior_std, rms_std
 from .priors import Pretrained, Prior, as_prior
 from .refusals import refuse_model, refuse_parameter
 from .report import FROZEN, ConversionReport, ReportEntry
@@ -149,11 +149,10 @@ def _start(
     prior, rule = as_prior(prior), as_posterior_std(posterior_std)
     if estimator not in ESTIMATORS:
         raise ConversionError(f"Unknown estimator {estimator!r}: known are {', '.join(map(repr, ESTIMATORS))}.")
-    std = initial_std(parameter, places[0].module, rule)
+    rho = initial_rho(parameter, initial_std(parameter, places[0].module, rule))
     prior_mean = nn.Parameter(parameter.detach().clone(), requires_grad=False) if prior.centred else None
-    return _NewPosterior(
-        Settings(prior, rule, str(estimator), rms(std)), nn.Parameter(initial_rho(parameter, std)), prior_mean
-    )
+    settings = Settings(prior, rule, str(estimator), initial_std=rms_std(rho))
+    return _NewPosterior(settings, nn.Parameter(rho), prior_mean)
 
 
 def _copy(model: nn.Module) -> nn.Module:

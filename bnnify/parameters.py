@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from .draw import Active
 from .errors import ConversionError, DrawError
-from .posterior import PosteriorStd, fan_in_scale, rho_from_std, rms
+from .posterior import PosteriorStd, fan_in_scale, rho_from_std, rms_std
 from .priors import Posterior, Prior
 from .sharding import is_sharding, reshard
 
@@ -88,7 +88,8 @@ class BayesianParameter:
     def refresh_initial_std(self) -> None:
         """Let the prior that takes its scale from the initial σ follow pretrained weights that were loaded just now."""
         weights = self.mean if self.prior_mean is None else self.prior_mean
-        self.settings.initial_std = rms(initial_std(weights, self.module, self.settings.posterior_std))
+        start = initial_std(weights, self.module, self.settings.posterior_std)
+        self.settings.initial_std = rms_std(initial_rho(weights, start))
 
     def kl(self) -> Tensor:
         """KL(q‖p) of this parameter in nats, summed over its elements."""
@@ -147,20 +148,19 @@ def is_derived(module: nn.Module, attribute: str) -> bool:
 def initial_std(mean: Tensor, module: nn.Module, rule: PosteriorStd) -> Tensor:
     """The σ with which ``rule`` starts the posterior of ``mean``, a parameter of ``module``: a scalar, or as many."""
     layer_weight = mean if mean.ndim > 1 else module._parameters.get("weight")
-    std = torch.as_tensor(
-        rule(mean.detach(), fan_in_scale(mean if layer_weight is None else layer_weight)), device=mean.device
-    )
-    if std.shape not in ((), mean.shape) or not (std.is_meta or (std >= 0).all()):
+    scale = fan_in_scale(mean if layer_weight is None else layer_weight)
+    start = torch.as_tensor(rule(mean.detach(), scale), device=mean.device)
+    if start.shape not in ((), mean.shape) or not (start.is_meta or (start >= 0).all()):
         raise ConversionError(
             f"posterior_std={rule} gives a parameter of {type(module).__name__} with shape {tuple(mean.shape)} a σ of "
-            f"shape {tuple(std.shape)}, or one that is negative or NaN. Return a scalar or one σ for each weight."
+            f"shape {tuple(start.shape)}, or one that is negative or NaN. Return a scalar or one σ for each weight."
         )
-    return std
+    return start
 
 
-def initial_rho(mean: Tensor, std: Tensor) -> Tensor:
-    """The ρ of ``mean``'s shape, dtype and device that gives the posterior this σ."""
-    return rho_from_std(std.to(mean.dtype)).expand_as(mean).contiguous()
+def initial_rho(mean: Tensor, start: Tensor) -> Tensor:
+    """The ρ of ``mean``'s shape, dtype and device with which the posterior's σ is ``start``."""
+    return rho_from_std(start.to(mean.dtype)).expand_as(mean).contiguous()
 
 
 def _refuse_surgery(name: str, module: nn.Module, attribute: str) -> None:

@@ -1,6 +1,6 @@
 """The mean-field Gaussian posterior N(μ, σ²) with σ = softplus(ρ), and the rules for the σ it starts with."""
 
-__all__ = ["Moped", "PosteriorStd", "Relative", "fan_in_scale", "log_std", "rho_from_std", "rms", "sample", "std"]
+__all__ = ["Moped", "PosteriorStd", "Relative", "fan_in_scale", "log_std", "rho_from_std", "rms_std", "sample", "std"]
 
 import math
 from dataclasses import dataclass
@@ -132,9 +132,9 @@ def fan_in_scale(weight: Tensor) -> float:
     return 1 / math.sqrt(3 * max(fan_in, 1))
 
 
-def rms(tensor: Tensor) -> float:
-    """The root mean square of a tensor; NaN for one on the meta device, which has no values yet."""
-    return math.nan if tensor.is_meta else _root_mean_square(tensor).item()
+def rms_std(rho: Tensor) -> float:
+    """The root mean square of σ; NaN on the meta device, where there are no values yet."""
+    return math.nan if rho.is_meta else _root_mean_square(std(at_least_float32(rho))).item()
 
 
 def check_positive(name: str, value: Any) -> None:

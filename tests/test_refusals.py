@@ -441,7 +441,7 @@ def prune_it(layer):
 
 
 def resize_it(layer):
-    layer.weight = nn.Parameter(torch.zeros(5, 3))
+    layer._parameters["weight"] = nn.Parameter(torch.zeros(5, 3))  # a setter would have refused
 
 
 def delete_it(layer):
@@ -483,10 +483,24 @@ def test_surgery_after_conversion_is_refused_at_the_next_draw_with_the_way_out(o
 def test_resizing_an_embedding_after_conversion_is_refused():
     bnn = bnnify.convert(nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 2)), select=["0", "1"])
     old = bnn.module[0]
-    old.weight = nn.Parameter(torch.cat([old.weight.detach(), torch.zeros(2, 3)]))
-    old.num_embeddings = 7
-    with pytest.raises(DrawError, match=r"`0.weight` \(BayesianEmbedding\).*\(7, 3\).*\(5, 3\).*collapse first"):
-        bnn(torch.tensor([6]))
+    with pytest.raises(DrawError, match=r"Cannot replace `weight` of BayesianEmbedding.*collapse first"):
+        old.weight = nn.Parameter(torch.cat([old.weight.detach(), torch.zeros(2, 3)]))
+    assert bnn(torch.tensor([4]))[0].shape == (1, 2)
+
+
+def test_fusing_a_batch_norm_after_conversion_is_refused():
+    bnn = bnnify.convert(nn.Sequential(nn.Conv2d(1, 2, 3, bias=False), nn.BatchNorm2d(2))).eval()
+    with pytest.raises(DrawError, match=r"Cannot replace `weight` of BayesianConv2d.*collapse first"):
+        torch.nn.utils.fusion.fuse_conv_bn_eval(bnn.module[0], bnn.module[1])
+
+
+def test_a_parameter_may_be_replaced_by_itself_and_by_load_state_dict():
+    bnn = bnnify.convert(two_layers())
+    bnn.module[0].weight = bnn.module[0].weight
+    bnn.load_state_dict({name: 2 * value for name, value in bnn.state_dict().items()}, assign=True)
+    bnn(torch.ones(1, 3))
+    with pytest.raises(DrawError, match="Cannot replace"):
+        bnn.module[0].weight = nn.Parameter(torch.ones(2, 3))
 
 
 @pytest.mark.parametrize("operate", [prune_it, parametrizations.weight_norm, nn.utils.weight_norm, resize_it])
