@@ -128,8 +128,8 @@ def _refuse_replacement(module: nn.Module, name: str) -> None:
     if module not in _may_be_replaced:
         raise DrawError(
             f"Cannot replace `{name}` of {type(module).__name__} by another parameter: it is the mean of a posterior, "
-            "and its rho would not follow. Call bnnify.collapse first, change the model, and convert it again; to change "
-            "values alone, load them with bnnify.load_weights."
+            "and its rho would not follow. Call bnnify.collapse first, change the model, and convert it again; "
+            "to change values alone, load them with bnnify.load_weights."
         )
 
 

@@ -55,9 +55,15 @@ def initial_rms(weight, posterior_std):
 def reference_kl(model, prior, posterior_std, bnn):
     """The KL of a trained ``bnn`` that was converted from ``model``, from names and formulas alone."""
     tensors = {name: tensor.detach().double() for name, tensor in bnn.module.named_parameters()}
+    fresh = dict(bnnify.convert(model, prior=prior, posterior_std=posterior_std).module.named_parameters())
     total = torch.zeros((), dtype=torch.float64)
     for name, weight in model.named_parameters():
-        prior_std = prior.std if prior.std is not None else prior.scale * initial_rms(weight.detach(), posterior_std)
+        # What the dtype could hold of the σ that the rule asked for.
+        start = torch.log1p(fresh[f"{name}_rho"].detach().double().exp())
+        torch.testing.assert_close(
+            start.square().mean().sqrt().item(), initial_rms(weight.detach(), posterior_std), rtol=0.05, atol=0
+        )
+        prior_std = prior.std if prior.std is not None else prior.scale * start.square().mean().sqrt().item()
         prior_mean = weight.detach().double() if isinstance(prior, Pretrained) else float64(prior.mean)
         posterior = Normal(tensors[name], torch.log1p(tensors[f"{name}_rho"].exp()))
         total += kl_divergence(posterior, Normal(prior_mean, float64(prior_std))).sum()
