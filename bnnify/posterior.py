@@ -61,22 +61,29 @@ class PosteriorStd(Protocol):
 
 @dataclass(frozen=True)
 class Relative:
-    """σ = fraction · rms(w), one σ for the whole tensor.
+    """σ = fraction · min(1, √(units / full_width)) · rms(w), one σ for the whole tensor.
 
-    An all-zero tensor (a fresh bias, LoRA's B) has no scale of its own and takes that of its layer's initialisation.
+    The units are those that the layer puts out, the tensor's first dimension. The next layer averages over their
+    independent errors, and the fewer they are, the less it averages: a layer of six channels bears less noise than one
+    of six hundred. An all-zero tensor (a fresh bias, LoRA's B) takes the scale of its layer's initialisation for rms(w).
 
     Args:
         fraction: σ as a fraction of the root mean square of the tensor. Must be positive.
+        full_width: The number of units from which on a layer gets the whole fraction. Default: ``1``, any number.
     """
 
     fraction: float
+    full_width: int = 1
 
     def __post_init__(self) -> None:
         check_positive("Relative(fraction)", self.fraction)
+        check_positive("Relative(full_width)", self.full_width)
 
     def __call__(self, weight: Tensor, scale: float) -> Tensor:
         own = _root_mean_square(weight)
-        return self.fraction * torch.where(own > 0, own, scale)
+        units = len(weight) if weight.ndim else 1
+        fraction = self.fraction * min(1.0, math.sqrt(units / self.full_width))
+        return fraction * torch.where(own > 0, own, scale)
 
 
 @dataclass(frozen=True)

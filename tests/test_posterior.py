@@ -363,6 +363,13 @@ def test_relative_is_a_fraction_of_the_rms_also_where_squares_leave_float32(scal
     torch.testing.assert_close(initial_std(weight, Relative(0.3)), expected.expand(5, 4), rtol=2e-5, atol=0)
 
 
+@pytest.mark.parametrize(("units", "share"), [(4, 0.5), (16, 1.0), (64, 1.0)])
+def test_a_layer_of_few_units_gets_less_of_the_fraction_when_a_full_width_is_given(units, share):
+    weight = torch.randn(units, 3, dtype=torch.float64)
+    expected = (0.3 * share * weight.square().mean().sqrt()).expand(units, 3)
+    close(initial_std(weight, Relative(0.3, full_width=16)), expected, torch.float64)
+
+
 def test_moped_is_proportional_to_each_weight(dtype):
     weight = torch.randn(5, 4, dtype=dtype).sign() * torch.linspace(0.5, 2, 20, dtype=dtype).reshape(5, 4)
     close(initial_std(weight, Moped(0.1)), 0.1 * weight.abs().double(), dtype)
