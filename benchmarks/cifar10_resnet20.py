@@ -30,7 +30,7 @@ from torchvision.transforms import v2
 import bnnify
 
 MOPED_DELTA = 0.2
-LEARNING_RATE = 0.02
+LEARNING_RATE = 0.05
 BATCH_SIZE = 128
 AUGMENTATION = v2.Compose(
     [

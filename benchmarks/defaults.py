@@ -24,6 +24,8 @@ from torch import Tensor
 
 import bnnify
 
+BATCH_SIZE = 250
+
 Scores = dict[str, float]
 """Accuracy in percent, nll in nats and ece, of one predictive distribution."""
 
@@ -52,14 +54,15 @@ def sweep(network: Network, options: argparse.Namespace) -> dict[str, Any]:
     model = trained(network, options.data, options.cache)
     inputs, labels = network.images(False, options.data, options.images)
     with torch.no_grad():
-        logits = model(inputs)
-    result = {"temperature": fit_temperature(logits, labels), "deterministic": _scores(logits.softmax(-1), labels)}
+        plain = torch.cat([model(batch) for batch in inputs.split(BATCH_SIZE)])
+    result = {"temperature": fit_temperature(plain, labels), "deterministic": _scores(plain.softmax(-1), labels)}
     for setting, posterior_std in track(SETTINGS.items(), f"Sweeping {network.name}", transient=True):
         bnn = bnnify.convert(model, **posterior_std)
         # The same noise, but for its scale, under every setting: the differences are then the settings' own.
         torch.manual_seed(1)
         with torch.no_grad():
-            probabilities = bnn.sample(inputs, num_samples=max(options.samples)).softmax(-1)
+            logits = [bnn.sample(batch, num_samples=max(options.samples)) for batch in inputs.split(BATCH_SIZE)]
+        probabilities = torch.cat(logits, dim=1).softmax(-1)
         result[setting] = {str(count): _scores(probabilities[:count].mean(0), labels) for count in options.samples}
     return result
 

@@ -21,7 +21,7 @@ from .selection import Holder, Select, Selection, Setting, holders_by_parameter,
 ESTIMATORS = ("reparameterization",)
 
 DEFAULT_PRIOR = Pretrained()
-DEFAULT_POSTERIOR_STD = Relative(0.2)
+DEFAULT_POSTERIOR_STD = Relative(0.2, full_width=32)
 DEFAULT_ESTIMATOR = "reparameterization"
 
 
@@ -47,7 +47,7 @@ def convert(
             matches a module (``"layer4"``, ``"encoder.*"``) takes the layers in it; one that matches a parameter
             (``"fc.weight"``, ``"*.scale"``) takes exactly that parameter, whatever holds it, frozen or not.
         prior: p(w). Default: ``Pretrained()``, centred on the pretrained weights.
-        posterior_std: How σ starts: a number, ``Relative(fraction)`` or ``Moped(delta)``. Default: ``Relative(0.2)``.
+        posterior_std: How σ starts: a number, ``Relative(fraction)`` or ``Moped(delta)``. Default: ``Relative(0.2, full_width=32)``.
         estimator: Where the noise is put. Default: ``"reparameterization"``, one weight sample per forward.
         inplace: Convert ``model`` itself. A conversion that fails leaves it as it was. Default: ``False``.
         strict: Raise when a parameter is left alone for want of support. Default: ``False``.

@@ -341,6 +341,30 @@ def test_backward_may_run_in_another_thread():
         torch.testing.assert_close(one, other)
 
 
+def test_the_draw_of_another_thread_is_not_replayed():
+    def gradient(use_reentrant: bool | None) -> torch.Tensor:
+        bnn = bnnify.convert(Recomputed(use_reentrant))
+        entered, done = threading.Event(), threading.Event()
+
+        def draw_meanwhile() -> None:
+            with bnn.draw():
+                entered.set()
+                done.wait(timeout=30)
+
+        torch.manual_seed(1)
+        with bnn.draw():
+            other = threading.Thread(target=draw_meanwhile)
+            other.start()
+            entered.wait(timeout=30)
+            torch.manual_seed(2)
+            bnn.module(X).sum().backward()
+            done.set()
+            other.join()
+        return bnn.module.first.weight_rho.grad
+
+    torch.testing.assert_close(gradient(False), gradient(None))
+
+
 def test_a_copy_made_inside_a_draw_hooks_nothing():
     bnn = bnnify.convert(Recomputed(False))
     with bnn.draw():

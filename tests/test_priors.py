@@ -93,7 +93,9 @@ def test_kl_is_the_sum_of_torch_distributions_kl(prior, posterior_std, dtype, to
 
 @pytest.mark.parametrize("prior", PRIORS, ids=str)
 def test_gradient_of_the_kl_is_that_of_torch_distributions(prior):
-    bnn = trained_a_little(bnnify.convert(nn.Linear(4, 3, bias=False, dtype=torch.float64), prior=prior))
+    bnn = trained_a_little(
+        bnnify.convert(nn.Linear(4, 3, bias=False, dtype=torch.float64), prior=prior, posterior_std=Relative(0.2))
+    )
     layer = bnn.module
     prior_mean = getattr(layer, "weight_prior_mean", getattr(prior, "mean", None))
     prior_std = prior.std
@@ -241,7 +243,9 @@ def test_default_prior_std_stays_what_it_was_while_the_posterior_moves():
 
 @pytest.mark.parametrize("prior", PRIORS, ids=str)
 def test_minimising_the_kl_arrives_at_the_prior(prior):
-    bnn = trained_a_little(bnnify.convert(nn.Linear(4, 3, bias=False, dtype=torch.float64), prior=prior))
+    bnn = trained_a_little(
+        bnnify.convert(nn.Linear(4, 3, bias=False, dtype=torch.float64), prior=prior, posterior_std=Relative(0.2))
+    )
     layer = bnn.module
     target_mean = getattr(layer, "weight_prior_mean", getattr(prior, "mean", None))
     target_std = prior.std
