@@ -47,7 +47,8 @@ def convert(
             matches a module (``"layer4"``, ``"encoder.*"``) takes the layers in it; one that matches a parameter
             (``"fc.weight"``, ``"*.scale"``) takes exactly that parameter, whatever holds it, frozen or not.
         prior: p(w). Default: ``Pretrained()``, centred on the pretrained weights.
-        posterior_std: How σ starts: a number, ``Relative(fraction)`` or ``Moped(delta)``. Default: ``Relative(0.2, full_width=32)``.
+        posterior_std: How σ starts: a number, ``Relative(fraction)`` or ``Moped(delta)``. Default:
+            ``Relative(0.2, full_width=32)``, a fifth of each tensor's rms and less for layers of few units.
         estimator: Where the noise is put. Default: ``"reparameterization"``, one weight sample per forward.
         inplace: Convert ``model`` itself. A conversion that fails leaves it as it was. Default: ``False``.
         strict: Raise when a parameter is left alone for want of support. Default: ``False``.

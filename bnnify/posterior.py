@@ -65,7 +65,7 @@ class Relative:
 
     The units are those that the layer puts out, the tensor's first dimension. The next layer averages over their
     independent errors, and the fewer they are, the less it averages: a layer of six channels bears less noise than one
-    of six hundred. An all-zero tensor (a fresh bias, LoRA's B) takes the scale of its layer's initialisation for rms(w).
+    of six hundred. An all-zero tensor (a fresh bias, LoRA's B) takes the scale of its layer's initialisation as rms(w).
 
     Args:
         fraction: σ as a fraction of the root mean square of the tensor. Must be positive.
