@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from .draw import Draw
 from .parameters import bayesian_parameters, unique_bayesian_parameters
-from .prediction import Likelihood, Prediction, predict
+from .prediction import Likelihood, Prediction, check_num_samples, predict
 from .report import ConversionReport
 
 
@@ -77,7 +77,7 @@ class BayesianModel(nn.Module):
             The model's output structure, in which each tensor of shape ``(...)`` has become ``(num_samples, ...)`` and
             every other leaf a list.
         """
-        _check_num_samples(num_samples)
+        check_num_samples(num_samples)
         outputs = []
         for _ in range(num_samples):
             with Draw(bayesian_parameters(self.module)) as draw:
@@ -146,11 +146,6 @@ def total_kl(root: nn.Module) -> Tensor:
     """The summed KL, in nats, of the Bayesian parameters under ``root``; devices may differ from one to the next."""
     terms = [parameter.kl() for parameter in unique_bayesian_parameters(root)]
     return torch.stack([term.to(terms[0].device) for term in terms]).sum() if terms else torch.zeros(())
-
-
-def _check_num_samples(num_samples: int) -> None:
-    if not isinstance(num_samples, int) or num_samples < 1:
-        raise ValueError(f"num_samples must be a positive integer, not {num_samples!r}.")
 
 
 def _are_tensors(leaves: tuple[Any, ...]) -> bool:

@@ -1,6 +1,6 @@
 """The predictive distribution: averages over networks from the posterior, and the uncertainty that they show."""
 
-__all__ = ["Likelihood", "Prediction", "predict"]
+__all__ = ["Likelihood", "Prediction", "check_num_samples", "predict"]
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -100,8 +100,7 @@ def predict(
     References:
         Depeweg et al. 2018, "Decomposition of Uncertainty in Bayesian Deep Learning", eq. 3 (the entropies) and eq. 5.
     """
-    if not isinstance(num_samples, int) or num_samples < 1:
-        raise ValueError(f"num_samples must be a positive integer, not {num_samples!r}.")
+    check_num_samples(num_samples)
     if likelihood not in Likelihood.__args__:  # type: ignore[attr-defined]
         raise ValueError(f"Unknown likelihood {likelihood!r}: known are {', '.join(map(repr, Likelihood.__args__))}.")  # type: ignore[attr-defined]
     with _evaluating(bnn), torch.no_grad():
@@ -112,6 +111,12 @@ def predict(
             batches = [inputs]
         predictions = [_predict_batch(bnn, batch, num_samples, likelihood, output, class_dim) for batch in batches]
     return _concatenate(predictions)
+
+
+def check_num_samples(num_samples: int) -> None:
+    """Raise a ValueError unless ``num_samples`` is a positive integer."""
+    if not isinstance(num_samples, int) or num_samples < 1:
+        raise ValueError(f"num_samples must be a positive integer, not {num_samples!r}.")
 
 
 def _predict_batch(
