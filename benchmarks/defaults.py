@@ -1,4 +1,4 @@
-"""Which standard deviation should a posterior start with? Small networks of many kinds, converted and not trained."""
+"""Which σ should a posterior start with? Small networks of many kinds are converted and judged as they are."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from small_networks import NETWORKS, Network, trained
-from torch import Tensor
+from torch import Tensor, nn
 
 import bnnify
 
-BATCH_SIZE = 250
+BATCH_SIZE = 100
+FITTING = 500
+"""Images that are used only to fit a fraction."""
 
 Scores = dict[str, float]
 """Accuracy in percent, nll in nats and ece, of one predictive distribution."""
@@ -52,44 +54,40 @@ def main() -> None:
 def sweep(network: Network, options: argparse.Namespace) -> dict[str, Any]:
     """The scores of the network as it is, and for each setting and number of samples."""
     model = trained(network, options.data, options.cache)
-    inputs, labels = network.images(False, options.data, options.images)
+    inputs, labels = network.images(False, options.data, options.images + FITTING)
+    rule = fitted(model, inputs[:FITTING], labels[:FITTING])
+    inputs, labels = inputs[FITTING:], labels[FITTING:]
     with torch.no_grad():
-        plain = torch.cat([model(batch) for batch in inputs.split(BATCH_SIZE)])
-    result = {"temperature": fit_temperature(plain, labels), "deterministic": _scores(plain.softmax(-1), labels)}
-    for setting, posterior_std in track(SETTINGS.items(), f"Sweeping {network.name}", transient=True):
-        bnn = bnnify.convert(model, **posterior_std)
-        # The same noise, but for its scale, under every setting: the differences are then the settings' own.
-        torch.manual_seed(1)
-        with torch.no_grad():
-            logits = [bnn.sample(batch, num_samples=max(options.samples)) for batch in inputs.split(BATCH_SIZE)]
-        probabilities = torch.cat(logits, dim=1).softmax(-1)
-        result[setting] = {str(count): _scores(probabilities[:count].mean(0), labels) for count in options.samples}
+        logits = torch.cat([model(batch) for batch in inputs.split(BATCH_SIZE)])
+    result = {
+        "temperature": fit_temperature(logits, labels),
+        "fitted fraction": rule.fraction,
+        "deterministic": _scores(logits.softmax(-1), labels),
+    }
+    settings = SETTINGS | {FITTED: {"posterior_std": rule}}
+    for name, setting in track(settings.items(), f"Sweeping {network.name}", transient=True):
+        probabilities = _sample(model, inputs, max(options.samples), **setting)
+        result[name] = {str(count): _scores(probabilities[:count].mean(0), labels) for count in options.samples}
     return result
 
 
-@dataclass(frozen=True)
-class OfRms:
-    """σ = fraction · rms(w), one σ for the whole tensor, whatever its width."""
+def fitted(model: nn.Module, inputs: Tensor, labels: Tensor) -> bnnify.Relative:
+    """The default rule with the fraction of the lowest NLL on these images: what one can do who has some to spare."""
 
-    fraction: float
-    biases: bool = True
+    def nll(rule: bnnify.Relative) -> float:
+        return _scores(_sample(model, inputs, 10, posterior_std=rule).mean(0), labels)["nll"]
 
-    def __call__(self, weight: Tensor, scale: float) -> Tensor:
-        if weight.ndim < 2 and not self.biases:
-            return torch.zeros(())
-        rms = weight.square().mean().sqrt()
-        return self.fraction * (rms if rms > 0 else torch.tensor(scale))
+    return min((bnnify.Relative(fraction, full_width=32) for fraction in FRACTIONS), key=nll)
 
 
 @dataclass(frozen=True)
-class OfRmsAndWidth:
-    """σ = fraction · rms(w) · min(1, √(units / enough)): less for a layer of few units, whose errors average less."""
+class WeightsOnly:
+    """σ = fraction · rms(w) for weights, none for biases."""
 
     fraction: float
-    enough: int = 32
 
     def __call__(self, weight: Tensor, scale: float) -> Tensor:
-        return OfRms(self.fraction * min(1.0, math.sqrt(len(weight) / self.enough)))(weight, scale)
+        return bnnify.Relative(self.fraction)(weight, scale) if weight.ndim > 1 else torch.zeros(())
 
 
 @dataclass(frozen=True)
@@ -102,22 +100,22 @@ class OfFanIn:
         return torch.tensor(self.fraction * math.sqrt(3) * scale)  # bnnify's scale is 1/√(3·fan_in)
 
 
-# What `bnnify.convert` is told; the first is the default.
+# What `bnnify.convert` is told, if anything.
 SETTINGS: dict[str, dict[str, Any]] = {
-    "bnnify.convert(model)": {},
-    "0.1 rms": {"posterior_std": OfRms(0.1)},
-    "0.15 rms": {"posterior_std": OfRms(0.15)},
-    "0.2 rms": {"posterior_std": OfRms(0.2)},
-    "0.2 rms, no biases": {"posterior_std": OfRms(0.2, biases=False)},
-    "0.3 rms": {"posterior_std": OfRms(0.3)},
-    "0.15 rms, width 32": {"posterior_std": OfRmsAndWidth(0.15)},
-    "0.2 rms, width 32": {"posterior_std": OfRmsAndWidth(0.2)},
-    "0.25 rms, width 32": {"posterior_std": OfRmsAndWidth(0.25)},
-    "0.2 rms, width 16": {"posterior_std": OfRmsAndWidth(0.2, enough=16)},
+    "bnnify's default": {},
+    "0.1 rms, full width 32": {"posterior_std": bnnify.Relative(0.1, full_width=32)},
+    "0.15 rms, full width 32": {"posterior_std": bnnify.Relative(0.15, full_width=32)},
+    "0.25 rms, full width 32": {"posterior_std": bnnify.Relative(0.25, full_width=32)},
+    "0.1 rms": {"posterior_std": bnnify.Relative(0.1)},
+    "0.2 rms": {"posterior_std": bnnify.Relative(0.2)},
+    "0.2 rms, no biases": {"posterior_std": WeightsOnly(0.2)},
+    "0.3 rms": {"posterior_std": bnnify.Relative(0.3)},
     "0.1 / sqrt(fan-in)": {"posterior_std": OfFanIn(0.1)},
     "0.2 |w| (MOPED)": {"posterior_std": bnnify.Moped(0.2)},
     "0.0486 (rho = -3)": {"posterior_std": 0.0486},
 }
+FITTED = "fitted on 500 other images"
+FRACTIONS = (0.025, 0.05, 0.1, 0.15, 0.2, 0.3)
 
 
 def table(report: dict[str, Any]) -> Table:
@@ -134,17 +132,28 @@ def table(report: dict[str, Any]) -> Table:
             grid.add_column(f"{score}\n{count} samples", justify="right")
     for network, result in results.items():
         grid.add_section()
-        grid.add_row(f"[bold]{network}[/] (T = {result['temperature']:.2f})")
+        grid.add_row(f"[bold]{network}[/]")
+        grid.add_row(f"temperature {result['temperature']:.2f}, fitted {result['fitted fraction']}")
         grid.add_row("deterministic", *_cells([result["deterministic"]] * len(samples)))
-        for setting in SETTINGS:
+        for setting in (*SETTINGS, FITTED):
             grid.add_row(setting, *_cells([result[setting][str(count)] for count in samples]))
     for title, summary in (("Mean change", _mean_change), ("Worst change", _worst_change)):
         grid.add_section()
         grid.add_row(f"[bold]{title}[/]")
-        for setting in SETTINGS:
+        for setting in (*SETTINGS, FITTED):
             changes = [summary([_change(result, setting, count) for result in results.values()]) for count in samples]
             grid.add_row(setting, *_cells(changes, sign="+"))
     return grid
+
+
+def _sample(model: nn.Module, inputs: Tensor, num_samples: int, **setting: Any) -> Tensor:
+    """Class probabilities of networks from the posterior, shape (num_samples, N, classes)."""
+    bnn = bnnify.convert(model, **setting)
+    # The same noise, but for its scale, under every setting: the differences are then the settings' own.
+    torch.manual_seed(1)
+    with torch.no_grad():
+        logits = [bnn.sample(batch, num_samples=num_samples) for batch in inputs.split(BATCH_SIZE)]
+    return torch.cat(logits, dim=1).softmax(-1)
 
 
 def _scores(probabilities: Tensor, labels: Tensor) -> Scores:
