@@ -73,7 +73,9 @@ def bayesian_class(plain: type[nn.Module], attributes: tuple[str, ...]) -> type[
 
     def register_parameter(self: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         before = self._parameters.get(name)
-        if name in settings_of(self) and None not in (before, parameter) and before is not parameter:
+        # A distributed tensor is the same parameter in pieces, as tensor parallelism puts it here.
+        same = before is parameter or hasattr(parameter, "full_tensor")
+        if name in settings_of(self) and None not in (before, parameter) and not same:
             _refuse_replacement(self, name)
         plain.register_parameter(self, name, parameter)
 

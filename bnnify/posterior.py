@@ -88,7 +88,7 @@ class Relative:
 
 @dataclass(frozen=True)
 class Moped:
-    """σ = δ·|w|, elementwise: each weight's uncertainty is proportional to the weight.
+    """``σ = δ·|w|``, elementwise: each weight's uncertainty is proportional to the weight.
 
     A weight near zero would be certain to be zero; σ is therefore at least δ/1000 of the tensor's rms.
 

@@ -74,15 +74,15 @@ def predict(
 
     Memory does not grow with the number of samples. What the model's output means is said, not guessed:
 
-    ==================  ==========================================================================================
-    ``likelihood``      the output holds
-    ==================  ==========================================================================================
-    ``"values"``        plain values: their mean and spread are taken (the default)
-    ``"logits"``        unnormalised log probabilities of classes along ``class_dim``
-    ``"probabilities"`` probabilities of classes along ``class_dim``
-    ``"binary_logits"`` independent logits of yes/no questions
-    ``"gaussian"``      a pair (mean, variance) of a regression that predicts its own noise
-    ==================  ==========================================================================================
+    ===================  ==========================================================================================
+    ``likelihood``       the output holds
+    ===================  ==========================================================================================
+    ``"values"``         plain values: their mean and spread are taken (the default)
+    ``"logits"``         unnormalised log probabilities of classes along ``class_dim``
+    ``"probabilities"``  probabilities of classes along ``class_dim``
+    ``"binary_logits"``  independent logits of yes/no questions
+    ``"gaussian"``       a pair (mean, variance) of a regression that predicts its own noise
+    ===================  ==========================================================================================
 
     Args:
         bnn: The converted model.

@@ -62,8 +62,16 @@ def test_the_default_backend_draws_anew_at_every_call():
 
 
 def test_compiling_equal_blocks_makes_as_many_graphs_as_the_plain_model():
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.tanh(self.linear(x))
+
     def blocks() -> nn.Sequential:
-        return nn.Sequential(*[nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(5)])
+        return nn.Sequential(*[Block() for _ in range(5)])
 
     def graphs(run, model: nn.Sequential) -> int:
         counter = CompileCounterWithBackend("aot_eager")
