@@ -302,7 +302,6 @@ def _options() -> argparse.Namespace:
     add("--seeds", type=int, default=1, help="how often to fine-tune with bnnify")
     add("--peer-seeds", type=int, default=1, help="how often to fine-tune without a posterior and with bayesian-torch")
     add("--samples", type=int, default=1, help="draws of the weights per training step")
-    # Learned by SGD at 50, σ shrank: a little better on clean images, calibrated worse on the shifted ones.
     add("--rho-lr", type=float, default=0.0, help="learning rate of ρ; 0 keeps σ as converted")
     add("--predict-samples", type=int, default=10, help="draws of the weights per prediction")
     add("--threads", type=int, default=torch.get_num_threads(), help="threads of the CPU")

@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _convert(options: argparse.Namespace) -> None:
-    if options.output.exists() and (not options.force or options.output.samefile(options.checkpoint)):
+    if options.output.exists() and (not options.force or options.output.resolve() == options.checkpoint.resolve()):
         raise CheckpointError(f"`{options.output}` exists. Choose another name, or pass --force.")
     if not options.output.absolute().parent.is_dir():
         raise CheckpointError(f"Cannot write `{options.output}`: its folder does not exist.")

@@ -54,7 +54,8 @@ class BayesianModel(nn.Module):
     def draw(self) -> Iterator[Draw]:
         """Draw one network, in effect for everything done in the ``with`` block by this thread.
 
-        Draws nest; leaving one restores what was in effect before. The draw it yields can be entered again.
+        Draws nest; leaving one restores what was in effect before. The draw it yields can be entered again, but what is
+        computed then is not replayed in backward: do not combine that with activation checkpointing.
 
         Example::
 

@@ -71,6 +71,7 @@ def test_force_writes_over_an_output_but_never_over_the_input(files, tmp_path):
     (tmp_path / "out.pt").write_bytes(b"old")
     assert main([*arguments, "out.pt"]) == 0
     assert main([*arguments, "model.pt"]) == 1
+    assert main(["convert", "absent.pt", "--model", "my_models:small", "--force", "-o", "out.pt"]) == 1
 
 
 def test_debug_shows_the_traceback(files):
