@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from .draw import read
+from .draw import note_replacement, read
 from .errors import DrawError
 from .parameters import PRIOR_MEAN, RHO, BayesianParameter, Settings, settings_of
 
@@ -101,10 +101,9 @@ def _bayesian_property(attribute: str) -> property:
         if attribute in module._parameters:
             value = module._parameters[attribute]
             return None if value is None else read(settings_of(module)[attribute].active, value)
-        try:
-            return cast(Tensor, module.__dict__[attribute])
-        except KeyError:
-            raise AttributeError(attribute) from None
+        if attribute not in module.__dict__:
+            raise AttributeError(attribute)
+        return note_replacement(settings_of(module)[attribute].active, module.__dict__[attribute])
 
     def set_(module: nn.Module, value: Any) -> None:
         # Parameters never come here: nn.Module registers them. A plain tensor does when a hypernetwork, pruning or

@@ -132,6 +132,11 @@ class _NewPosterior:
     rho: nn.Parameter
     prior_mean: nn.Parameter | None
 
+    @property
+    def memory(self) -> int:
+        """What is new, in bytes."""
+        return self.rho.nbytes + (0 if self.prior_mean is None else self.prior_mean.nbytes)
+
     def move_into(self, place: Holder) -> None:
         if place.attribute not in settings_of(place.module):
             become_bayesian(place.module, place.attribute, self.settings.copy(), self.rho, self.prior_mean)
@@ -180,6 +185,8 @@ def _report(
                 bayesian=parameter in posteriors,
                 reason=reasons[parameter] or "",
                 settings=str(posteriors[parameter].settings) if parameter in posteriors else "",
+                memory=parameter.nbytes,
+                added_memory=posteriors[parameter].memory if parameter in posteriors else 0,
             )
             for parameter, places in holders.items()
         )

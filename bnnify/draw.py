@@ -1,6 +1,6 @@
 """A draw: one sample of every Bayesian parameter, in effect for whole forwards and put back for their backward."""
 
-__all__ = ["Active", "Draw", "read"]
+__all__ = ["Active", "Draw", "note_replacement", "read", "tensors_in"]
 
 import dataclasses
 import threading
@@ -21,12 +21,15 @@ if TYPE_CHECKING:
 class Active(threading.local):
     """What reading one Bayesian parameter gives in this thread: ``(mean, sample)``, or None for the mean itself.
 
+    ``replaced`` tells that a read found another value in the place of the parameter.
+
     It lives beside the parameter rather than in a table of the draw, so that compiled code finds it by a path and
     equal blocks share one graph. Copies and pickles start outside any draw.
     """
 
     def __init__(self) -> None:
         self.entry: tuple[Tensor, Tensor] | None = None
+        self.replaced = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Active, ()
@@ -74,7 +77,7 @@ class Draw:
         """
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return
-        for tensor in _tensors(output, set()):
+        for tensor in tensors_in(output):
             if tensor.grad_fn is not None and not torch._C._functorch.is_functorch_wrapped_tensor(tensor):
                 tensor.register_hook(self._replay)
 
@@ -111,7 +114,16 @@ def read(active: Active, value: Tensor) -> Tensor:
     mean, drawn = entry
     if value is mean:
         return drawn
-    return unsharded(drawn, value) if is_unsharded_form(value, mean) else value
+    if is_unsharded_form(value, mean):
+        return unsharded(drawn, value)
+    return note_replacement(active, value)
+
+
+def note_replacement(active: Active, value: Tensor) -> Tensor:
+    """Give back ``value``, which somebody has put where the parameter was; ``audit`` asks for this afterwards."""
+    if not torch.compiler.is_compiling():
+        active.replaced = True
+    return value
 
 
 class _OutputHook:
@@ -156,8 +168,12 @@ def _replayed(active: Active) -> tuple[Tensor, Tensor] | None:
     return replay.entries.get(active) if replay else None
 
 
-def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
+def tensors_in(output: Any) -> Iterator[Tensor]:
     """Every tensor in a forward's output: in containers, dataclasses and the attributes of plain objects."""
+    return _tensors(output, set())
+
+
+def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
         return

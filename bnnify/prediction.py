@@ -103,7 +103,7 @@ def predict(
     check_num_samples(num_samples)
     if likelihood not in Likelihood.__args__:  # type: ignore[attr-defined]
         raise ValueError(f"Unknown likelihood {likelihood!r}: known are {', '.join(map(repr, Likelihood.__args__))}.")  # type: ignore[attr-defined]
-    with _evaluating(bnn), torch.no_grad():
+    with evaluating(bnn), torch.no_grad():
         if isinstance(inputs, DataLoader):
             device = next(bnn.parameters()).device
             batches: Iterable[Any] = (_first(batch, device) for batch in inputs)
@@ -228,7 +228,7 @@ def _first(batch: Any, device: torch.device) -> Any:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode for every module, and afterwards each one's own flag again, which need not be the same for all."""
     training = [(module, module.training) for module in model.modules()]
     model.eval()

@@ -5,7 +5,7 @@ __all__ = ["Holder", "Select", "Selection", "Setting", "holders_by_parameter", "
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -13,36 +13,13 @@ from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from .errors import ConversionError
 from .parameters import settings_of
-from .report import BY_TYPE, EMPTY, FROZEN, NOT_SELECTED, UNSUPPORTED
+from .registry import Layer, layer_of
+from .report import BY_TYPE, EMPTY, FROZEN, NOT_SELECTED, UNKNOWN, UNSUPPORTED
 
 Select: TypeAlias = str | Sequence[str] | Callable[[str, nn.Module], bool] | None
 
 _T = TypeVar("_T")
 Setting: TypeAlias = _T | Mapping[str, _T]
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """A type of layer, the parameters in it that are its weights, and whether they are converted unasked."""
-
-    type: type[nn.Module]
-    attributes: Callable[[Any], Sequence[str]]
-    by_default: bool = True
-
-
-_LAYERS = (
-    _Layer(nn.Linear, lambda layer: ("weight", "bias")),
-    _Layer(nn.modules.conv._ConvNd, lambda layer: ("weight", "bias")),
-    _Layer(nn.Bilinear, lambda layer: ("weight", "bias")),
-    _Layer(
-        nn.MultiheadAttention,
-        lambda layer: ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "in_proj_bias"),
-    ),
-    _Layer(nn.RNNBase, lambda layer: layer._flat_weights_names),
-    _Layer(nn.RNNCellBase, lambda layer: ("weight_ih", "weight_hh", "bias_ih", "bias_hh")),
-    _Layer(nn.Embedding, lambda layer: ("weight",), by_default=False),
-    _Layer(nn.EmbeddingBag, lambda layer: ("weight",), by_default=False),
-)
 
 
 @dataclass(frozen=True)
@@ -119,18 +96,20 @@ class Selection:
             return UNSUPPORTED + "its module is parametrized, so that other weights are computed from it"
         if any(_matches_parameter(p, place) and not _matches_module(p, place) for p in self._patterns):
             return None
-        layer = next((layer for layer in _LAYERS if isinstance(module, layer.type)), None)
-        if layer is None or not self._takes(place, layer):
+        layer = layer_of(module)
+        if not self._takes(place, layer):
             return BY_TYPE if self._by_default else NOT_SELECTED
-        attributes = layer.attributes(module)
-        if place.attribute not in attributes:
-            computed = attributes[0] not in module._parameters  # weight norm, spectral norm and pruning take it out
+        if layer is None:
+            return UNKNOWN
+        names = layer.names_in(module)
+        if place.attribute not in names:
+            computed = names[0] not in module._parameters  # weight norm, spectral norm and pruning take it out
             return UNSUPPORTED + "the layer's weight is computed from it" if computed else BY_TYPE
         return None if parameter.requires_grad else FROZEN
 
-    def _takes(self, place: Holder, layer: _Layer) -> bool:
+    def _takes(self, place: Holder, layer: Layer | None) -> bool:
         if self._by_default:
-            return layer.by_default
+            return layer is not None and layer.by_default
         if self._choose is not None:
             return any(self._choose(name, place.module) for name in place.module_names)
         return any(_matches_module(pattern, place) for pattern in self._patterns)
