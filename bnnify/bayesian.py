@@ -1,7 +1,8 @@
 """How a module becomes Bayesian: a subclass of its own class, in which reading a weight gives the draw's sample."""
 
-__all__ = ["bayesian_class", "become_bayesian", "become_plain"]
+__all__ = ["bayesian_class", "become_aware", "become_bayesian", "become_plain"]
 
+import copy
 import functools
 import types
 import weakref
@@ -10,9 +11,12 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
+from .computed import compute, computed_weights, parametrizations
 from .draw import note_replacement, read
 from .errors import DrawError
+from .exported import plain_view
 from .parameters import PRIOR_MEAN, RHO, BayesianParameter, Settings, settings_of
 
 
@@ -24,31 +28,52 @@ def become_bayesian(
     prior_mean: nn.Parameter | None,
 ) -> None:
     """Make one parameter of ``module`` Bayesian in place; the parameter stays where it is, as the posterior mean."""
-    bayesian = {**settings_of(module), attribute: settings}
-    plain = _plain_class(type(module))
-    module.__class__ = bayesian_class(plain, tuple(bayesian))
-    module.__dict__["_bayesian"] = bayesian
+    _enter_class(module, {**settings_of(module), attribute: settings})
     module.register_parameter(attribute + RHO, rho)
     if prior_mean is not None:
         module.register_parameter(attribute + PRIOR_MEAN, prior_mean)
-    if isinstance(module, nn.RNNBase):
-        module.__dict__.pop("_flat_weights", None)
+
+
+def become_aware(module: nn.Module) -> None:
+    """Let a module that computes its weights from the Bayesian parameters of its children do so at each read.
+
+    That is what a parametrized layer does. Any other module is left as it is.
+    """
+    if computed_weights(module, settings_of(module)):
+        _enter_class(module, settings_of(module))
 
 
 def become_plain(module: nn.Module) -> None:
-    """Undo :func:`become_bayesian` in place: the class it had, and the posterior means as its parameters."""
+    """Undo :func:`become_bayesian` and :func:`become_aware` in place: the class and the parameters that it had."""
+    computed = computed_weights(module, settings_of(module))
     for attribute in settings_of(module):
         del module._parameters[attribute + RHO]
         module._parameters.pop(attribute + PRIOR_MEAN, None)
     del module.__dict__["_bayesian"]
     module.__class__ = _plain_class(type(module))
+    for weight in computed:
+        if weight not in parametrizations(module):
+            module.__dict__[weight] = compute(module, weight).detach()
     if isinstance(module, nn.RNNBase):
         module._init_flat_weights()
 
 
+def _enter_class(module: nn.Module, bayesian: dict[str, Settings]) -> None:
+    computed = computed_weights(module, bayesian)
+    stored = (*computed, "_flat_weights") if isinstance(module, nn.RNNBase) else computed
+    for name in stored:
+        module.__dict__.pop(name, None)  # where the layer or a hook has put it; reading gives it from now on
+    module.__class__ = bayesian_class(_plain_class(type(module)), tuple(bayesian), computed)
+    module.__dict__["_bayesian"] = bayesian
+
+
 @functools.cache
-def bayesian_class(plain: type[nn.Module], attributes: tuple[str, ...]) -> type[nn.Module]:
+def bayesian_class(
+    plain: type[nn.Module], attributes: tuple[str, ...], computed: tuple[str, ...] = ()
+) -> type[nn.Module]:
     """The subclass of ``plain`` in which ``attributes`` are Bayesian: reading one gives the sample of the draw.
+
+    Reading one of ``computed`` computes it anew, from such samples.
 
     Example::
 
@@ -56,6 +81,7 @@ def bayesian_class(plain: type[nn.Module], attributes: tuple[str, ...]) -> type[
         True
     """
     namespace: dict[str, Any] = {attribute: _bayesian_property(attribute) for attribute in attributes}
+    namespace |= {weight: _computed_property(weight) for weight in computed}
     if issubclass(plain, nn.RNNBase):
         namespace["_flat_weights"] = property(_flat_weights, lambda module, value: None)
 
@@ -69,7 +95,7 @@ def bayesian_class(plain: type[nn.Module], attributes: tuple[str, ...]) -> type[
             return reduced  # a subclass somebody wrote, which pickle finds by its name
         constructor, arguments, *state = cast(tuple[Any, ...], reduced)
         arguments = tuple(plain if argument is made else argument for argument in arguments)
-        return _rebuild, (plain, attributes, constructor, arguments), *state
+        return _rebuild, (plain, attributes, constructor, arguments, computed), *state
 
     def register_parameter(self: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         before = self._parameters.get(name)
@@ -89,9 +115,12 @@ def bayesian_class(plain: type[nn.Module], attributes: tuple[str, ...]) -> type[
     namespace |= {"register_parameter": register_parameter, "_load_from_state_dict": load_from_state_dict}
     namespace |= {"_plain_class": plain, "extra_repr": extra_repr, "__reduce_ex__": reduce_ex}
     namespace |= {"__module__": plain.__module__, "__doc__": plain.__doc__}
+    if issubclass(plain, GraphModule):  # each has a class of its own, which torch knows how to make
+        namespace |= {"__deepcopy__": _copy_graph, "__reduce_ex__": _reduce_graph}
     # Through the metaclass, which need not be `type`: a module may also be an abstract base class.
+    keywords = {"metaclass": _guarding(cast(type, type(plain)))} if computed else {}
     made: type[nn.Module] = types.new_class(
-        f"Bayesian{plain.__name__}", (plain,), exec_body=lambda ns: ns.update(namespace)
+        f"Bayesian{plain.__name__}", (plain,), keywords, exec_body=lambda ns: ns.update(namespace)
     )
     return made
 
@@ -111,6 +140,56 @@ def _bayesian_property(attribute: str) -> property:
         module.__dict__[attribute] = value
 
     return property(get, set_)
+
+
+def _computed_property(weight: str) -> property:
+    def set_(module: nn.Module, value: Tensor) -> None:
+        if weight in parametrizations(module):
+            parametrizations(module)[weight].right_inverse(value)
+        # Before each forward, a hook stores here what it has computed: reading computes the same.
+
+    def delete(module: nn.Module) -> None:
+        _refuse_removal(type(module), weight)
+
+    return property(lambda module: compute(module, weight), set_, delete)
+
+
+@functools.cache
+def _guarding(metaclass: type) -> type:
+    """The metaclass of classes with computed weights; ``remove_parametrizations`` deletes these from the class."""
+
+    def delete(cls: type, name: str) -> None:
+        # Nothing that torch calls earlier tells a removal from a read.
+        _refuse_removal(
+            cls, name, " torch has overwritten the parameter if it was a single one: load the weights again."
+        )
+
+    return type(f"Guarding{metaclass.__name__}", (metaclass,), {"__delattr__": delete})
+
+
+def _refuse_removal(cls: type, weight: str, moreover: str = "") -> None:
+    raise DrawError(
+        f"Cannot remove what computes `{weight}` of {cls.__name__}: it computes it from parameters with a posterior. "
+        f"Call bnnify.collapse first, change the model, and convert it again.{moreover}"
+    )
+
+
+def _copy_graph(module: GraphModule, memo: dict[int, Any]) -> GraphModule:
+    made = plain_view(module, _plain_class(type(module))).__deepcopy__(memo)
+    memo[id(module)] = made
+    _enter_class(made, copy.deepcopy(settings_of(module), memo))
+    return made
+
+
+def _reduce_graph(module: GraphModule, protocol: Any) -> Any:
+    constructor, arguments = plain_view(module, _plain_class(type(module))).__reduce__()
+    return _rebuild_graph, (constructor, arguments, settings_of(module))
+
+
+def _rebuild_graph(constructor: Any, arguments: tuple[Any, ...], bayesian: dict[str, Settings]) -> GraphModule:
+    made: GraphModule = constructor(*arguments)
+    _enter_class(made, bayesian)
+    return made
 
 
 _may_be_replaced: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -139,12 +218,18 @@ def _flat_weights(module: Any) -> list[Tensor | None]:
     return [getattr(module, name, None) for name in module._flat_weights_names]
 
 
-def _plain_class(cls: type) -> type:
+def _plain_class(cls: type) -> Any:
     return getattr(cls, "_plain_class", cls)
 
 
-def _rebuild(plain: type[nn.Module], attributes: tuple[str, ...], constructor: Any, arguments: tuple[Any, ...]) -> Any:
+def _rebuild(
+    plain: type[nn.Module],
+    attributes: tuple[str, ...],
+    constructor: Any,
+    arguments: tuple[Any, ...],
+    computed: tuple[str, ...] = (),
+) -> Any:
     """Unpickle in any process: make an object of the plain class, then let it become Bayesian."""
     module = constructor(*arguments)
-    module.__class__ = bayesian_class(plain, attributes)  # type: ignore[arg-type]
+    module.__class__ = bayesian_class(plain, attributes, computed)  # type: ignore[arg-type]
     return module

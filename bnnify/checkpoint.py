@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .convert import convert
 from .errors import CheckpointError, ConversionError
 from .model import BayesianModel
-from .parameters import PRIOR_MEAN, RHO, BayesianParameter, bayesian_parameters, initial_rho, initial_std
+from .parameters import PRIOR_MEAN, RHO, BayesianParameter, bayesian_parameters
 from .posterior import Constant, Moped, Relative
 from .priors import Gaussian, Pretrained
 from .selection import Holder, holders_by_parameter
@@ -32,16 +32,19 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
 
     The weights become the posterior means. Where the file has no ρ for a parameter, σ starts anew from the loaded
     weights by the rule that it was converted with; where it has no prior mean, the loaded weights are it. So a model
-    may be converted before it has its weights, also on the meta device. Parameters that were tied stay tied.
+    may be converted before it has its weights, also on the meta device, where the tensors of the state_dict become its
+    own. Parameters that were tied stay tied.
 
     Args:
         model: A converted model (a :class:`BayesianModel` or its ``module``).
         state_dict: Tensors under the original names; ``*_rho`` and ``*_prior_mean`` may be missing.
 
     Raises:
-        CheckpointError: Anything else is missing, unexpected, or of another shape. Nothing has been loaded then.
+        CheckpointError: Anything else is missing, unexpected, or of another shape; or a buffer that no state_dict holds
+            has no value, because it was made on the meta device. Nothing has been loaded then.
     """
     root = model.module if isinstance(model, BayesianModel) else model
+    _refuse_valueless_buffers(root)
     own = root.state_dict(keep_vars=True)
     # A file may name a tied parameter once: what is given under one of its names is given under all.
     given_ids = {id(tensor) for name, tensor in own.items() if name in state_dict}
@@ -162,6 +165,21 @@ def _compare(own: Mapping[str, Any], given: Mapping[str, Any], missing: set[str]
         raise CheckpointError(f"The state_dict does not fit the model. {listing}. Nothing was loaded.")
 
 
+def _refuse_valueless_buffers(root: nn.Module) -> None:
+    """Raise for a buffer on the meta device to which no state_dict can give a value."""
+    valueless = [
+        f"`{name}.{attribute}`".replace("`.", "`")
+        for name, module in root.named_modules()
+        for attribute, buffer in module._buffers.items()
+        if buffer is not None and buffer.is_meta and attribute in module._non_persistent_buffers_set
+    ]
+    if valueless:
+        raise CheckpointError(
+            f"No state_dict holds {', '.join(valueless)}: persistent=False, and on the meta device it has no value. "
+            "Give it one first, for example by making its submodule anew on a real device. Nothing was loaded."
+        )
+
+
 def _tie(ties: list[list[Holder]], given: Mapping[str, Any]) -> None:
     """Make each group of places hold one parameter again: the one that was given."""
     for places in ties:
@@ -178,8 +196,7 @@ def _start_anew(parameter: BayesianParameter, absent: set[str]) -> None:
         _fill(slots, parameter.attribute + PRIOR_MEAN, parameter.mean.detach())
     parameter.refresh_initial_std()
     if parameter.name + RHO in absent:
-        start = initial_std(parameter.mean, parameter.module, parameter.settings.posterior_std)
-        _fill(slots, parameter.attribute + RHO, initial_rho(parameter.mean, start))
+        _fill(slots, parameter.attribute + RHO, parameter.settings.initial_rho(parameter.name, parameter.mean))
 
 
 def _fill(slots: dict[str, Any], name: str, value: Tensor) -> None:

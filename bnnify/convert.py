@@ -8,13 +8,15 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from .bayesian import become_bayesian, become_plain
+from .bayesian import become_aware, become_bayesian, become_plain
+from .computed import copies, layer_weight
 from .errors import ConversionError
 from .model import BayesianModel
-from .parameters import BayesianParameter, Settings, initial_rho, initial_std, is_bayesian, is_derived, settings_of
-from .posterior import PosteriorStd, Relative, as_posterior_std, rms_std
+from .parameters import BayesianParameter, Settings, is_bayesian, is_derived, settings_of
+from .posterior import PosteriorStd, Relative, as_posterior_std, fan_in_scale, rms_std
 from .priors import Pretrained, Prior, as_prior
 from .refusals import refuse_model, refuse_parameter
+from .registry import units_dim
 from .report import FROZEN, ConversionReport, ReportEntry
 from .selection import Holder, Select, Selection, Setting, holders_by_parameter, resolve
 
@@ -100,6 +102,8 @@ def convert(
     for parameter, places in chosen.items():
         for place in places:
             posteriors[parameter].move_into(place)
+    for module in model.modules():
+        become_aware(module)
     return BayesianModel(model, report)
 
 
@@ -155,15 +159,18 @@ def _start(
     prior, rule = as_prior(prior), as_posterior_std(posterior_std)
     if estimator not in ESTIMATORS:
         raise ConversionError(f"Unknown estimator {estimator!r}: known are {', '.join(map(repr, ESTIMATORS))}.")
-    rho = initial_rho(parameter, initial_std(parameter, places[0].module, rule))
+    layer = places[0].layer
+    scale, dim = fan_in_scale(layer_weight(layer, parameter)), units_dim(layer, parameter)
+    settings = Settings(prior, rule, str(estimator), scale=scale, units_dim=dim)
+    rho = settings.initial_rho(places[0].names[0], parameter)
+    settings.initial_std = rms_std(rho)
     prior_mean = nn.Parameter(parameter.detach().clone(), requires_grad=False) if prior.centred else None
-    settings = Settings(prior, rule, str(estimator), initial_std=rms_std(rho))
     return _NewPosterior(settings, nn.Parameter(rho), prior_mean)
 
 
 def _copy(model: nn.Module) -> nn.Module:
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, copies(model))
     except Exception as error:
         raise ConversionError(
             f"Cannot deep-copy the model ({type(model).__name__}): {error} "

@@ -6,14 +6,14 @@ __all__ = [
     "BayesianParameter",
     "Settings",
     "bayesian_parameters",
-    "initial_rho",
-    "initial_std",
     "is_bayesian",
     "is_derived",
     "settings_of",
     "unique_bayesian_parameters",
 ]
 
+import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import cast
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from .draw import Active
 from .errors import ConversionError, DrawError
-from .posterior import PosteriorStd, fan_in_scale, rho_from_std, rms_std
+from .posterior import PosteriorStd, rho_from_std, rms_std
 from .priors import Posterior, Prior
 from .sharding import is_sharding, reshard
 
@@ -33,12 +33,24 @@ RHO, PRIOR_MEAN = "_rho", "_prior_mean"
 
 @dataclass(eq=False)
 class Settings:
-    """How one parameter of one module is Bayesian, and what reading it gives at the moment."""
+    """How one parameter of one module is Bayesian, and what reading it gives at the moment.
+
+    Attributes:
+        prior: p(w).
+        posterior_std: The rule for the σ that the posterior starts with.
+        estimator: Where the noise is put.
+        initial_std: The root mean square of that σ, the scale of a prior that asks for it.
+        scale: The std of the layer's initialisation, for the rule.
+        units_dim: The dimension along which the layer's output units lie, for the rule.
+        active: What reading gives.
+    """
 
     prior: Prior
     posterior_std: PosteriorStd
     estimator: str
-    initial_std: float
+    initial_std: float = math.nan
+    scale: float = math.nan
+    units_dim: int = 0
     active: Active = field(default_factory=Active)
 
     def __str__(self) -> str:
@@ -46,7 +58,24 @@ class Settings:
 
     def copy(self) -> "Settings":
         """The same settings for another place that holds the same parameter."""
-        return Settings(self.prior, self.posterior_std, self.estimator, self.initial_std)
+        return dataclasses.replace(self, active=Active())
+
+    def initial_rho(self, name: str, weights: Tensor) -> Tensor:
+        """The ρ, of the same shape, dtype and device, with which the posterior of ``weights`` starts.
+
+        Raises:
+            ConversionError: The rule for σ returns one of another shape, or one that is negative or NaN.
+        """
+        # A rule may count on the units being the first dimension.
+        start = self.posterior_std(weights.detach().movedim(self.units_dim, 0), self.scale)
+        start = torch.as_tensor(start, device=weights.device)
+        start = start.movedim(0, self.units_dim) if start.ndim == weights.ndim else start
+        if start.shape not in ((), weights.shape) or not (start.is_meta or (start >= 0).all()):
+            raise ConversionError(
+                f"posterior_std={self.posterior_std} gives `{name}`, of shape {tuple(weights.shape)}, a σ of shape "
+                f"{tuple(start.shape)}, or one that is negative or NaN. Return a scalar or one σ for each weight."
+            )
+        return rho_from_std(start.to(weights.dtype)).expand_as(weights).contiguous()
 
 
 @dataclass(frozen=True)
@@ -88,8 +117,7 @@ class BayesianParameter:
     def refresh_initial_std(self) -> None:
         """Let the prior that takes its scale from the initial σ follow pretrained weights that were loaded just now."""
         weights = self.mean if self.prior_mean is None else self.prior_mean
-        start = initial_std(weights, self.module, self.settings.posterior_std)
-        self.settings.initial_std = rms_std(initial_rho(weights, start))
+        self.settings.initial_std = rms_std(self.settings.initial_rho(self.name, weights))
 
     def kl(self) -> Tensor:
         """KL(q‖p) of this parameter in nats, summed over its elements."""
@@ -143,24 +171,6 @@ def settings_of(module: nn.Module) -> dict[str, Settings]:
 def is_derived(module: nn.Module, attribute: str) -> bool:
     """Whether this parameter of ``module`` is the ρ or the prior mean of another one."""
     return any(attribute in (name + RHO, name + PRIOR_MEAN) for name in settings_of(module))
-
-
-def initial_std(mean: Tensor, module: nn.Module, rule: PosteriorStd) -> Tensor:
-    """The σ with which ``rule`` starts the posterior of ``mean``, a parameter of ``module``: a scalar, or as many."""
-    layer_weight = mean if mean.ndim > 1 else module._parameters.get("weight")
-    scale = fan_in_scale(mean if layer_weight is None else layer_weight)
-    start = torch.as_tensor(rule(mean.detach(), scale), device=mean.device)
-    if start.shape not in ((), mean.shape) or not (start.is_meta or (start >= 0).all()):
-        raise ConversionError(
-            f"posterior_std={rule} gives a parameter of {type(module).__name__} with shape {tuple(mean.shape)} a σ of "
-            f"shape {tuple(start.shape)}, or one that is negative or NaN. Return a scalar or one σ for each weight."
-        )
-    return start
-
-
-def initial_rho(mean: Tensor, start: Tensor) -> Tensor:
-    """The ρ of ``mean``'s shape, dtype and device with which the posterior's σ is ``start``."""
-    return rho_from_std(start.to(mean.dtype)).expand_as(mean).contiguous()
 
 
 def _refuse_surgery(name: str, module: nn.Module, attribute: str) -> None:

@@ -19,7 +19,8 @@ _REFUSED_CLASSES = {
     "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel": "Convert first, then shard it.",
     "torch.distributed.fsdp.FSDPModule": "Convert first, then shard it.",
     "torch._dynamo.eval_frame.OptimizedModule": "Convert its `._orig_mod` first and compile the result.",
-    "torch.jit._script.ScriptModule": "It has no Python class to extend: convert the model it was made from.",
+    "torch.jit._script.ScriptModule": "It has no Python class to extend: convert the model it was made from. "
+    "Where that is lost, bring the program into the form of torch.export, and convert its `.module()`.",
 }
 _FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -32,9 +33,8 @@ def refuse_model(model: object) -> None:
             compiled execution; or conversion runs under ``inference_mode``.
     """
     if not isinstance(model, nn.Module):
-        raise ConversionError(
-            f"Cannot convert {type(model).__name__}: it is not a torch.nn.Module. Pass the model itself."
-        )
+        what = "its `.module()`" if type(model).__name__ == "ExportedProgram" else "the model itself"
+        raise ConversionError(f"Cannot convert {type(model).__name__}: it is not a torch.nn.Module. Pass {what}.")
     if torch.is_inference_mode_enabled():
         raise ConversionError(
             f"Cannot convert {type(model).__name__} under torch.inference_mode(): the new parameters could not be "

@@ -1,13 +1,13 @@
 """Which parameters of which layers are their weights: what ``convert`` takes, and what a user may add to it."""
 
-__all__ = ["Layer", "layer_of", "register_layer"]
+__all__ = ["Layer", "layer_of", "register_layer", "units_dim"]
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
 
-from torch import nn
+from torch import Tensor, nn
 
 from .errors import ConversionError
 
@@ -22,11 +22,13 @@ class Layer:
         type: The class, or a glob of the class's qualified name for one whose library need not be installed.
         names: The names of the parameters, or a function that gives them for an instance.
         by_default: Whether ``convert`` takes them without a ``select``.
+        units_dim: The dimension of the weights along which the layer's output units lie, or a function that gives it.
     """
 
     type: type[nn.Module] | str
     names: Names
     by_default: bool = True
+    units_dim: int | Callable[[Any], int] = 0
 
     def describes(self, module: nn.Module) -> bool:
         """Whether ``module`` is of this type or of a subclass."""
@@ -39,7 +41,9 @@ class Layer:
         return self.names(module) if callable(self.names) else self.names
 
 
-def register_layer(layer: type[nn.Module] | str, parameters: Names, *, by_default: bool = True) -> None:
+def register_layer(
+    layer: type[nn.Module] | str, parameters: Names, *, by_default: bool = True, units_dim: int = 0
+) -> None:
     """Teach :func:`bnnify.convert` which parameters of a layer type are its weights.
 
     Nothing else needs to be known of the layer: whatever reads one of these parameters during a draw gets its sample.
@@ -51,6 +55,8 @@ def register_layer(layer: type[nn.Module] | str, parameters: Names, *, by_defaul
         parameters: The names of the parameters, or a function that gives them for an instance. A name that an instance
             lacks, or that is None there, is passed over.
         by_default: Convert them even where no ``select`` is given. Default: ``True``.
+        units_dim: The dimension of the weights along which the layer's output units lie, for rules of σ that count
+            them. Default: ``0``, as in ``nn.Linear``.
 
     Raises:
         ConversionError: ``layer`` is neither a module class nor a glob, or ``parameters`` is not a list of names.
@@ -69,7 +75,7 @@ def register_layer(layer: type[nn.Module] | str, parameters: Names, *, by_defaul
         raise ConversionError(f"Cannot register {layer!r}: give a subclass of torch.nn.Module, or a glob of its name.")
     if isinstance(parameters, str) or not (callable(parameters) or all(isinstance(name, str) for name in parameters)):
         raise ConversionError(f"Cannot register {layer!r}: give a list of names of parameters, not {parameters!r}.")
-    _LAYERS.insert(0, Layer(layer, parameters, by_default))
+    _LAYERS.insert(0, Layer(layer, parameters, by_default, units_dim))
 
 
 def layer_of(module: nn.Module) -> Layer | None:
@@ -77,10 +83,20 @@ def layer_of(module: nn.Module) -> Layer | None:
     return next((layer for layer in _LAYERS if layer.describes(module)), None)
 
 
+def units_dim(module: nn.Module, parameter: Tensor) -> int:
+    """The dimension of ``parameter``, a weight or bias of ``module``, along which the layer's output units lie."""
+    layer = layer_of(module)
+    dim = 0 if layer is None else layer.units_dim(module) if callable(layer.units_dim) else layer.units_dim
+    return dim if dim < parameter.ndim else 0
+
+
 _WEIGHT_AND_BIAS = ("weight", "bias")
+_PROJECTIONS = ("gate_up_proj", "gate_proj", "up_proj", "down_proj")
 
 _LAYERS = [
     Layer(nn.Linear, _WEIGHT_AND_BIAS),
+    # With groups the outputs lie along both of the first dimensions; the inputs, mostly as many, are near enough.
+    Layer(nn.modules.conv._ConvTransposeNd, _WEIGHT_AND_BIAS, units_dim=lambda layer: 1 if layer.groups == 1 else 0),
     Layer(nn.modules.conv._ConvNd, _WEIGHT_AND_BIAS),
     Layer(nn.Bilinear, _WEIGHT_AND_BIAS),
     Layer(
@@ -91,5 +107,13 @@ _LAYERS = [
     Layer(nn.RNNCellBase, ("weight_ih", "weight_hh", "bias_ih", "bias_hh")),
     Layer(nn.Embedding, ("weight",), by_default=False),
     Layer(nn.EmbeddingBag, ("weight",), by_default=False),
-    Layer("transformers.pytorch_utils.Conv1D", _WEIGHT_AND_BIAS),
+    Layer("transformers.pytorch_utils.Conv1D", _WEIGHT_AND_BIAS, units_dim=1),
+    Layer(
+        "transformers.models.*Experts",
+        [*_PROJECTIONS, *(f"{name}_bias" for name in _PROJECTIONS), "weight"],
+        units_dim=lambda experts: 2 if getattr(experts, "is_transposed", False) else 1,
+    ),
+    Layer("transformers.models.*Top[Kk]Router", _WEIGHT_AND_BIAS),
+    Layer("transformers.models.*.DbrxExpertGLU", ("w1", "v1", "w2")),
+    Layer("transformers.models.*.XLNetRelativeAttention", ("q", "k", "v", "o", "r")),
 ]

@@ -8,10 +8,12 @@ from fnmatch import fnmatchcase
 from typing import TypeAlias, TypeVar
 
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.nn.parameter import is_lazy
-from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
+from .computed import parametrizations, unsupported, used_for
 from .errors import ConversionError
+from .exported import multiplied_parameters
 from .parameters import settings_of
 from .registry import Layer, layer_of
 from .report import BY_TYPE, EMPTY, FROZEN, NOT_SELECTED, UNKNOWN, UNSUPPORTED
@@ -24,16 +26,32 @@ Setting: TypeAlias = _T | Mapping[str, _T]
 
 @dataclass(frozen=True)
 class Holder:
-    """A place where a parameter stands: a module, under all of its names, and the attribute there."""
+    """A place where a parameter stands: a module, under all of its names, and the attribute there.
+
+    Attributes:
+        layer: The layer that uses the parameter: the module, or the parametrized layer whose weight it computes.
+        weight: The weight of that layer which the parameter is, or from which it is computed.
+        multiplied: Whether the module belongs to an exported program that uses the parameter as a layer's weight.
+    """
 
     module_names: tuple[str, ...]
     module: nn.Module
     attribute: str
+    layer: nn.Module
+    weight: str
+    multiplied: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
         """The qualified names of the parameter here, such as ``fc.weight``."""
         return tuple(f"{name}.{self.attribute}" if name else self.attribute for name in self.module_names)
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """The qualified names of the layer."""
+        if self.layer is self.module:
+            return self.module_names
+        return tuple(name.removesuffix(f"parametrizations.{self.weight}").rstrip(".") for name in self.module_names)
 
 
 def holders_by_parameter(model: nn.Module) -> dict[Tensor, list[Holder]]:
@@ -41,11 +59,18 @@ def holders_by_parameter(model: nn.Module) -> dict[Tensor, list[Holder]]:
     module_names: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         module_names.setdefault(module, []).append(name)
+    parametrized: dict[nn.Module, tuple[nn.Module, str]] = {
+        made: (module, weight) for module in module_names for weight, made in parametrizations(module).items()
+    }
+    graphs = (module for module in module_names if isinstance(module, GraphModule))
+    multiplied = {parameter for graph in graphs for parameter in multiplied_parameters(graph)}
     holders: dict[Tensor, list[Holder]] = {}
     for module, names in module_names.items():
         for attribute, parameter in module._parameters.items():
             if parameter is not None:
-                holders.setdefault(parameter, []).append(Holder(tuple(names), module, attribute))
+                layer, weight = parametrized.get(module) or (module, used_for(module, attribute))
+                place = Holder(tuple(names), module, attribute, layer, weight, parameter in multiplied)
+                holders.setdefault(parameter, []).append(place)
     return holders
 
 
@@ -87,31 +112,28 @@ class Selection:
         return reasons
 
     def _why_not(self, place: Holder, parameter: Tensor) -> str | None:
-        module = place.module
-        if place.attribute in settings_of(module):
+        if place.attribute in settings_of(place.module):
             return None
         if not is_lazy(parameter) and parameter.numel() == 0:
             return EMPTY
-        if isinstance(module, ParametrizationList) or is_parametrized(module):
-            return UNSUPPORTED + "its module is parametrized, so that other weights are computed from it"
+        if reason := unsupported(place.module):
+            return UNSUPPORTED + reason
         if any(_matches_parameter(p, place) and not _matches_module(p, place) for p in self._patterns):
             return None
-        layer = layer_of(module)
+        layer = layer_of(place.layer)
         if not self._takes(place, layer):
             return BY_TYPE if self._by_default else NOT_SELECTED
-        if layer is None:
+        if layer is None and not place.multiplied:
             return UNKNOWN
-        names = layer.names_in(module)
-        if place.attribute not in names:
-            computed = names[0] not in module._parameters  # weight norm, spectral norm and pruning take it out
-            return UNSUPPORTED + "the layer's weight is computed from it" if computed else BY_TYPE
+        if layer is not None and place.weight not in layer.names_in(place.layer):
+            return BY_TYPE
         return None if parameter.requires_grad else FROZEN
 
     def _takes(self, place: Holder, layer: Layer | None) -> bool:
         if self._by_default:
-            return layer is not None and layer.by_default
+            return place.multiplied if layer is None else layer.by_default
         if self._choose is not None:
-            return any(self._choose(name, place.module) for name in place.module_names)
+            return any(self._choose(name, place.layer) for name in place.layer_names)
         return any(_matches_module(pattern, place) for pattern in self._patterns)
 
 

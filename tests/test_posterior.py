@@ -403,6 +403,21 @@ def test_zero_tensors_fall_back_to_the_scale_of_their_layers_initialisation(laye
         close(std(rho.detach().double()), torch.full(rho.shape, expected, dtype=torch.float64), torch.float32)
 
 
+@pytest.mark.parametrize(
+    "computed",
+    [
+        nn.utils.parametrizations.weight_norm,
+        nn.utils.parametrizations.spectral_norm,
+        lambda layer: nn.utils.prune.identity(layer, "weight"),
+    ],
+)
+def test_a_zero_bias_takes_the_scale_of_a_weight_that_is_computed(computed):
+    layer = computed(nn.Linear(12, 5))
+    nn.init.zeros_(layer.bias)
+    found = std(bnnify.convert(layer, posterior_std=Relative(0.2)).module.bias_rho)
+    torch.testing.assert_close(found, torch.full((5,), 0.2 / 6))
+
+
 def test_fallback_is_the_scale_of_pytorchs_own_initialisation():
     torch.manual_seed(0)
     layer = nn.Linear(300, 400)
@@ -469,5 +484,5 @@ def test_a_rule_of_ones_own_is_a_function_of_the_weight_and_its_layers_scale():
     ids=["shape", "negative", "NaN"],
 )
 def test_a_rule_of_ones_own_that_gives_no_std_is_refused(result, found):
-    with pytest.raises(bnnify.ConversionError, match=f"posterior_std=.*Linear.*{found}"):
+    with pytest.raises(bnnify.ConversionError, match=f"posterior_std=.*`weight`.*{found}"):
         bnnify.convert(nn.Linear(2, 2), posterior_std=lambda weight, scale: result)

@@ -6,6 +6,8 @@ from torch import nn
 
 import bnnify
 from bnnify import registry
+from bnnify.parameters import bayesian_parameters
+from bnnify.posterior import std
 
 
 @pytest.fixture(autouse=True)
@@ -96,3 +98,39 @@ def test_what_is_no_layer_type_is_refused(layer):
 def test_what_are_no_names_is_refused(names):
     with pytest.raises(bnnify.ConversionError, match="names of parameters"):
         bnnify.register_layer(LowRank, names)
+
+
+def narrow(model, **settings):
+    """The share of the fraction that each weight of the model gets under a full width of 16 units."""
+    bnn = bnnify.convert(
+        model, prior=bnnify.Pretrained(), posterior_std=bnnify.Relative(1.0, full_width=16), **settings
+    )
+    rms = {parameter.name: parameter.mean.square().mean().sqrt() for parameter in bayesian_parameters(bnn.module)}
+    return {p.name: round((p.settings.initial_std / rms[p.name]).item(), 3) for p in bayesian_parameters(bnn.module)}
+
+
+@pytest.mark.parametrize(
+    ("model", "share"),
+    [
+        (nn.Linear(30, 4), 0.5),
+        (nn.Conv1d(30, 4, 3), 0.5),
+        (nn.ConvTranspose2d(30, 4, 3), 0.5),
+        (nn.ConvTranspose2d(4, 4, 3, groups=4), 0.5),
+        (nn.ConvTranspose2d(4, 30, 3), 1.0),
+    ],
+)
+def test_units_are_counted_along_the_outputs_of_a_layer(model, share):
+    assert narrow(model)["weight"] == share
+
+
+def test_a_registered_type_may_have_its_units_in_another_dimension():
+    assert narrow(nn.Sequential(LowRank()), select="*.down") == {"0.down": round((2 / 16) ** 0.5, 3)}
+    bnnify.register_layer(LowRank, ["down", "bias"], units_dim=1)
+    assert narrow(LowRank())["down"] == round((3 / 16) ** 0.5, 3)
+
+
+def test_an_elementwise_sigma_comes_back_in_the_layout_of_the_weight():
+    model = nn.ConvTranspose1d(2, 3, 4)
+    bnn = bnnify.convert(model, posterior_std=bnnify.Moped(0.5))
+    expected = (0.5 * model.weight.abs()).clamp(min=1e-6)
+    torch.testing.assert_close(std(bnn.module.weight_rho), expected, atol=1e-3, rtol=1e-3)

@@ -1,0 +1,121 @@
+"""Weights that a layer computes from other parameters, in a parametrization or in a hook before its forward."""
+
+__all__ = ["compute", "computed_weights", "copies", "layer_weight", "parametrizations", "unsupported", "used_for"]
+
+from collections.abc import Iterable
+from types import SimpleNamespace
+from typing import TypeAlias
+
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from .parameters import is_bayesian
+
+_Hook: TypeAlias = BasePruningMethod | SpectralNorm | WeightNorm
+
+
+def parametrizations(module: nn.Module) -> dict[str, ParametrizationList]:
+    """The weights of ``module`` that are parametrized, each with what computes it and holds its parameters."""
+    found = module._modules.get("parametrizations")
+    if not isinstance(found, nn.ModuleDict):
+        return {}
+    return {name: made for name, made in found.items() if isinstance(made, ParametrizationList)}
+
+
+def used_for(module: nn.Module, attribute: str) -> str:
+    """The weight of ``module`` for which its parameter ``attribute`` is there: ``weight`` for ``weight_orig``."""
+    return [attribute, *_made_from(module, attribute)][-1]
+
+
+def computed_weights(module: nn.Module, bayesian: Iterable[str]) -> tuple[str, ...]:
+    """The weights of ``module`` that are computed from Bayesian parameters: the ``bayesian`` ones, or a child's.
+
+    One that another is computed from comes before it.
+
+    They have to be computed at each read. What a hook or ``torch.nn.utils.parametrize.cached()`` has stored from
+    another time is of another draw.
+    """
+    below = [name for name, made in parametrizations(module).items() if any(map(is_bayesian, made.modules()))]
+    hooked = {weight for attribute in bayesian for weight in _made_from(module, attribute)}
+    first_to_last = sorted(sorted(hooked), key=lambda weight: -len(_made_from(module, weight)))
+    return (*below, *first_to_last)
+
+
+def compute(module: nn.Module, weight: str) -> Tensor:
+    """The value of a weight that ``module`` computes, from its parameters as they read now.
+
+    Raises:
+        AttributeError: It does not compute any weight of that name.
+    """
+    if weight in parametrizations(module):
+        return parametrizations(module)[weight]()
+    hook = _hooks(module).get(weight)
+    if isinstance(hook, BasePruningMethod):
+        return hook.apply_mask(module)
+    if isinstance(hook, WeightNorm):
+        return hook.compute_weight(module)
+    if isinstance(hook, SpectralNorm):
+        # The next forward rewrites its vectors in place, and the backward of this one may still be to come.
+        vectors = {name: getattr(module, name).clone() for name in (f"{weight}_u", f"{weight}_v")}
+        original = {f"{weight}_orig": getattr(module, f"{weight}_orig")}
+        return hook.compute_weight(SimpleNamespace(**vectors, **original), do_power_iteration=False)  # type: ignore[arg-type]
+    raise AttributeError(weight)
+
+
+def layer_weight(layer: nn.Module, parameter: Tensor) -> Tensor:
+    """A tensor of the shape of the weight to which ``parameter`` of ``layer``, such as its bias, belongs."""
+    if parameter.ndim > 1:
+        return parameter
+    slots = [layer, *(made for name, made in parametrizations(layer).items() if name == "weight")]
+    names = ("weight", "weight_v", "weight_orig", "original", "original1")
+    found = (slot._parameters.get(name) for slot in slots for name in names)
+    return next((weight for weight in found if weight is not None and weight.ndim > 1), parameter)
+
+
+def copies(model: nn.Module) -> dict[int, Tensor]:
+    """What a deep copy of ``model`` is to put for the weights that its hooks have left in its layers, by identity.
+
+    They belong to the graph of a forward, and such tensors refuse to be copied.
+    """
+    left = (module.__dict__.get(weight) for module in model.modules() for weight in _hooks(module))
+    return {id(tensor): tensor.detach().clone() for tensor in left if isinstance(tensor, Tensor)}
+
+
+def unsupported(module: nn.Module) -> str | None:
+    """Why the parameters that ``module`` holds cannot have a Gaussian posterior, if it is a parametrization."""
+    if not isinstance(module, ParametrizationList):
+        return None
+    for made in module:
+        if getattr(getattr(made, "orthogonal_map", None), "name", "") == "householder":
+            return (
+                "the Householder map reads the signs on its diagonal, which noise would destroy; "
+                "orthogonal_map='matrix_exp' and 'cayley' can be converted"
+            )
+    return None
+
+
+def _hooks(module: nn.Module) -> dict[str, _Hook]:
+    """What computes weights of ``module`` before each forward, by the weight that it computes."""
+    hooks: dict[str, _Hook] = {}
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, BasePruningMethod):
+            hooks[hook._tensor_name] = hook
+        elif isinstance(hook, (WeightNorm, SpectralNorm)):
+            hooks[hook.name] = hook
+    return hooks
+
+
+def _made_from(module: nn.Module, attribute: str) -> list[str]:
+    """The weight that a hook computes from ``attribute``, and the one that another hook computes from that."""
+    made_from = {name: weight for weight, hook in _hooks(module).items() for name in _parameters_of(weight, hook)}
+    chain = [attribute]
+    while chain[-1] in made_from:
+        chain.append(made_from[chain[-1]])
+    return chain[1:]
+
+
+def _parameters_of(weight: str, hook: _Hook) -> tuple[str, ...]:
+    return (f"{weight}_g", f"{weight}_v") if isinstance(hook, WeightNorm) else (f"{weight}_orig",)
