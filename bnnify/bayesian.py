@@ -13,7 +13,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from .computed import compute, computed_weights, parametrizations
+from .computed import cache_properties, compute, computed_weights, parametrizations
 from .draw import note_replacement, read
 from .errors import DrawError
 from .exported import plain_view
@@ -81,7 +81,7 @@ def bayesian_class(
         True
     """
     namespace: dict[str, Any] = {attribute: _bayesian_property(attribute) for attribute in attributes}
-    namespace |= {weight: _computed_property(weight) for weight in computed}
+    namespace |= {weight: _computed_property(weight) for weight in computed} | cache_properties(attributes)
     if issubclass(plain, nn.RNNBase):
         namespace["_flat_weights"] = property(_flat_weights, lambda module, value: None)
 

@@ -54,7 +54,7 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
     needed = {n for n in absent if id(own[n]) not in derived and not n.endswith("num_batches_tracked")}
     _compare(own, state_dict, needed)
     ties = [places for places in holders_by_parameter(root).values() if len(places) > 1]
-    root.load_state_dict(dict(state_dict), strict=False, assign=any(tensor.is_meta for tensor in root.parameters()))
+    root.load_state_dict(state_dict, strict=False, assign=any(tensor.is_meta for tensor in root.parameters()))
     _tie(ties, state_dict)
     with torch.no_grad():
         for parameter in bayesian_parameters(root):

@@ -1,10 +1,19 @@
 """Weights that a layer computes from other parameters, in a parametrization or in a hook before its forward."""
 
-__all__ = ["compute", "computed_weights", "copies", "layer_weight", "parametrizations", "unsupported", "used_for"]
+__all__ = [
+    "cache_properties",
+    "compute",
+    "computed_weights",
+    "copies",
+    "layer_weight",
+    "parametrizations",
+    "unsupported",
+    "used_for",
+]
 
 from collections.abc import Iterable
 from types import SimpleNamespace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
@@ -73,6 +82,35 @@ def layer_weight(layer: nn.Module, parameter: Tensor) -> Tensor:
     names = ("weight", "weight_v", "weight_orig", "original", "original1")
     found = (slot._parameters.get(name) for slot in slots for name in names)
     return next((weight for weight in found if weight is not None and weight.ndim > 1), parameter)
+
+
+# Parameters from which a module computes a tensor that it keeps in eval, and the dictionary in which it keeps it: in
+# timm's LeViT, EfficientFormerV2, EfficientViT and TinyViT.
+_CACHES = {"attention_biases": "attention_bias_cache"}
+
+
+def cache_properties(bayesian: Iterable[str]) -> dict[str, property]:
+    """For each cache of what is computed from a Bayesian parameter, one for the mean and one for each sample."""
+    return {_CACHES[attribute]: _cache_property(attribute) for attribute in bayesian if attribute in _CACHES}
+
+
+def _cache_property(attribute: str) -> property:
+    cache = _CACHES[attribute]
+
+    def get(module: nn.Module) -> Any:
+        value = getattr(module, attribute)
+        of_sample = cache in module.__dict__ and value is not module._parameters.get(attribute)
+        if of_sample and not hasattr(value, cache):
+            setattr(value, cache, {})
+        holder = value if of_sample else module
+        if cache not in holder.__dict__:
+            raise AttributeError(cache)
+        return holder.__dict__[cache]
+
+    def set_(module: nn.Module, value: Any) -> None:
+        module.__dict__[cache] = value
+
+    return property(get, set_)
 
 
 def copies(model: nn.Module) -> dict[int, Tensor]:

@@ -22,6 +22,8 @@ _REFUSED_CLASSES = {
     "torch.jit._script.ScriptModule": "It has no Python class to extend: convert the model it was made from. "
     "Where that is lost, bring the program into the form of torch.export, and convert its `.module()`.",
 }
+# What quantization leaves in a float model that is only prepared for it, computes in floats.
+_QUANTIZED = re.compile(r"torch\.ao\.nn\.(\w+\.)*quantized\.(?!reference\.)(?!.*FloatFunctional$)")
 _FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -44,7 +46,7 @@ def refuse_model(model: object) -> None:
         for cls in type(module).__mro__:
             qualified = f"{cls.__module__}.{cls.__qualname__}"
             advice = _REFUSED_CLASSES.get(qualified)
-            if advice is None and re.match(r"torch\.ao\.nn\.(\w+\.)*quantized\.(?!reference\.)", qualified):
+            if advice is None and _QUANTIZED.match(qualified):
                 advice = (
                     "It has no floating-point weights to learn: convert first, and quantize what collapse gives back."
                 )
