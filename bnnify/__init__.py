@@ -10,15 +10,20 @@ __all__ = [
     "Draw",
     "DrawError",
     "Gaussian",
+    "Laplace",
+    "MonteCarloPrior",
     "Moped",
     "Prediction",
     "Pretrained",
     "Prior",
     "Relative",
+    "ScaleMixture",
     "audit",
     "collapse",
     "convert",
     "elbo",
+    "geometric_weight",
+    "linear_warmup",
     "load",
     "load_weights",
     "register_layer",
@@ -31,9 +36,9 @@ from .convert import collapse, convert
 from .draw import Draw
 from .errors import BnnifyError, CheckpointError, ConversionError, DrawError
 from .model import BayesianModel
-from .objective import elbo
+from .objective import elbo, geometric_weight, linear_warmup
 from .posterior import Moped, Relative
 from .prediction import Prediction
-from .priors import Gaussian, Pretrained, Prior
+from .priors import Gaussian, Laplace, MonteCarloPrior, Pretrained, Prior, ScaleMixture
 from .registry import register_layer
 from .report import ConversionReport

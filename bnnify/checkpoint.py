@@ -18,13 +18,13 @@ from .errors import CheckpointError, ConversionError
 from .model import BayesianModel
 from .parameters import PRIOR_MEAN, RHO, BayesianParameter, bayesian_parameters
 from .posterior import Constant, Moped, Relative
-from .priors import Gaussian, Pretrained
+from .priors import Gaussian, Laplace, Pretrained, ScaleMixture
 from .selection import Holder, holders_by_parameter
 
 FORMAT = 1
 
 # What a file may name. A prior or a rule of the user's own has no place in a file that must load without running code.
-_KINDS = {kind.__name__: kind for kind in (Constant, Moped, Relative, Gaussian, Pretrained)}
+_KINDS = {kind.__name__: kind for kind in (Constant, Moped, Relative, Gaussian, Laplace, Pretrained, ScaleMixture)}
 
 
 def load_weights(model: nn.Module, state_dict: Mapping[str, Any]) -> None:

@@ -42,7 +42,8 @@ class BayesianModel(nn.Module):
 
         Returns:
             The output, with whatever structure the model gives it, and KL(q‖p) in nats, summed over all weights. The
-            output of n forwards is n draws, but the KL is the same in each: it is a property of the posterior.
+            output of n forwards is n draws, but the KL is the same in each: it is a property of the posterior. Only
+            under a prior without a closed form is it an estimate from the draw.
         """
         return call_in_draw(self.module, self.module, *args, **kwargs)
 
@@ -136,8 +137,8 @@ def call_in_draw(root: nn.Module, forward: Callable[..., Any], *args: Any, **kwa
     Parameters for which a draw is in effect already keep it.
     """
     draw = Draw(bayesian_parameters(root), keep_active=True)
-    kl = total_kl(root)  # before the forward, which under FSDP leaves parameters gathered for the backward
     with draw:
+        kl = total_kl(root)  # before the forward, which under FSDP leaves parameters gathered for the backward
         output = forward(*args, **kwargs)
     draw.replay_in_backward(output)
     return output, kl

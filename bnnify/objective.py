@@ -1,6 +1,6 @@
-"""The training objective: the evidence lower bound, per datum."""
+"""The training objective: the evidence lower bound, per datum, and weights of its KL that change during training."""
 
-__all__ = ["elbo"]
+__all__ = ["elbo", "geometric_weight", "linear_warmup"]
 
 import math
 
@@ -44,3 +44,56 @@ def elbo(nll: Tensor, kl: Tensor, num_data: int, beta: float = 1.0) -> Tensor:
     if not beta >= 0:
         raise ValueError(f"beta must not be negative, and is {beta!r}.")
     return nll + (beta / num_data) * kl
+
+
+def linear_warmup(step: int, warmup_steps: int, final: float = 1.0) -> float:
+    """The weight β of the KL in training step ``step``: from 0 at step 0 straight to ``final``, and then constant.
+
+    Early on, while the data have not been fitted, the full KL may pull σ and the means to the prior for good.
+
+    Args:
+        step: Counted from 0 through all epochs.
+        warmup_steps: The step from which on β is ``final``. With 0 it is ``final`` throughout.
+        final: Default: ``1.0``, the ELBO.
+
+    Raises:
+        ValueError: A step is negative.
+
+    References:
+        Sønderby et al. 2016, "Ladder Variational Autoencoders", section 2.3 (for latent variables).
+
+    Example::
+
+        >>> [linear_warmup(step, warmup_steps=4) for step in (0, 1, 4, 9)]
+        [0.0, 0.25, 1.0, 1.0]
+    """
+    if step < 0 or warmup_steps < 0:
+        raise ValueError(f"Steps count from 0; found step={step!r} and warmup_steps={warmup_steps!r}.")
+    return final if step >= warmup_steps else final * step / warmup_steps
+
+
+def geometric_weight(batch: int, num_batches: int) -> float:
+    """The weight β of the KL in one batch of an epoch: M·2^(M-i)/(2^M - 1) for the i-th of M, counted from 1.
+
+    The first batches of an epoch are ruled by the prior, the later ones by the data. Over an epoch β averages 1. With
+    many batches all of the KL falls on the first ten or so.
+
+    Args:
+        batch: The number of the batch within its epoch, counted from 0 as ``enumerate`` does: i - 1.
+        num_batches: M, the number of batches in an epoch.
+
+    Raises:
+        ValueError: ``batch`` is not one of the epoch.
+
+    References:
+        Blundell et al. 2015, "Weight Uncertainty in Neural Networks", section 3.4.
+
+    Example::
+
+        >>> [round(geometric_weight(batch, 3), 3) for batch in range(3)]
+        [1.714, 0.857, 0.429]
+    """
+    if not 0 <= batch < num_batches:
+        raise ValueError(f"batch counts from 0 to num_batches - 1; found {batch!r} of {num_batches!r}.")
+    # Divided through by 2^M, which no float holds for an epoch of two thousand batches.
+    return num_batches * 2.0 ** -(batch + 1) / (1.0 - 2.0**-num_batches)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from .draw import Active
 from .errors import ConversionError, DrawError
-from .posterior import PosteriorStd, rho_from_std, rms_std
+from .posterior import PosteriorStd, rho_from_std, rms_std, sample
 from .priors import Posterior, Prior
 from .sharding import is_sharding, reshard
 
@@ -54,7 +54,8 @@ class Settings:
     active: Active = field(default_factory=Active)
 
     def __str__(self) -> str:
-        return f"{self.estimator}, prior={self.prior}, std={self.posterior_std}"
+        how = " (KL by Monte Carlo)" if self.prior.needs_sample else ""
+        return f"{self.estimator}, prior={self.prior}{how}, std={self.posterior_std}"
 
     def copy(self) -> "Settings":
         """The same settings for another place that holds the same parameter."""
@@ -120,9 +121,12 @@ class BayesianParameter:
         self.settings.initial_std = rms_std(self.settings.initial_rho(self.name, weights))
 
     def kl(self) -> Tensor:
-        """KL(q‖p) of this parameter in nats, summed over its elements."""
+        """KL(q‖p) of this parameter in nats, summed over its elements; if by Monte Carlo, on the draw in effect."""
         settings = self.settings
-        kl = settings.prior.kl(Posterior(self.mean, self.rho, self.prior_mean, settings.initial_std))
+        drawn = None
+        if settings.prior.needs_sample:
+            drawn = sample(self.mean, self.rho) if self.active.entry is None else self.active.entry[1]
+        kl = settings.prior.kl(Posterior(self.mean, self.rho, self.prior_mean, settings.initial_std, drawn))
         # Of a sharded parameter it is a sum of which every rank has computed its part.
         return kl.full_tensor() if hasattr(kl, "full_tensor") else kl
 

@@ -1,12 +1,13 @@
 """Priors over the weights; each knows its KL divergence from a mean-field Gaussian posterior."""
 
-__all__ = ["Gaussian", "Posterior", "Pretrained", "Prior"]
+__all__ = ["Gaussian", "Laplace", "MonteCarloPrior", "Posterior", "Pretrained", "Prior", "ScaleMixture"]
 
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from .errors import ConversionError
@@ -21,12 +22,15 @@ class Posterior(NamedTuple):
         rho: ρ, of the weight's shape.
         prior_mean: The pretrained weights, of the weight's shape, for a prior that is ``centred``; None otherwise.
         initial_std: The root mean square of the σ that the posterior had when it was converted.
+        sample: For a prior with ``needs_sample``, w ~ q of the weight's shape: that of the draw in effect, or a fresh
+            one outside of a draw; None otherwise.
     """
 
     mean: Tensor
     rho: Tensor
     prior_mean: Tensor | None
     initial_std: float
+    sample: Tensor | None = None
 
 
 class Prior(ABC):
@@ -34,6 +38,9 @@ class Prior(ABC):
 
     centred: bool = False
     """Whether each parameter under this prior keeps its pretrained value beside it, as ``*_prior_mean``."""
+
+    needs_sample: bool = False
+    """Whether the KL is estimated from a sample of the posterior; then it differs from draw to draw."""
 
     @abstractmethod
     def kl(self, posterior: Posterior) -> Tensor:
@@ -53,8 +60,7 @@ class Gaussian(Prior):
     std: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.mean, (int, float)) and math.isfinite(self.mean)):
-            raise ConversionError(f"Gaussian(mean) must be finite, not {self.mean!r}.")
+        _check_finite("Gaussian(mean)", self.mean)
         check_positive("Gaussian(std)", self.std)
 
     def kl(self, posterior: Posterior) -> Tensor:
@@ -88,6 +94,97 @@ class Pretrained(Prior):
         assert posterior.prior_mean is not None  # `centred` promised it
         std = self.scale * posterior.initial_std if self.std is None else self.std
         return gaussian_kl(posterior.mean, posterior.rho, posterior.prior_mean, std)
+
+
+@dataclass(frozen=True)
+class Laplace(Prior):
+    """``p(w) = exp(-|w - mean| / scale) / (2·scale)``, the same for every weight; its KL has a closed form.
+
+    Args:
+        mean: Default: ``0.0``.
+        scale: b, the mean absolute deviation; the standard deviation is √2·b. Default: ``1.0``.
+    """
+
+    mean: float = 0.0
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_finite("Laplace(mean)", self.mean)
+        check_positive("Laplace(scale)", self.scale)
+
+    def kl(self, posterior: Posterior) -> Tensor:
+        distance = at_least_float32(posterior.mean) - self.mean
+        rho = at_least_float32(posterior.rho)
+        sigma = std(rho).clamp(min=torch.finfo(rho.dtype).tiny)
+        # E|w - m| under q. Beyond 40 σ it is |μ - m|, and the clamp keeps infinities out of the gradient.
+        ratio = (distance / sigma).clamp(-40, 40)
+        spread = math.sqrt(2 / math.pi) * sigma * torch.exp(-0.5 * ratio.square())
+        absolute = spread + distance * torch.erf(ratio / math.sqrt(2))
+        return (absolute / self.scale - log_std(rho) + (math.log(2 * self.scale) - _GAUSSIAN_ENTROPY)).sum()
+
+
+class MonteCarloPrior(Prior):
+    """A prior known by its density alone. A prior of your own of this kind needs one method, :meth:`log_prob`.
+
+    The KL is estimated from the very sample that the forward used, as KL(q‖p) = -H(q) - E_q[log p(w)], of which the
+    entropy H is exact: unbiased, with unbiased gradients, and equal to Blundell's log q(w) - log p(w) on average.
+
+    References:
+        Blundell et al. 2015, "Weight Uncertainty in Neural Networks", eq. 2.
+    """
+
+    needs_sample = True
+
+    @abstractmethod
+    def log_prob(self, weights: Tensor) -> Tensor:
+        """log p(w) of each weight, in nats, of the weights' shape."""
+
+    def kl(self, posterior: Posterior) -> Tensor:
+        assert posterior.sample is not None  # `needs_sample` promised it
+        negative_entropy = -log_std(posterior.rho) - _GAUSSIAN_ENTROPY
+        return (negative_entropy - self.log_prob(at_least_float32(posterior.sample))).sum()
+
+
+@dataclass(frozen=True)
+class ScaleMixture(MonteCarloPrior):
+    """p(w) = pi·N(0, std1²) + (1 - pi)·N(0, std2²): a wide slab and a narrow spike; its KL is a Monte Carlo estimate.
+
+    Args:
+        pi: The share of the first component, between 0 and 1. Default: ``0.5``.
+        std1: The standard deviation of the first component. Default: ``1.0``.
+        std2: That of the second one, usually far smaller. Default: ``exp(-6)``.
+
+    References:
+        Blundell et al. 2015, "Weight Uncertainty in Neural Networks", eq. 7.
+    """
+
+    pi: float = 0.5
+    std1: float = 1.0
+    std2: float = math.exp(-6)
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.pi, (int, float)) and 0 < self.pi < 1):
+            raise ConversionError(f"ScaleMixture(pi) must lie between 0 and 1, not {self.pi!r}.")
+        check_positive("ScaleMixture(std1)", self.std1)
+        check_positive("ScaleMixture(std2)", self.std2)
+
+    def log_prob(self, weights: Tensor) -> Tensor:
+        first = math.log(self.pi) + _gaussian_log_prob(weights, self.std1)
+        second = math.log1p(-self.pi) + _gaussian_log_prob(weights, self.std2)
+        return torch.logaddexp(first, second)
+
+
+_GAUSSIAN_ENTROPY = 0.5 * math.log(2 * math.pi * math.e)
+"""The entropy of N(0, 1); that of N(μ, σ²) has log σ more."""
+
+
+def _gaussian_log_prob(weights: Tensor, std: float) -> Tensor:
+    return -0.5 * (weights / std).square() - (math.log(std) + 0.5 * math.log(2 * math.pi))
+
+
+def _check_finite(name: str, value: object) -> None:
+    if not (isinstance(value, (int, float)) and math.isfinite(value)):
+        raise ConversionError(f"{name} must be finite, not {value!r}.")
 
 
 def gaussian_kl(mean: Tensor, rho: Tensor, prior_mean: Tensor | float, prior_std: float) -> Tensor:

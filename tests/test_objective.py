@@ -1,5 +1,6 @@
 """The ELBO: its value and gradient, its meaning over an epoch, and what it refuses."""
 
+import itertools
 import math
 
 import pytest
@@ -72,3 +73,28 @@ def test_num_data_must_be_a_positive_integer(num_data):
 def test_beta_must_not_be_negative(beta):
     with pytest.raises(ValueError, match=f"beta must not be negative, and is {beta!r}"):
         bnnify.elbo(torch.tensor(1.0), torch.tensor(1.0), num_data=10, beta=beta)
+
+
+@pytest.mark.parametrize("batches", [1, 2, 7, 60, 5000])
+def test_the_geometric_weights_average_one_over_an_epoch_and_halve_from_batch_to_batch(batches):
+    weights = [bnnify.geometric_weight(batch, batches) for batch in range(batches)]
+    assert sum(weights) / batches == pytest.approx(1.0, rel=1e-12)
+    assert all(later == pytest.approx(earlier / 2) for earlier, later in itertools.pairwise(weights))
+
+
+def test_the_geometric_weight_is_the_formula_of_the_paper():
+    for i in range(1, 9):
+        assert bnnify.geometric_weight(i - 1, 8) == pytest.approx(8 * 2 ** (8 - i) / (2**8 - 1), rel=1e-14)
+
+
+@pytest.mark.parametrize(("batch", "batches"), [(-1, 3), (3, 3), (0, 0)])
+def test_a_batch_that_is_not_of_the_epoch_is_refused(batch, batches):
+    with pytest.raises(ValueError, match=f"found {batch} of {batches}"):
+        bnnify.geometric_weight(batch, batches)
+
+
+def test_the_warmup_is_a_line_and_then_constant():
+    assert [bnnify.linear_warmup(step, 10, final=0.5) for step in (0, 5, 10, 1000)] == [0.0, 0.25, 0.5, 0.5]
+    assert bnnify.linear_warmup(0, 0) == 1.0
+    with pytest.raises(ValueError, match="step=-1"):
+        bnnify.linear_warmup(-1, 10)
