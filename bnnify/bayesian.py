@@ -81,7 +81,7 @@ def bayesian_class(
         True
     """
     namespace: dict[str, Any] = {attribute: _bayesian_property(attribute) for attribute in attributes}
-    namespace |= {weight: _computed_property(weight) for weight in computed} | cache_properties(attributes)
+    namespace |= {weight: _computed_property(plain, weight) for weight in computed} | cache_properties(attributes)
     if issubclass(plain, nn.RNNBase):
         namespace["_flat_weights"] = property(_flat_weights, lambda module, value: None)
 
@@ -142,16 +142,18 @@ def _bayesian_property(attribute: str) -> property:
     return property(get, set_)
 
 
-def _computed_property(weight: str) -> property:
-    def set_(module: nn.Module, value: Tensor) -> None:
-        if weight in parametrizations(module):
-            parametrizations(module)[weight].right_inverse(value)
-        # Before each forward, a hook stores here what it has computed: reading computes the same.
+def _computed_property(plain: type[nn.Module], weight: str) -> property:
+    parametrized = getattr(plain, weight, None)  # if so, torch has made a property too, which knows how to assign
+    set_ = parametrized.fset if isinstance(parametrized, property) else _discard
 
     def delete(module: nn.Module) -> None:
         _refuse_removal(type(module), weight)
 
     return property(lambda module: compute(module, weight), set_, delete)
+
+
+def _discard(module: nn.Module, value: Tensor) -> None:
+    """What a hook assigns before each forward: it has computed it as reading does."""
 
 
 @functools.cache
