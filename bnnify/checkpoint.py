@@ -2,6 +2,7 @@
 
 __all__ = ["load", "load_weights", "read_state_dict", "save"]
 
+import copy
 import dataclasses
 import os
 import tempfile
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from .convert import convert
 from .errors import CheckpointError, ConversionError
@@ -135,10 +137,11 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             break
     if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
         raise CheckpointError(f"No state_dict was found in `{path}`: it holds a {type(content).__name__}.")
-    tensors = dict(content)
-    if all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    return tensors
+    # Unlike `dict(content)`, a copy keeps what torch notes about the versions of the modules.
+    state_dict: Any = copy.copy(content)
+    if all(name.startswith("module.") for name in state_dict):
+        consume_prefix_in_state_dict_if_present(state_dict, "module.")
+    return state_dict
 
 
 def _read(path: str | os.PathLike[str]) -> Any:

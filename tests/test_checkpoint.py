@@ -170,6 +170,22 @@ def test_a_state_dict_is_found_in_a_training_checkpoint(nesting, prefix, zipped,
     assert checkpoint.read_state_dict(tmp_path / "x.pt").keys() == network().state_dict().keys()
 
 
+@pytest.mark.parametrize("parallel", [False, True])
+def test_a_file_tells_the_modules_their_versions(parallel, tmp_path):
+    class Versioned(nn.Linear):
+        _version = 3
+
+        def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
+            self.found = local_metadata.get("version")
+            super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+    model = nn.Sequential(Versioned(2, 2))
+    torch.save({"state_dict": (nn.DataParallel(model) if parallel else model).state_dict()}, tmp_path / "x.pt")
+    bnn = bnnify.convert(model)
+    bnnify.load_weights(bnn, checkpoint.read_state_dict(tmp_path / "x.pt"))
+    assert bnn.module[0].found == 3
+
+
 def test_a_file_without_tensors_or_with_code_is_refused(tmp_path):
     path = tmp_path / "x.pt"
     torch.save({"epoch": 3}, path)
