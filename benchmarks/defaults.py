@@ -190,7 +190,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, help="folder where trained networks are kept and found again")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     parser.add_argument("--images", type=int, default=2000, help="unseen images for each network (default: 2000)")
-    parser.add_argument("--samples", type=int, nargs="+", default=[10, 32], help="networks drawn (default: 10 32)")
+    parser.add_argument("--samples", type=int, nargs="+", default=[10], help="networks drawn (default: 10)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
     parser.add_argument("--quick", action="store_true", help="one small network and 500 images, to see that it runs")
     options = parser.parse_args()
