@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from .computed import cache_properties, compute, computed_weights, parametrizations
-from .draw import note_replacement, read
+from .draw import note_replacement, read, unsampled
 from .errors import DrawError
+from .estimators import DEFAULT, known_forward, may_note
 from .exported import plain_view
 from .parameters import PRIOR_MEAN, RHO, BayesianParameter, Settings, settings_of
 
@@ -63,17 +64,17 @@ def _enter_class(module: nn.Module, bayesian: dict[str, Settings]) -> None:
     stored = (*computed, "_flat_weights") if isinstance(module, nn.RNNBase) else computed
     for name in stored:
         module.__dict__.pop(name, None)  # where the layer or a hook has put it; reading gives it from now on
-    module.__class__ = bayesian_class(_plain_class(type(module)), tuple(bayesian), computed)
+    module.__class__ = bayesian_class(_plain_class(type(module)), tuple(bayesian), computed, _estimated(bayesian))
     module.__dict__["_bayesian"] = bayesian
 
 
 @functools.cache
 def bayesian_class(
-    plain: type[nn.Module], attributes: tuple[str, ...], computed: tuple[str, ...] = ()
+    plain: type[nn.Module], attributes: tuple[str, ...], computed: tuple[str, ...] = (), estimated: bool = False
 ) -> type[nn.Module]:
     """The subclass of ``plain`` in which ``attributes`` are Bayesian: reading one gives the sample of the draw.
 
-    Reading one of ``computed`` computes it anew, from such samples.
+    Reading one of ``computed`` computes it anew, from such samples. An ``estimated`` layer lets its estimator compute.
 
     Example::
 
@@ -84,6 +85,8 @@ def bayesian_class(
     namespace |= {weight: _computed_property(plain, weight) for weight in computed} | cache_properties(attributes)
     if issubclass(plain, nn.RNNBase):
         namespace["_flat_weights"] = property(_flat_weights, lambda module, value: None)
+    if estimated:
+        namespace["forward"] = _estimating_forward(plain)
 
     def extra_repr(self: nn.Module) -> str:
         described = [f"{name}: {settings}" for name, settings in settings_of(self).items()]
@@ -95,7 +98,7 @@ def bayesian_class(
             return reduced  # a subclass somebody wrote, which pickle finds by its name
         constructor, arguments, *state = cast(tuple[Any, ...], reduced)
         arguments = tuple(plain if argument is made else argument for argument in arguments)
-        return _rebuild, (plain, attributes, constructor, arguments, computed), *state
+        return _rebuild, (plain, attributes, constructor, arguments, computed, estimated), *state
 
     def register_parameter(self: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         before = self._parameters.get(name)
@@ -140,6 +143,36 @@ def _bayesian_property(attribute: str) -> property:
         module.__dict__[attribute] = value
 
     return property(get, set_)
+
+
+def _estimated(bayesian: dict[str, Settings]) -> bool:
+    """Whether the layer's forward is left to an estimator, as that of its weight says."""
+    return "weight" in bayesian and bayesian["weight"].estimator != DEFAULT
+
+
+def _estimating_forward(plain: Any) -> Any:
+    known = known_forward(plain)
+    assert known is not None  # the conversion has looked
+
+    @functools.wraps(plain.forward)
+    def forward(self: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        settings, parameters = settings_of(self), self._parameters
+        estimator = unsampled(settings["weight"].active, parameters.get("weight"))
+        if estimator is None:
+            return plain.forward(self, input, *args, **kwargs)
+        if not estimator.first_call():
+            for each in settings.values() if may_note() else ():
+                each.called_again = estimator.draw or 0
+            return plain.forward(self, input, *args, **kwargs)
+        noisy_bias = unsampled(settings["bias"].active, parameters.get("bias")) if "bias" in settings else None
+        bias = self.bias if noisy_bias is None else noisy_bias.mean
+
+        def linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            return known.apply(self, input, weight, bias, *args, **kwargs)
+
+        return estimator.forward(linear, known.channel, input, bias, noisy_bias)
+
+    return forward
 
 
 def _computed_property(plain: type[nn.Module], weight: str) -> property:
@@ -230,8 +263,9 @@ def _rebuild(
     constructor: Any,
     arguments: tuple[Any, ...],
     computed: tuple[str, ...] = (),
+    estimated: bool = False,
 ) -> Any:
     """Unpickle in any process: make an object of the plain class, then let it become Bayesian."""
     module = constructor(*arguments)
-    module.__class__ = bayesian_class(plain, attributes, computed)  # type: ignore[arg-type]
+    module.__class__ = bayesian_class(plain, attributes, computed, estimated)  # type: ignore[arg-type]
     return module

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .bayesian import become_aware, become_bayesian, become_plain
 from .computed import copies, layer_weight
 from .errors import ConversionError
+from .estimators import DEFAULT
 from .model import BayesianModel
 from .parameters import BayesianParameter, Settings, is_bayesian, is_derived, settings_of
 from .posterior import PosteriorStd, Relative, as_posterior_std, fan_in_scale, rms_std
@@ -18,13 +19,11 @@ from .priors import Pretrained, Prior, as_prior
 from .refusals import refuse_model, refuse_parameter
 from .registry import units_dim
 from .report import FROZEN, ConversionReport, ReportEntry
-from .selection import Holder, Select, Selection, Setting, holders_by_parameter, resolve
-
-ESTIMATORS = ("reparameterization",)
+from .selection import Holder, Select, Selection, Setting, holders_by_parameter, resolve, resolve_estimators
 
 DEFAULT_PRIOR = Pretrained()
 DEFAULT_POSTERIOR_STD = Relative(0.2, full_width=32)
-DEFAULT_ESTIMATOR = "reparameterization"
+DEFAULT_ESTIMATOR = DEFAULT
 
 
 def convert(
@@ -51,7 +50,10 @@ def convert(
         prior: p(w). Default: ``Pretrained()``, centred on the pretrained weights.
         posterior_std: How σ starts: a number, ``Relative(fraction)`` or ``Moped(delta)``. Default:
             ``Relative(0.2, full_width=32)``, a fifth of each tensor's rms and less for layers of few units.
-        estimator: Where the noise is put. Default: ``"reparameterization"``, one weight sample per forward.
+        estimator: Where the noise is put: ``"reparameterization"``, one weight sample per forward; ``"local"``, on each
+            element of the output; ``"flipout"``, a weight sample with random signs for each example. The last two are
+            for Linear and (transposed) convolutions; other layers use the weight sample, and the report says so.
+            Default: ``"reparameterization"``.
         inplace: Convert ``model`` itself. A conversion that fails leaves it as it was. Default: ``False``.
         strict: Raise when a parameter is left alone for want of support. Default: ``False``.
 
@@ -90,10 +92,10 @@ def convert(
         raise ConversionError(_nothing_to_convert(model, reasons))
     priors = resolve("prior", prior, DEFAULT_PRIOR, chosen)
     stds = resolve("posterior_std", posterior_std, DEFAULT_POSTERIOR_STD, chosen)
-    estimators = resolve("estimator", estimator, DEFAULT_ESTIMATOR, chosen)
+    estimators = resolve_estimators(estimator, DEFAULT_ESTIMATOR, chosen)
     # Everything that can fail comes before the first change to the model.
     posteriors = {
-        parameter: _start(parameter, places, priors[parameter], stds[parameter], estimators[parameter])
+        parameter: _start(parameter, places, priors[parameter], stds[parameter], *estimators[parameter])
         for parameter, places in chosen.items()
     }
     report = _report(holders, reasons, posteriors)
@@ -147,7 +149,7 @@ class _NewPosterior:
 
 
 def _start(
-    parameter: Tensor, places: Sequence[Holder], prior: object, posterior_std: object, estimator: object
+    parameter: Tensor, places: Sequence[Holder], prior: object, posterior_std: object, estimator: str, instead: str
 ) -> _NewPosterior:
     """The posterior with which ``parameter`` starts, or the one it has if it is tied to what is Bayesian already."""
     for place in places:
@@ -157,11 +159,9 @@ def _start(
     for place in places:
         refuse_parameter(place.module_names[0], place.module, place.attribute, parameter)
     prior, rule = as_prior(prior), as_posterior_std(posterior_std)
-    if estimator not in ESTIMATORS:
-        raise ConversionError(f"Unknown estimator {estimator!r}: known are {', '.join(map(repr, ESTIMATORS))}.")
     layer = places[0].layer
     scale, dim = fan_in_scale(layer_weight(layer, parameter)), units_dim(layer, parameter)
-    settings = Settings(prior, rule, str(estimator), scale=scale, units_dim=dim)
+    settings = Settings(prior, rule, estimator, scale=scale, units_dim=dim, instead=instead)
     rho = settings.initial_rho(places[0].names[0], parameter)
     settings.initial_std = rms_std(rho)
     prior_mean = nn.Parameter(parameter.detach().clone(), requires_grad=False) if prior.centred else None

@@ -1,34 +1,38 @@
 """A draw: one sample of every Bayesian parameter, in effect for whole forwards and put back for their backward."""
 
-__all__ = ["Active", "Draw", "note_replacement", "read", "tensors_in"]
+__all__ = ["Active", "Draw", "note_replacement", "read", "tensors_in", "unsampled"]
 
 import dataclasses
 import threading
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from .estimators import ESTIMATORS, Estimator, token
 from .posterior import sample
 from .sharding import is_unsharded_form, unsharded
 
 if TYPE_CHECKING:
     from .parameters import BayesianParameter
 
+Entry: TypeAlias = tuple[Tensor, Tensor | Estimator]
+
 
 class Active(threading.local):
     """What reading one Bayesian parameter gives in this thread: ``(mean, sample)``, or None for the mean itself.
 
-    ``replaced`` tells that a read found another value in the place of the parameter.
+    Where an estimator takes the place of the sample, it makes one when asked. ``replaced`` tells that a read found
+    another value in the place of the parameter.
 
     It lives beside the parameter rather than in a table of the draw, so that compiled code finds it by a path and
     equal blocks share one graph. Copies and pickles start outside any draw.
     """
 
     def __init__(self) -> None:
-        self.entry: tuple[Tensor, Tensor] | None = None
+        self.entry: Entry | None = None
         self.replaced = False
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -44,20 +48,37 @@ class Draw:
     Args:
         parameters: The Bayesian parameters to sample.
         keep_active: Leave a parameter for which a draw is already in effect to that draw. Default: ``False``.
+        estimate: Let layers put the noise where their estimator puts it. That is for one forward: the layer is then
+            another network at each call. Default: ``False``, a sample of every parameter.
     """
 
-    def __init__(self, parameters: Iterable["BayesianParameter"], keep_active: bool = False) -> None:
-        samples: dict[int, Tensor] = {}
-        self._entries: list[tuple[Active, tuple[Tensor, Tensor]]] = []
-        self._before: list[list[tuple[Tensor, Tensor] | None]] = []
+    def __init__(
+        self, parameters: Iterable["BayesianParameter"], keep_active: bool = False, estimate: bool = False
+    ) -> None:
+        samples: dict[int, Tensor | Estimator] = {}
+        self._entries: list[tuple[Active, Entry]] = []
+        self._before: list[list[Entry | None]] = []
+        self._number: int | None = None
         for parameter in parameters:
             entry = parameter.active.entry if keep_active else None
             if entry is None:
                 mean = parameter.mean
                 if id(mean) not in samples:
-                    samples[id(mean)] = sample(mean, parameter.rho)
+                    estimator = self._estimator(parameter) if estimate else None
+                    samples[id(mean)] = estimator or sample(mean, parameter.rho)
                 entry = mean, samples[id(mean)]
             self._entries.append((parameter.active, entry))
+
+    def _estimator(self, parameter: "BayesianParameter") -> Estimator | None:
+        settings = parameter.settings
+        estimator = ESTIMATORS[settings.estimator]
+        # A prior may need the sample itself, and of a sharded parameter no rank has the whole.
+        if estimator is None or settings.prior.needs_sample or hasattr(parameter.mean, "full_tensor"):
+            return None
+        self._number = self._number or token()
+        if settings.called_again is not None and settings.called_again != self._number:
+            return None
+        return estimator(parameter.mean, parameter.rho, self._number)
 
     def __enter__(self) -> "Draw":
         self._before.append([active.entry for active, _ in self._entries])
@@ -106,17 +127,27 @@ def read(active: Active, value: Tensor) -> Tensor:
     Only the parameter that the draw was made for is replaced. A value that somebody put there during the draw
     (``functional_call``, a hypernetwork) is given back as it stands.
     """
-    entry = active.entry
-    if not torch.compiler.is_compiling():
-        entry = _replayed(active) or entry
+    entry = _entry(active)
     if entry is None:
         return value
     mean, drawn = entry
+    if isinstance(drawn, Estimator):
+        return drawn.sample() if value is mean else note_replacement(active, value)
     if value is mean:
         return drawn
     if is_unsharded_form(value, mean):
         return unsharded(drawn, value)
     return note_replacement(active, value)
+
+
+def unsampled(active: Active, value: Tensor | None) -> Estimator | None:
+    """What the draw in effect keeps in place of a sample of the parameter whose slot holds ``value``."""
+    entry = _entry(active)
+    return entry[1] if entry and entry[0] is value and isinstance(entry[1], Estimator) else None
+
+
+def _entry(active: Active) -> Entry | None:
+    return active.entry if torch.compiler.is_compiling() else _replayed(active) or active.entry
 
 
 def note_replacement(active: Active, value: Tensor) -> Tensor:
@@ -143,7 +174,7 @@ class _OutputHook:
 class _Replay:
     """The samples to read again in one backward pass; callable, because the autograd engine keeps it as a callback."""
 
-    def __init__(self, entries: dict[Active, tuple[Tensor, Tensor]]) -> None:
+    def __init__(self, entries: dict[Active, Entry]) -> None:
         self.entries = entries
 
     def __call__(self) -> None:
@@ -160,7 +191,7 @@ _thread = _Thread()
 _replays: weakref.WeakValueDictionary[int, _Replay] = weakref.WeakValueDictionary()
 
 
-def _replayed(active: Active) -> tuple[Tensor, Tensor] | None:
+def _replayed(active: Active) -> Entry | None:
     task = torch._C._current_graph_task_id()
     if task == -1:
         return None

@@ -132,11 +132,11 @@ class BayesianModel(nn.Module):
 
 
 def call_in_draw(root: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
-    """``forward`` with one sample of every Bayesian parameter under ``root``, and their KL.
+    """``forward`` with one sample of every Bayesian parameter under ``root``, or its estimator's noise, and their KL.
 
     Parameters for which a draw is in effect already keep it.
     """
-    draw = Draw(bayesian_parameters(root), keep_active=True)
+    draw = Draw(bayesian_parameters(root), keep_active=True, estimate=True)
     with draw:
         kl = total_kl(root)  # before the forward, which under FSDP leaves parameters gathered for the backward
         output = forward(*args, **kwargs)

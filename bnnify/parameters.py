@@ -21,7 +21,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from .draw import Active
+from .draw import Active, read
 from .errors import ConversionError, DrawError
 from .posterior import PosteriorStd, rho_from_std, rms_std, sample
 from .priors import Posterior, Prior
@@ -39,9 +39,12 @@ class Settings:
         prior: p(w).
         posterior_std: The rule for the σ that the posterior starts with.
         estimator: Where the noise is put.
+        instead: Which estimator was asked for instead, and why the layer cannot have it; empty if it has it.
         initial_std: The root mean square of that σ, the scale of a prior that asks for it.
         scale: The std of the layer's initialisation, for the rule.
         units_dim: The dimension along which the layer's output units lie, for the rule.
+        called_again: The number of the draw in which the layer was called more than once with an estimator other than
+            the weight sample, which it uses ever since. None before.
         active: What reading gives.
     """
 
@@ -51,11 +54,14 @@ class Settings:
     initial_std: float = math.nan
     scale: float = math.nan
     units_dim: int = 0
+    instead: str = ""
+    called_again: int | None = None
     active: Active = field(default_factory=Active)
 
     def __str__(self) -> str:
         how = " (KL by Monte Carlo)" if self.prior.needs_sample else ""
-        return f"{self.estimator}, prior={self.prior}{how}, std={self.posterior_std}"
+        instead = f" (not {self.instead})" if self.instead else ""
+        return f"{self.estimator}{instead}, prior={self.prior}{how}, std={self.posterior_std}"
 
     def copy(self) -> "Settings":
         """The same settings for another place that holds the same parameter."""
@@ -125,7 +131,7 @@ class BayesianParameter:
         settings = self.settings
         drawn = None
         if settings.prior.needs_sample:
-            drawn = sample(self.mean, self.rho) if self.active.entry is None else self.active.entry[1]
+            drawn = sample(self.mean, self.rho) if self.active.entry is None else read(self.active, self.mean)
         kl = settings.prior.kl(Posterior(self.mean, self.rho, self.prior_mean, settings.initial_std, drawn))
         # Of a sharded parameter it is a sum of which every rank has computed its part.
         return kl.full_tensor() if hasattr(kl, "full_tensor") else kl

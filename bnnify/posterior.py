@@ -14,8 +14,10 @@ from .errors import ConversionError
 from .sharding import noise_like
 
 
-def sample(mean: Tensor, rho: Tensor) -> Tensor:
+def sample(mean: Tensor, rho: Tensor, noise: Tensor | None = None) -> Tensor:
     """One reparameterized sample w = μ + softplus(ρ)·ε with ε ~ N(0, 1), of the shape, dtype and device of ``mean``.
+
+    ``noise`` is ε, where it has to be a given one.
 
     Gradients flow to both arguments; ε is kept for the backward pass of this sample alone, so that any number of
     samples may precede one backward.
@@ -23,7 +25,7 @@ def sample(mean: Tensor, rho: Tensor) -> Tensor:
     References:
         Blundell et al. 2015, "Weight Uncertainty in Neural Networks", section 3.2.
     """
-    return _Reparameterize.apply(mean, rho, noise_like(mean))
+    return _Reparameterize.apply(mean, rho, noise_like(mean) if noise is None else noise)
 
 
 def std(rho: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Which parameters of a model become Bayesian, and with which settings."""
 
-__all__ = ["Holder", "Select", "Selection", "Setting", "holders_by_parameter", "resolve"]
+__all__ = ["Holder", "Select", "Selection", "Setting", "holders_by_parameter", "resolve", "resolve_estimators"]
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from .computed import parametrizations, unsupported, used_for
 from .errors import ConversionError
+from .estimators import DEFAULT, ESTIMATORS, known_forward
 from .exported import multiplied_parameters
 from .parameters import settings_of
 from .registry import Layer, layer_of
@@ -154,6 +155,61 @@ def resolve(
         parameter: next((value for pattern, value in setting.items() if _matches(pattern, places)), default)
         for parameter, places in chosen.items()
     }
+
+
+def resolve_estimators(
+    setting: Setting[str], default: str, chosen: Mapping[Tensor, Sequence[Holder]]
+) -> dict[Tensor, tuple[str, str]]:
+    """The estimator of each chosen parameter, and which one was asked for instead and why it cannot have it.
+
+    Raises:
+        ConversionError: An estimator is unknown, or a glob names it for nothing but what cannot have it.
+    """
+    asked = resolve("estimator", setting, default, chosen)
+    for estimator in asked.values():
+        if estimator not in ESTIMATORS:
+            raise ConversionError(f"Unknown estimator {estimator!r}: known are {', '.join(map(repr, ESTIMATORS))}.")
+    for parameter, places in chosen.items():  # what is Bayesian already keeps its own
+        own = next(
+            (s[place.attribute] for place in places if place.attribute in (s := settings_of(place.module))), None
+        )
+        asked[parameter] = own.estimator if own else asked[parameter]
+    why_not = {parameter: _why_no_estimator(parameter, asked, chosen) for parameter in chosen}
+    if isinstance(setting, Mapping):
+        deciding = resolve("estimator", {pattern: pattern for pattern in setting}, "", chosen)
+        for pattern, estimator in setting.items():
+            decided = [parameter for parameter in chosen if deciding[parameter] == pattern]
+            if decided and all(why_not[parameter] for parameter in decided):
+                place = chosen[decided[0]][0]
+                raise ConversionError(
+                    f"Cannot use estimator={{{pattern!r}: {estimator!r}}} for `{place.names[0]}` "
+                    f"({type(place.module).__name__}): {why_not[decided[0]]}. Take it out of the pattern, or give it "
+                    f"{DEFAULT!r}."
+                )
+    return {
+        parameter: (DEFAULT, f"{asked[parameter]}: {reason}") if reason else (asked[parameter], "")
+        for parameter, reason in why_not.items()
+    }
+
+
+def _why_no_estimator(parameter: Tensor, asked: Mapping[Tensor, str], chosen: Mapping[Tensor, Sequence[Holder]]) -> str:
+    """Why ``parameter`` cannot have the estimator that was asked for; empty if it can."""
+    place, *ties = chosen[parameter]
+    if asked[parameter] == DEFAULT or place.attribute in settings_of(place.module):
+        return ""
+    if ties:
+        return "it is tied to another parameter, and both must have the same value"
+    if len(place.module_names) > 1:
+        return "its layer has several names, and must have the same weights wherever it is called"
+    cls = getattr(type(place.module), "_plain_class", type(place.module))
+    if known_forward(cls) is None or "forward" in vars(place.module):
+        return f"only Linear and (transposed) convolutions with torch's own forward can have it, not {cls.__name__}"
+    if place.attribute == "weight":
+        return ""
+    weight = place.module._parameters.get("weight") if place.attribute == "bias" else None
+    if weight is None or weight not in chosen or asked[weight] != asked[parameter]:
+        return "only a layer whose `weight` has it too can have it"
+    return _why_no_estimator(weight, asked, chosen)
 
 
 def _matches(pattern: str, places: Sequence[Holder]) -> bool:

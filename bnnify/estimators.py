@@ -1,0 +1,234 @@
+"""Estimators: other places for the noise of a layer than a sample of its weights, for layers whose forward is known."""
+
+__all__ = ["DEFAULT", "ESTIMATORS", "Estimator", "Flipout", "Forward", "Local", "known_forward", "may_note", "token"]
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .posterior import at_least_float32, sample, std
+
+Linear: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""What a layer computes of ``(input, weight, bias)``, linear in the input and linear in weight and bias."""
+
+
+class Estimator(ABC):
+    """What a draw keeps of one parameter in place of a sample, and how a layer computes with it.
+
+    Args:
+        mean: The posterior mean.
+        rho: ρ, of the same shape.
+        draw: The number of the draw, or None; see :func:`token`.
+    """
+
+    def __init__(self, mean: Tensor, rho: Tensor, draw: int | None) -> None:
+        self.mean = mean
+        self.rho = rho
+        self.draw = draw
+        self._first: int | None = None
+
+    @abstractmethod
+    def sample(self) -> Tensor:
+        """The weight sample, for whoever reads the parameter: the same values at every read."""
+
+    @abstractmethod
+    def forward(
+        self, linear: Linear, channel: int, input: Tensor, bias: Tensor | None, noisy_bias: "Estimator | None"
+    ) -> Tensor:
+        """The output of the layer of which this is the weight.
+
+        Args:
+            linear: What the layer computes.
+            channel: The dimension of the channels in its input and in its output.
+            input: Its input.
+            bias: The bias, the mean of it if it is noisy.
+            noisy_bias: What the draw keeps of a bias with this estimator.
+        """
+
+    def first_call(self) -> bool:
+        """Whether this is the draw's first call of the layer; a recomputation in backward is told what its call was.
+
+        A second call has to see the weights of the first, which only the weight sample can give it.
+        """
+        call = token()
+        if self._first is None:
+            if may_note():
+                self._first = call or 0
+            return True
+        return call is not None and call == self._first
+
+
+class Local(Estimator):
+    """Local reparameterization: noise on each element of the output, with the variance that the weights cause there.
+
+    y ~ N(linear(x; μ), linear(x²; σ²)), drawn independently for each element.
+
+    References:
+        Kingma, Salimans, Welling 2015, "Variational Dropout and the Local Reparameterization Trick", section 2.3.
+    """
+
+    def __init__(self, mean: Tensor, rho: Tensor, draw: int | None) -> None:
+        super().__init__(mean, rho, draw)
+        # Few read the weight, so its sample is made for them alone. It is not kept: of one that was made in a region
+        # under activation checkpointing, the recomputation would miss the making.
+        self._seed = None if mean.is_meta else token()
+        self._sample = sample(mean, rho) if self._seed is None else None
+
+    def sample(self) -> Tensor:
+        if self._seed is None:
+            assert self._sample is not None
+            return self._sample
+        generator = torch.Generator(self.mean.device).manual_seed(self._seed)
+        return sample(self.mean, self.rho, torch.empty_like(self.mean).normal_(generator=generator))
+
+    def forward(
+        self, linear: Linear, channel: int, input: Tensor, bias: Tensor | None, noisy_bias: Estimator | None
+    ) -> Tensor:
+        output = linear(input, self.mean, bias)
+        kind = input.device.type
+        half = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        # Squares of small numbers are zero in half precision.
+        with torch.autocast(kind, enabled=False) if half else nullcontext():
+            added = None if noisy_bias is None else _variance(noisy_bias.rho)
+            variance = linear(at_least_float32(input).square(), _variance(self.rho), added)
+        return output + (_sqrt(variance) * torch.randn_like(variance)).to(output.dtype)
+
+
+class Flipout(Estimator):
+    """Flipout: one weight sample μ + ΔW, of which each example turns the rows and columns of ΔW by random signs.
+
+    y = linear(x; μ) + linear(x ∘ s; ΔW) ∘ r with one sign for each example (dimension 0) and channel. The bias has the
+    signs r too, so that the noise of two examples is uncorrelated.
+
+    References:
+        Wen, Vicol, Ba, Tran, Grosse 2018, "Flipout: Efficient Pseudo-Independent Weight Perturbations on
+        Mini-Batches", section 3.
+    """
+
+    def __init__(self, mean: Tensor, rho: Tensor, draw: int | None) -> None:
+        super().__init__(mean, rho, draw)
+        self.noise = sample(torch.zeros_like(mean), rho)
+
+    def sample(self) -> Tensor:
+        return self.mean + self.noise
+
+    def forward(
+        self, linear: Linear, channel: int, input: Tensor, bias: Tensor | None, noisy_bias: Estimator | None
+    ) -> Tensor:
+        added = noisy_bias.noise if isinstance(noisy_bias, Flipout) else None
+        noise = linear(input * _signs(input, channel), self.noise, added)
+        return linear(input, self.mean, bias) + noise * _signs(noise, channel)
+
+
+DEFAULT = "reparameterization"
+
+ESTIMATORS: dict[str, type[Estimator] | None] = {DEFAULT: None, "local": Local, "flipout": Flipout}
+"""The estimators by name; None for the weight sample, which needs nothing of the layer."""
+
+
+def token() -> int | None:
+    """A random number by which a recomputation under activation checkpointing, which restores the state of the random
+    number generator, recognises itself; None under ``torch.compile`` and ``torch.func``, which run nothing twice.
+    """
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+        return None
+    return int(torch.randint(1, 2**62, (), device="cpu"))
+
+
+def may_note() -> bool:
+    """Whether state may be changed here: ``torch.compile`` cannot do it in a checkpointed region that it traces."""
+    return not (torch.compiler.is_dynamo_compiling() and _in_traced_region())
+
+
+def _in_traced_region() -> bool:
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
+    return InstructionTranslator.current_tx().output.current_tracer.parent is not None
+
+
+# As torch.compiler.assume_constant_result does, which would import the compiler: called while tracing, not traced.
+_in_traced_region._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True)
+class Forward:
+    """The forward of a layer type, told apart from the weights that it uses.
+
+    Attributes:
+        layer: The layer type.
+        channel: The dimension of the channels in input and output; those after it are space.
+        apply: ``(layer, input, weight, bias, *args, **kwargs) -> output``, where the rest is as in the layer's forward.
+    """
+
+    layer: type[nn.Module]
+    channel: int
+    apply: Callable[..., Tensor]
+
+    def is_of(self, cls: type[nn.Module]) -> bool:
+        """Whether ``cls`` has this forward, and all that it calls."""
+        methods = ("forward", "_conv_forward", "_output_padding")
+        return issubclass(cls, self.layer) and all(
+            getattr(cls, name, None) is getattr(self.layer, name, None) for name in methods
+        )
+
+
+def known_forward(cls: type[nn.Module]) -> Forward | None:
+    """The forward of a class of layers, if it is one that an estimator can take the place of."""
+    if issubclass(cls, nn.modules.linear.NonDynamicallyQuantizableLinear):
+        return None  # nn.MultiheadAttention reads the weight of its projection and never calls it
+    return next((known for known in _FORWARDS if known.is_of(cls)), None)
+
+
+def _linear(layer: nn.Module, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.linear(input, weight, bias)
+
+
+def _conv(layer: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return layer._conv_forward(input, weight, bias)
+
+
+def _transposed(
+    layer: Any, input: Tensor, weight: Tensor, bias: Tensor | None, output_size: list[int] | None = None
+) -> Tensor:
+    stride, padding, dilation = layer.stride, layer.padding, layer.dilation
+    spaces = len(layer.kernel_size)
+    extra = layer._output_padding(input, output_size, stride, padding, layer.kernel_size, spaces, dilation)
+    function: Any = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[spaces - 1]
+    return function(input, weight, bias, stride, padding, extra, layer.groups, dilation)
+
+
+_FORWARDS = (
+    Forward(nn.Linear, -1, _linear),
+    *(Forward(conv, -2 - n, _conv) for n, conv in enumerate((nn.Conv1d, nn.Conv2d, nn.Conv3d))),
+    *(
+        Forward(transposed, -2 - n, _transposed)
+        for n, transposed in enumerate((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d))
+    ),
+)
+
+
+def _variance(rho: Tensor) -> Tensor:
+    return std(at_least_float32(rho)).square()
+
+
+def _sqrt(variance: Tensor) -> Tensor:
+    """√variance, with gradient zero where the variance is zero and that of the root is infinite."""
+    positive = variance > 0  # an algorithm for convolutions may round a zero to either side
+    return torch.where(positive, torch.where(positive, variance, 1.0).sqrt(), 0.0)
+
+
+def _signs(like: Tensor, channel: int) -> Tensor:
+    """Random signs that broadcast to ``like``: one for each example and channel, the same at every place in space."""
+    channel %= like.ndim
+    shape = [size if dim in (0, channel) else 1 for dim, size in enumerate(like.shape)]
+    # From single bits, which costs a quarter of one random number for each sign.
+    words = torch.randint(2**62, (math.prod(shape) // 62 + 1, 1), device=like.device)
+    bits = (words >> torch.arange(62, device=like.device)) & 1
+    return (2 * bits.flatten()[: math.prod(shape)] - 1).view(shape).to(like.dtype)
