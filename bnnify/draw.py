@@ -1,17 +1,17 @@
 """A draw: one sample of every Bayesian parameter, in effect for whole forwards and put back for their backward."""
 
-__all__ = ["Active", "Draw", "note_replacement", "read", "tensors_in", "unsampled"]
+__all__ = ["Active", "Draw", "Make", "note_replacement", "read", "tensors_in", "unsampled", "weight_sample"]
 
 import dataclasses
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from .estimators import ESTIMATORS, Estimator, token
+from .estimators import Estimator
 from .posterior import sample
 from .sharding import is_unsharded_form, unsharded
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .parameters import BayesianParameter
 
 Entry: TypeAlias = tuple[Tensor, Tensor | Estimator]
+Make: TypeAlias = Callable[["BayesianParameter"], Tensor | Estimator]
 
 
 class Active(threading.local):
@@ -47,43 +48,26 @@ class Draw:
 
     Args:
         parameters: The Bayesian parameters to sample.
+        make: What the draw holds of a parameter, from the :class:`BayesianParameter`: a sample, or an estimator, with
+            which the layer is another network at each call; that is for one forward. Point posteriors are left at their
+            means. Default: a sample.
         keep_active: Leave a parameter for which a draw is already in effect to that draw. Default: ``False``.
-        estimate: Let layers put the noise where their estimator puts it. That is for one forward: the layer is then
-            another network at each call. Default: ``False``, a sample of every parameter.
     """
 
     def __init__(
-        self, parameters: Iterable["BayesianParameter"], keep_active: bool = False, estimate: bool = False
+        self, parameters: Iterable["BayesianParameter"], make: Make | None = None, keep_active: bool = False
     ) -> None:
-        samples: dict[int, Tensor | Estimator] = {}
+        made: dict[int, Tensor | Estimator] = {}
         self._entries: list[tuple[Active, Entry]] = []
         self._before: list[list[Entry | None]] = []
-        self._number: int | None = None
         for parameter in parameters:
             entry = parameter.active.entry if keep_active else None
             if entry is None:
                 mean = parameter.mean
-                if id(mean) not in samples:
-                    samples[id(mean)] = self._sample(parameter, estimate)
-                entry = mean, samples[id(mean)]
+                if id(mean) not in made:
+                    made[id(mean)] = mean if parameter.is_point else (make or weight_sample)(parameter)
+                entry = mean, made[id(mean)]
             self._entries.append((parameter.active, entry))
-
-    def _sample(self, parameter: "BayesianParameter", estimate: bool) -> Tensor | Estimator:
-        if parameter.is_point:
-            return parameter.mean
-        estimator = self._estimator(parameter) if estimate else None
-        return estimator or sample(parameter.kept_mean, parameter.rho)
-
-    def _estimator(self, parameter: "BayesianParameter") -> Estimator | None:
-        settings = parameter.settings
-        estimator = ESTIMATORS[settings.estimator]
-        # A prior may need the sample itself, and of a sharded parameter no rank has the whole.
-        if estimator is None or settings.prior.needs_sample or hasattr(parameter.mean, "full_tensor"):
-            return None
-        self._number = self._number or token()
-        if settings.called_again is not None and settings.called_again != self._number:
-            return None
-        return estimator(parameter.kept_mean, parameter.rho, self._number)
 
     def __enter__(self) -> "Draw":
         self._before.append([active.entry for active, _ in self._entries])
@@ -124,6 +108,11 @@ class Draw:
         torch.autograd.Variable._execution_engine.queue_callback(replay)
         _replays[torch._C._current_graph_task_id()] = replay
         _thread.replay = weakref.ref(replay)
+
+
+def weight_sample(parameter: "BayesianParameter") -> Tensor:
+    """One reparameterized sample of the parameter, from which gradients flow to its mean and its ρ."""
+    return sample(parameter.kept_mean, parameter.rho)
 
 
 def read(active: Active, value: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .draw import Draw
+from .forward import ForwardNoise
 from .parameters import bayesian_parameters, unique_bayesian_parameters
 from .prediction import Likelihood, Prediction, check_num_samples, predict
 from .report import ConversionReport
@@ -138,7 +139,7 @@ def call_in_draw(root: nn.Module, forward: Callable[..., Any], *args: Any, **kwa
 
     Parameters for which a draw is in effect already keep it.
     """
-    draw = Draw(bayesian_parameters(root), keep_active=True, estimate=True)
+    draw = Draw(bayesian_parameters(root), ForwardNoise(), keep_active=True)
     with draw:
         kl = total_kl(root)  # before the forward, which under FSDP leaves parameters gathered for the backward
         output = forward(*args, **kwargs)
