@@ -55,7 +55,8 @@ from .objective import elbo, geometric_weight, linear_warmup
 from .posterior import Moped, Relative
 from .prediction import Prediction
 from .pretrained import convert_checkpoint
-from .priors import Gaussian, Laplace, MonteCarloPrior, Pretrained, Prior, ScaleMixture
+from .prior import MonteCarloPrior, Prior
+from .priors import Gaussian, Laplace, Pretrained, ScaleMixture
 from .pruning import PruningReport, prune, signal_to_noise
 from .registry import register_layer
 from .report import ConversionReport

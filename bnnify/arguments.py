@@ -15,7 +15,8 @@ from torch import nn
 from .errors import BnnifyError, CheckpointError
 from .estimators import ESTIMATORS
 from .posterior import Constant, Moped, Relative
-from .priors import Gaussian, Laplace, Pretrained, Prior, ScaleMixture
+from .prior import Prior
+from .priors import Gaussian, Laplace, Pretrained, ScaleMixture
 
 
 def factory(name: str, arguments: Mapping[str, Any]) -> Callable[[], nn.Module]:

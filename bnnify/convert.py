@@ -25,7 +25,8 @@ from .posterior import (
     rho_from_std,
     rms_std,
 )
-from .priors import Posterior, Pretrained, Prior, as_prior
+from .prior import Posterior, Prior, as_prior
+from .priors import Pretrained
 from .refusals import refuse_model, refuse_parameter
 from .registry import units_dim
 from .report import FROZEN, ConversionReport, ReportEntry

@@ -4,7 +4,6 @@ __all__ = ["Active", "Draw", "Make", "note_replacement", "read", "tensors_in", "
 
 import dataclasses
 import threading
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from .estimators import Estimator
 from .posterior import sample
+from .replay import replay, replayed
 from .sharding import is_unsharded_form, unsharded
 
 if TYPE_CHECKING:
@@ -102,12 +102,7 @@ class Draw:
         return all(active.entry is entry for active, entry in self._entries[:1])
 
     def _replay(self, grad: Tensor) -> None:
-        # The engine drops its callbacks with the backward pass they belong to, also with one that failed: the replay
-        # is held by nothing else, and is over exactly when that pass is.
-        replay = _Replay(dict(self._entries))
-        torch.autograd.Variable._execution_engine.queue_callback(replay)
-        _replays[torch._C._current_graph_task_id()] = replay
-        _thread.replay = weakref.ref(replay)
+        replay(dict(self._entries))
 
 
 def weight_sample(parameter: "BayesianParameter") -> Tensor:
@@ -141,7 +136,7 @@ def unsampled(active: Active, value: Tensor | None) -> Estimator | None:
 
 
 def _entry(active: Active) -> Entry | None:
-    return active.entry if torch.compiler.is_compiling() else _replayed(active) or active.entry
+    return active.entry if torch.compiler.is_compiling() else replayed(active) or active.entry
 
 
 def note_replacement(active: Active, value: Tensor) -> Tensor:
@@ -163,34 +158,6 @@ class _OutputHook:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _OutputHook, ()
-
-
-class _Replay:
-    """The samples to read again in one backward pass; callable, because the autograd engine keeps it as a callback."""
-
-    def __init__(self, entries: dict[Active, Entry]) -> None:
-        self.entries = entries
-
-    def __call__(self) -> None:
-        """Nothing is left to do at the end of the backward pass."""
-
-
-class _Thread(threading.local):
-    replay: weakref.ref[_Replay] | None = None
-
-
-_thread = _Thread()
-# By graph task too, because one backward pass runs a thread per device. Re-entrant checkpointing starts passes of its
-# own inside the outer one; these find the replay by their thread.
-_replays: weakref.WeakValueDictionary[int, _Replay] = weakref.WeakValueDictionary()
-
-
-def _replayed(active: Active) -> Entry | None:
-    task = torch._C._current_graph_task_id()
-    if task == -1:
-        return None
-    replay = _replays.get(task) or (_thread.replay and _thread.replay())
-    return replay.entries.get(active) if replay else None
 
 
 def tensors_in(output: Any) -> Iterator[Tensor]:

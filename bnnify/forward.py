@@ -1,4 +1,4 @@
-"""What one forward of a Bayesian model draws: a sample of each parameter, or what its layer's estimator needs."""
+"""What one forward of a Bayesian model draws: a sample of each parameter and its KL, or what an estimator needs."""
 
 __all__ = ["ForwardNoise"]
 
@@ -10,13 +10,25 @@ from .parameters import BayesianParameter
 
 
 class ForwardNoise:
-    """Makes what a draw that is for one forward alone holds of each parameter."""
+    """Makes what a draw that is for one forward alone holds of each parameter.
+
+    Attributes:
+        kls: The KL in nats of each parameter of which it came with the sample, by the id of the mean.
+    """
 
     def __init__(self) -> None:
+        self.kls: dict[int, Tensor] = {}
         self._number: int | None = None
 
     def __call__(self, parameter: BayesianParameter) -> Tensor | Estimator:
-        return self._estimator(parameter) or weight_sample(parameter)
+        estimator = self._estimator(parameter)
+        if estimator is not None:
+            return estimator
+        both = parameter.sample_and_kl()
+        if both is None:
+            return weight_sample(parameter)
+        drawn, self.kls[id(parameter.mean)] = both
+        return drawn
 
     def _estimator(self, parameter: BayesianParameter) -> Estimator | None:
         settings = parameter.settings

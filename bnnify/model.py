@@ -4,6 +4,7 @@ __all__ = ["BayesianModel", "call_in_draw", "total_kl"]
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -139,17 +140,24 @@ def call_in_draw(root: nn.Module, forward: Callable[..., Any], *args: Any, **kwa
 
     Parameters for which a draw is in effect already keep it.
     """
-    draw = Draw(bayesian_parameters(root), ForwardNoise(), keep_active=True)
+    noise = ForwardNoise()
+    draw = Draw(bayesian_parameters(root), noise, keep_active=True)
     with draw:
-        kl = total_kl(root)  # before the forward, which under FSDP leaves parameters gathered for the backward
+        kl = total_kl(
+            root, noise.kls
+        )  # before the forward, which under FSDP leaves parameters gathered for the backward
         output = forward(*args, **kwargs)
     draw.replay_in_backward(output)
     return output, kl
 
 
-def total_kl(root: nn.Module) -> Tensor:
-    """The summed KL, in nats, of the Bayesian parameters under ``root``; devices may differ from one to the next."""
-    terms = [parameter.kl() for parameter in unique_bayesian_parameters(root)]
+def total_kl(root: nn.Module, known: Mapping[int, Tensor] = MappingProxyType({})) -> Tensor:
+    """The summed KL, in nats, of the Bayesian parameters under ``root``; devices may differ from one to the next.
+
+    Those in ``known``, by the id of the mean, are computed already.
+    """
+    parameters = unique_bayesian_parameters(root)
+    terms = [known[id(each.mean)] if id(each.mean) in known else each.kl() for each in parameters]
     return torch.stack([term.to(terms[0].device) for term in terms]).sum() if terms else torch.zeros(())
 
 

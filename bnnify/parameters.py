@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from .draw import Active, read
 from .errors import ConversionError, DrawError
 from .estimators import POINT
+from .fused import can_fuse, sample_and_kl
 from .posterior import PosteriorStd, is_pruned, rho_from_std, rms_std, sample
-from .priors import Posterior, Prior
+from .prior import MonteCarloPrior, Posterior, Prior
 from .sharding import is_sharding, reshard
 
 RHO, PRIOR_MEAN = "_rho", "_prior_mean"
@@ -150,15 +151,32 @@ class BayesianParameter:
             ConversionError: The prior does not give one number for each weight.
         """
         prior, posterior = self.settings.prior, self._posterior()
-        kl = prior.penalty(posterior) if self.is_point else prior.kl(posterior)
-        if kl.shape != self.mean.shape:
-            raise ConversionError(
-                f"The prior {prior} gives `{self.name}`, of shape {tuple(self.mean.shape)}, a KL of shape "
-                f"{tuple(kl.shape)}. Return that of each weight, without a sum."
-            )
+        kl = self._checked(prior.penalty(posterior) if self.is_point else prior.kl(posterior))
         kl = (kl if posterior.kept is None else torch.where(posterior.kept, kl, 0.0)).sum()
         # Of a sharded parameter it is a sum of which every rank has computed its part.
         return kl.full_tensor() if hasattr(kl, "full_tensor") else kl
+
+    def sample_and_kl(self) -> tuple[Tensor, Tensor] | None:
+        """One sample and, as of :meth:`kl`, the KL at it, in one pass; None where each has to be computed by itself."""
+        prior, settings = self.settings.prior, self.settings
+        if settings.pruned or self.is_point:
+            return None
+        posterior = Posterior(self.mean, self.rho, self.prior_mean, settings.initial_std)
+        terms = prior.fast_terms(posterior)
+        if terms is None or not can_fuse(self.mean, self.rho, terms):
+            return None
+        drawn, kl = sample_and_kl(self.mean, self.rho, terms)
+        if isinstance(prior, MonteCarloPrior):
+            kl = kl - self._checked(prior.log_prob(drawn)).sum()
+        return drawn, kl
+
+    def _checked(self, kl: Tensor) -> Tensor:
+        if kl.shape != self.mean.shape:
+            raise ConversionError(
+                f"The prior {self.settings.prior} gives `{self.name}`, of shape {tuple(self.mean.shape)}, a KL of "
+                f"shape {tuple(kl.shape)}. Return that of each weight, without a sum."
+            )
+        return kl
 
     def _posterior(self) -> Posterior:
         mean, rho, settings = self.mean, self.rho, self.settings

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import ConversionError
+from .replay import saved_tensors
 from .sharding import noise_like
 
 PRUNED = -(2.0**14)
@@ -216,7 +217,7 @@ class _Reparameterize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        rho, eps = ctx.saved_tensors
+        rho, eps = saved_tensors(ctx)
         needs_mean, needs_rho, needs_eps = ctx.needs_input_grad
         return (
             grad if needs_mean else None,

@@ -1,87 +1,20 @@
-"""Priors over the weights; each knows its KL divergence from a mean-field Gaussian posterior."""
+"""The priors: Gaussian, centred on the pretrained weights, Laplace, and a mixture of two scales."""
 
-__all__ = ["LEARNED", "Gaussian", "Laplace", "MonteCarloPrior", "Posterior", "Pretrained", "Prior", "ScaleMixture"]
+__all__ = ["LEARNED", "Gaussian", "Laplace", "Pretrained", "ScaleMixture"]
 
 import math
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from .errors import ConversionError
 from .posterior import at_least_float32, check_positive, log_std, std
+from .prior import KLTerms, MonteCarloPrior, Posterior, Prior
 
 LEARNED: Literal["learned"] = "learned"
 """Given as the scale of a prior: each tensor has a scale of its own, always the one that makes its KL the smallest."""
-
-
-class Posterior(NamedTuple):
-    """What a prior may look at to compute its KL: one Bayesian parameter as it is now.
-
-    Attributes:
-        mean: μ, of the weight's shape.
-        rho: ρ, of the weight's shape; None where the posterior is a point.
-        prior_mean: The pretrained weights, of the weight's shape, for a prior that is ``centred``; None otherwise.
-        initial_std: The root mean square of the σ that the posterior had when it was converted.
-        sample: For a prior with ``needs_sample``, w ~ q of the weight's shape: that of the draw in effect, or a fresh
-            one outside of a draw; None otherwise.
-        kept: Which weights count, of the weight's shape; None for all of them. What a prior says of the others, which
-            were pruned, is discarded.
-    """
-
-    mean: Tensor
-    rho: Tensor | None
-    prior_mean: Tensor | None
-    initial_std: float
-    sample: Tensor | None = None
-    kept: Tensor | None = None
-
-    @property
-    def wide_mean(self) -> Tensor:
-        """μ in float32 or better."""
-        return at_least_float32(self.mean)
-
-    @property
-    def wide_rho(self) -> Tensor:
-        """ρ in float32 or better."""
-        assert self.rho is not None  # a point posterior has a penalty in place of a KL
-        return at_least_float32(self.rho)
-
-    def average(self, values: Tensor) -> Tensor:
-        """The mean of ``values``, one for each weight, over the weights that count; positive values stay positive."""
-        count = self.mean.numel() if self.kept is None else self.kept.sum().clamp(min=1)
-        values = values if self.kept is None else torch.where(self.kept, values, 0.0)
-        return (values.sum() / count).clamp(min=torch.finfo(values.dtype).tiny)
-
-
-class Prior(ABC):
-    """A distribution p(w), independent over weights. A prior of your own needs one method, :meth:`kl`.
-
-    For a point posterior it needs another one, :meth:`log_prob`.
-    """
-
-    centred: bool = False
-    """Whether each parameter under this prior keeps its pretrained value beside it, as ``*_prior_mean``."""
-
-    needs_sample: bool = False
-    """Whether the KL is estimated from a sample of the posterior; then it differs from draw to draw."""
-
-    @abstractmethod
-    def kl(self, posterior: Posterior) -> Tensor:
-        """KL(q‖p) of each weight, in nats: of the weight's shape, in float32 or better."""
-
-    def log_prob(self, weights: Tensor) -> Tensor:
-        """log p(w) of each weight, in nats, of the weights' shape."""
-        raise ConversionError(
-            f"{self} does not know its density, which estimator='point' needs: give it a method "
-            "log_prob(weights), or take another prior."
-        )
-
-    def penalty(self, posterior: Posterior) -> Tensor:
-        """``-log p(μ)`` of each weight, in nats: what stands in place of the KL where the posterior is a point."""
-        return -self.log_prob(posterior.wide_mean)
 
 
 @dataclass(frozen=True)
@@ -103,7 +36,10 @@ class Gaussian(Prior):
         _check_scale("Gaussian(std)", self.std)
 
     def kl(self, posterior: Posterior) -> Tensor:
-        return gaussian_kl(posterior, self.mean, self.std)
+        return _gaussian_kl(posterior, self.mean, self.std)
+
+    def terms(self, posterior: Posterior) -> KLTerms | None:
+        return None if self.std == LEARNED else _gaussian_terms(self.mean, self.std)
 
     def log_prob(self, weights: Tensor) -> Tensor:
         return _gaussian_log_prob(weights - self.mean, _fixed(self, self.std))
@@ -134,7 +70,12 @@ class Pretrained(Prior):
 
     def kl(self, posterior: Posterior) -> Tensor:
         assert posterior.prior_mean is not None  # `centred` promised it
-        return gaussian_kl(posterior, at_least_float32(posterior.prior_mean), self._std(posterior))
+        return _gaussian_kl(posterior, at_least_float32(posterior.prior_mean), self._std(posterior))
+
+    def terms(self, posterior: Posterior) -> KLTerms | None:
+        assert posterior.prior_mean is not None
+        s = self._std(posterior)
+        return None if s == LEARNED else _gaussian_terms(at_least_float32(posterior.prior_mean), s)
 
     def penalty(self, posterior: Posterior) -> Tensor:
         assert posterior.prior_mean is not None
@@ -171,33 +112,11 @@ class Laplace(Prior):
         spread = math.sqrt(2 / math.pi) * sigma * torch.exp(-0.5 * ratio.square())
         absolute = spread + distance * torch.erf(ratio / math.sqrt(2))
         scale = posterior.average(absolute) if self.scale == LEARNED else self.scale
-        return absolute / scale - log_std(rho) + (_log(scale) + math.log(2) - _GAUSSIAN_ENTROPY)
+        return absolute / scale - log_std(rho) + (_log(2 * scale) - 0.5 * math.log(2 * math.pi * math.e))
 
     def log_prob(self, weights: Tensor) -> Tensor:
         scale = _fixed(self, self.scale)
         return -(weights - self.mean).abs() / scale - math.log(2 * scale)
-
-
-class MonteCarloPrior(Prior):
-    """A prior known by its density alone. A prior of your own of this kind needs one method, :meth:`log_prob`.
-
-    The KL is estimated from the very sample that the forward used, as KL(q‖p) = -H(q) - E_q[log p(w)], of which the
-    entropy H is exact: unbiased, with unbiased gradients, and equal to Blundell's log q(w) - log p(w) on average.
-
-    References:
-        Blundell et al. 2015, "Weight Uncertainty in Neural Networks", eq. 2.
-    """
-
-    needs_sample = True
-
-    @abstractmethod
-    def log_prob(self, weights: Tensor) -> Tensor:
-        """log p(w) of each weight, in nats, of the weights' shape."""
-
-    def kl(self, posterior: Posterior) -> Tensor:
-        assert posterior.sample is not None  # `needs_sample` promised it
-        negative_entropy = -log_std(posterior.wide_rho) - _GAUSSIAN_ENTROPY
-        return negative_entropy - self.log_prob(at_least_float32(posterior.sample))
 
 
 @dataclass(frozen=True)
@@ -224,29 +143,59 @@ class ScaleMixture(MonteCarloPrior):
         check_positive("ScaleMixture(std2)", self.std2)
 
     def log_prob(self, weights: Tensor) -> Tensor:
-        first = math.log(self.pi) + _gaussian_log_prob(weights, self.std1)
-        second = math.log1p(-self.pi) + _gaussian_log_prob(weights, self.std2)
-        return torch.logaddexp(first, second)
+        wide, narrow = (self.std1, self.pi), (self.std2, 1 - self.pi)
+        return _MixtureLogProb.apply(weights, *sorted((wide, narrow), reverse=True))
 
 
-_GAUSSIAN_ENTROPY = 0.5 * math.log(2 * math.pi * math.e)
-"""The entropy of N(0, 1); that of N(μ, σ²) has log σ more."""
+class _MixtureLogProb(torch.autograd.Function):
+    """log(π₁·N(w; 0, s₁²) + π₂·N(w; 0, s₂²)) with s₁ >= s₂; of the weights nothing else is kept for backward.
+
+    With z the logarithm of the second term less that of the first it is the first plus softplus(z), without
+    cancellation since z is largest at zero. Its derivative is -w·(r/s₂² + (1 - r)/s₁²), where r = sigmoid(z) is the
+    share that the second component has in the weight.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(weights: Tensor, wide: tuple[float, float], narrow: tuple[float, float]) -> Tensor:
+        return _gaussian_log_prob(weights, wide[0]).add_(math.log(wide[1])).add_(std(_log_ratio(weights, wide, narrow)))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+        ctx.components = inputs[1:]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (weights,), (wide, narrow) = ctx.saved_tensors, ctx.components
+        share = _log_ratio(weights, wide, narrow).sigmoid()
+        precision = share * (narrow[0] ** -2 - wide[0] ** -2) + wide[0] ** -2
+        return -grad * weights * precision, None, None
+
+
+def _log_ratio(weights: Tensor, wide: tuple[float, float], narrow: tuple[float, float]) -> Tensor:
+    """z, from the std and the share of each component."""
+    constant = math.log(narrow[1] / wide[1]) + math.log(wide[0] / narrow[0])
+    return weights.square().mul_(0.5 * (wide[0] ** -2 - narrow[0] ** -2)).add_(constant)
 
 
 def _gaussian_log_prob(distance: Tensor, std: float) -> Tensor:
     return -0.5 * (distance / std).square() - (math.log(std) + 0.5 * math.log(2 * math.pi))
 
 
-def gaussian_kl(posterior: Posterior, prior_mean: Tensor | float, prior_std: float | Literal["learned"]) -> Tensor:
-    """KL(N(μ, σ²) ‖ N(m, s²)) = log(s/σ) + (σ² + (μ - m)²)/(2s²) - 1/2 of each weight, in nats."""
-    sigma, distance = std(posterior.wide_rho), posterior.wide_mean - prior_mean
-    s: Any = prior_std
-    if prior_std == LEARNED:
-        s = posterior.average(sigma.square() + distance.square()).sqrt()
-    # Divided before they are squared: the square of a small std is zero in float32.
-    squares = (sigma / s).square() + (distance / s).square()
-    # The constants join each term before the sum: at the optimum the terms cancel, and their separate sums would not.
-    return 0.5 * squares - log_std(posterior.wide_rho) + (_log(s) - 0.5)
+def _gaussian_kl(posterior: Posterior, prior_mean: Tensor | float, prior_std: float | Literal["learned"]) -> Tensor:
+    """KL(N(μ, σ²) ‖ N(m, s²)) of each weight, in nats."""
+    if prior_std != LEARNED:
+        return _gaussian_terms(prior_mean, prior_std).kl(posterior)
+    distance = posterior.wide_mean - prior_mean
+    variance = posterior.average(std(posterior.wide_rho).square() + distance.square())
+    return _gaussian_terms(prior_mean, variance.sqrt()).kl(posterior)
+
+
+def _gaussian_terms(prior_mean: Tensor | float, prior_std: Any) -> KLTerms:
+    """KL(N(μ, σ²) ‖ N(m, s²)) = log(s/σ) + (σ² + (μ - m)²)/(2s²) - 1/2."""
+    return KLTerms(_log(prior_std) - 0.5, prior_mean, prior_std)
 
 
 def _log(scale: Any) -> Any:
@@ -274,16 +223,3 @@ def _check_finite(name: str, value: object) -> None:
 def _check_scale(name: str, value: object) -> None:
     if value != LEARNED:
         check_positive(name, value)
-
-
-def as_prior(prior: object) -> Prior:
-    """Check what a user gave as ``prior``.
-
-    Raises:
-        ConversionError: It is not a :class:`Prior`.
-    """
-    if isinstance(prior, Prior):
-        return prior
-    raise ConversionError(
-        f"Unknown prior {prior!r}: give an instance of a Prior, for example Gaussian(std=0.1) or Pretrained()."
-    )

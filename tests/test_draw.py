@@ -281,6 +281,43 @@ def test_a_checkpointed_submodule_called_in_a_draw_gives_the_same_gradients(use_
     torch.testing.assert_close(gradient(Recomputed(use_reentrant)), gradient(Recomputed(None)))
 
 
+class SharedInRegions(nn.Module):
+    """A layer that two checkpointed regions use, which autograd therefore reaches more than once."""
+
+    def __init__(self, use_reentrant: bool | None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.shared = nn.Linear(4, 6), nn.Linear(6, 6)
+        self.use_reentrant = use_reentrant
+
+    def forward(self, x):
+        x = self.first(x)
+        for _ in range(2):
+            x = (
+                torch.tanh(self.shared(x))
+                if self.use_reentrant is None
+                else checkpoint(lambda x: torch.tanh(self.shared(x)), x, use_reentrant=self.use_reentrant)
+            )
+        return x
+
+
+@pytest.mark.parametrize("prior", [bnnify.Gaussian(std=0.1), bnnify.Laplace(), bnnify.ScaleMixture()], ids=str)
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_a_layer_may_be_used_in_two_regions_and_in_the_kl(use_reentrant, prior):
+    def gradients(use_reentrant):
+        bnn = bnnify.convert(SharedInRegions(use_reentrant), prior=prior)
+        losses = []
+        for seed in range(2):
+            torch.manual_seed(seed)
+            output, kl = bnn(X)
+            losses.append((seed + 1) * output.square().sum() + kl)
+        sum(losses).backward()
+        return [parameter.grad for parameter in bnn.parameters()]
+
+    for found, expected in zip(gradients(use_reentrant), gradients(None), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_the_whole_bayesian_model_may_stand_inside_a_checkpoint(use_reentrant):
     def gradient(checkpointed: bool) -> torch.Tensor:

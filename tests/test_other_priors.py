@@ -10,7 +10,7 @@ from torch.distributions import Categorical, MixtureSameFamily, Normal
 import bnnify
 from bnnify import Gaussian, Laplace, Pretrained, ScaleMixture
 from bnnify.posterior import std
-from bnnify.priors import Posterior
+from bnnify.prior import Posterior
 
 POSTERIORS = [(0.0, 0.3), (0.7, 0.05), (-1.5, 1.0), (0.02, 1e-4), (3.0, 2.0)]
 

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 import bnnify
 from bnnify import Gaussian, Moped, Pretrained, Relative
 from bnnify.posterior import std
-from bnnify.priors import Posterior
+from bnnify.prior import Posterior
 
 PRIORS = (
     Gaussian(),

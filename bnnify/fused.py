@@ -1,0 +1,133 @@
+"""The sample of a parameter and its KL in one function of autograd, which makes as few passes over them as it can."""
+
+__all__ = ["can_fuse", "sample_and_kl"]
+
+import functools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .posterior import sample, std
+from .prior import KLTerms, Posterior
+from .replay import saved_tensors
+from .sharding import noise_like
+
+_CUT = {torch.float32: -60.0, torch.float64: -600.0}
+"""A ρ at which σ = e^ρ, with room to the smallest number of the dtype for the prior's factor."""
+
+
+def can_fuse(mean: Tensor, rho: Tensor, terms: KLTerms) -> bool:
+    """Whether :func:`sample_and_kl` is for these: plain tensors in eager mode, and a prior whose squares are in range.
+
+    Compilers fuse by themselves; ``torch.func`` and distributed tensors need operations that they can follow.
+    """
+    return (
+        mean.dtype in _CUT
+        and mean.numel() > 0
+        and all(type(tensor) in (Tensor, nn.Parameter) and not tensor.is_meta for tensor in (mean, rho))
+        and isinstance(terms.offset, float)
+        and abs(terms.offset) <= 25
+        and not torch.compiler.is_compiling()
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and torch._C._len_torch_dispatch_stack() == 0
+    )
+
+
+def sample_and_kl(mean: Tensor, rho: Tensor, terms: KLTerms) -> tuple[Tensor, Tensor]:
+    """One sample w = μ + σ·ε, as of :func:`~bnnify.posterior.sample`, and the KL in nats, summed to a scalar.
+
+    The backward pass keeps ε, as for the sample alone. σ is computed once in each direction.
+
+    References:
+        Blundell et al. 2015, "Weight Uncertainty in Neural Networks", section 3.2.
+    """
+    return _SampleAndKL.apply(mean, rho, noise_like(mean), terms)
+
+
+class _SampleAndKL(torch.autograd.Function):
+    """With g the gradient of the sample, G that of the KL, and p = 1/std² and m of the prior:
+
+    ∂/∂μ = g + G·p·(μ - m) and ∂/∂ρ = (g·ε + G·(p·σ - 1/σ))·sigmoid(ρ).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, mean: Tensor, rho: Tensor, noise: Tensor, terms: KLTerms) -> tuple[Tensor, Tensor]:
+        cut, p = _CUT[rho.dtype], _precision(terms)
+        # Asked only where the answer is at hand: a GPU would have to be waited for.
+        ctx.may_underflow = not rho.is_cpu or rho.amin().item() < cut
+        ctx.terms = terms
+        ctx.save_for_backward(mean, rho, noise)
+        drawn, kls = torch.empty_like(mean), []
+        factor = math.exp(-terms.offset)  # the constant joins each term before the sum, inside the logarithm
+        for w, mu, r, eps, m in _blocks(drawn, mean, rho, noise, terms.mean):
+            sigma = std(r)
+            torch.addcmul(mu, sigma, eps, out=w)
+            sigma.mul_(factor)
+            if ctx.may_underflow:
+                sigma.clamp_(min=factor * math.exp(cut))
+            negative_kl = sigma.log()
+            if ctx.may_underflow:
+                negative_kl += (r - cut).clamp_(max=0.0)  # there log σ is ρ
+            if p:
+                negative_kl.addcmul_(sigma, sigma, value=-0.5 * p / factor**2)
+                distance = _distance(mu, m, out=sigma)
+                negative_kl.addcmul_(distance, distance, value=-0.5 * p)
+            kls.append(negative_kl.sum())
+        return drawn, -functools.reduce(torch.add, kls)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor, G: Tensor) -> tuple[Tensor | None, ...]:
+        mean, rho, noise = saved_tensors(ctx)
+        if torch.is_grad_enabled():
+            return *_differentiable_backward(ctx, g, G), None, None
+        p, prior_mean = _precision(ctx.terms), ctx.terms.mean
+        grad_mean, grad_rho = g, None
+        if ctx.needs_input_grad[0] and p:
+            grad_mean = torch.empty_like(mean)
+            for out, dw, mu, m in _blocks(grad_mean, g, mean, prior_mean):
+                torch.addcmul(dw, _distance(mu, m), G * p, out=out)
+        if ctx.needs_input_grad[1]:
+            # Fresh memory is dear, and the noise has served unless this may run again.
+            again = torch._C._autograd._get_current_graph_task_keep_graph() or hasattr(ctx, "kept")
+            grad_rho = noise.clone() if again else noise
+            for out, dw, r in _blocks(grad_rho, g, rho):
+                if ctx.may_underflow:
+                    r = r.clamp(min=_CUT[rho.dtype])
+                sigma = std(r)
+                out.mul_(dw).addcmul_(sigma, G * p).addcdiv_(-G, sigma).mul_(r.sigmoid())
+        return grad_mean, grad_rho, None, None
+
+
+_BLOCK = 2**18
+"""Elements that are worked on at a time: few enough for their intermediate results to stay in the cache."""
+
+
+def _blocks(whole: Tensor, *others: Tensor | float) -> Iterator[Any]:
+    """Pieces of all the tensors, which have one shape; a number is repeated."""
+    tensors = [each for each in (whole, *others) if isinstance(each, Tensor)]
+    if whole.numel() <= _BLOCK or not (whole.is_cpu and all(tensor.is_contiguous() for tensor in tensors)):
+        return iter([(whole, *others)])
+    count = math.ceil(whole.numel() / _BLOCK)
+    pieces = [t.view(-1).split(_BLOCK) if isinstance(t, Tensor) else [t] * count for t in (whole, *others)]
+    return zip(*pieces, strict=True)
+
+
+def _distance(mean: Tensor, prior_mean: Tensor | float, out: Tensor | None = None) -> Tensor:
+    is_zero = isinstance(prior_mean, float) and prior_mean == 0
+    return mean if is_zero else torch.sub(mean, prior_mean, out=out)
+
+
+def _differentiable_backward(ctx: Any, g: Tensor, G: Tensor) -> list[Tensor | None]:
+    """The same from operations that autograd knows, for a gradient of the gradient."""
+    mean, rho, noise = ctx.saved_tensors
+    outputs = sample(mean, rho, noise), ctx.terms.kl(Posterior(mean, rho, None, math.nan)).sum()
+    needed = [each for each in (mean, rho) if each.requires_grad]
+    found = dict(zip(needed, torch.autograd.grad(outputs, needed, (g, G), create_graph=True), strict=True))
+    return [found.get(mean), found.get(rho)]
+
+
+def _precision(terms: KLTerms) -> float:
+    return 1 / float(terms.std) ** 2
