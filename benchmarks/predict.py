@@ -1,0 +1,140 @@
+"""Times the predictive distribution from K networks against the forward of a deterministic one.
+
+The deterministic network runs once per batch; over several batches it passes K times over all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import peers
+import reporting
+import torch
+from interleaved import drop_failing, interleaved, summary
+from peers import Bayesian
+from torch import Tensor
+from torch.utils.data import DataLoader
+from workloads import WORKLOADS
+
+import bnnify
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is predicted, with which network."""
+
+    description: str
+    workload: str
+    batch: int
+    batches: int = 1
+    only: str | None = None
+    """The one layer that is Bayesian."""
+
+    def inputs(self, options: argparse.Namespace) -> list[Tensor]:
+        return [WORKLOADS[self.workload].inputs(options.device, self.batch) for _ in range(self.batches)]
+
+
+TASKS = {
+    "batch-128": Task("W1, one batch of 128", "W1", 128),
+    "batch-1": Task("W1, one input", "W1", 1),
+    "loader": Task("W1, ten batches of 128, against K deterministic passes", "W1", 128, batches=10),
+    "only-fc": Task("W3, only the last layer Bayesian", "W3", 16, only="fc"),
+}
+VARIANTS = ("bnnify", "bnnify-antithetic", "bnnify-frozen", "bayesian-torch", "torchbnn", "blitz")
+COMPILED = ", compiled"
+REFERENCES = ("deterministic", "deterministic" + COMPILED, "bayesian-torch")
+
+
+def main() -> None:
+    options = _options()
+    reporting.prepare(options)
+    results: dict[str, Any] = {}
+    notes: list[str] = []
+    for key in options.workloads:
+        task = TASKS[key]
+        torch.compiler.reset()
+        calls, weights = _calls(task, options)
+        compiled = [name for name in calls if name.endswith(COMPILED)]
+        notes += [f"{key}, {reason}" for reason in drop_failing(calls, compiled)]
+        measured = interleaved(calls, options.rounds, options.device, at_least=options.at_least, description=key)
+        rows = summary(measured, [name for name in REFERENCES if name in calls])
+        results[task.description] = {name: {"weights": weights[name]} | row for name, row in rows.items()}
+        report = reporting.report(options, results)  # now, so that an interrupted run leaves what it has measured
+    title = f"Prediction from K = {options.samples} networks, {options.dtype}"
+    reporting.show(report, reporting.ratio_part(title, results), notes=notes)
+
+
+def _calls(task: Task, options: argparse.Namespace) -> tuple[dict[str, Callable[[], object]], dict[str, int]]:
+    """What is timed, and how many weights are Bayesian in it, by the names of the rows."""
+    network = WORKLOADS[task.workload].build().eval()
+    inputs = task.inputs(options)
+    calls: dict[str, Callable[[], object]] = {}
+    weights: dict[str, int] = {}
+    names = reporting.chosen(options, VARIANTS)
+    ours = [name for name in names if name.startswith(("deterministic", "bnnify"))]
+    for name in [*names, *(name + COMPILED for name in ours if options.compile)]:
+        row = name.removesuffix(COMPILED)
+        kind = "bnnify" if row.startswith("bnnify") else row
+        made = peers.variant(kind, network, options.device, options.channels_last, task.only)
+        made.model.eval()
+        predict = (_ours if kind == "bnnify" else _theirs)(row, made, inputs, options, compiled=row != name)
+        calls[name], weights[name] = _without_gradient(predict, options), made.weights
+    return calls, weights
+
+
+def _ours(
+    row: str, made: Bayesian, inputs: list[Tensor], options: argparse.Namespace, compiled: bool
+) -> Callable[[], object]:
+    """Through a loader where there are several batches; its data set is the list of batches, which costs nothing."""
+    bnn = made.model
+    data = inputs[0] if len(inputs) == 1 else DataLoader(inputs, batch_size=None)
+    if row == "bnnify-frozen":
+        frozen = bnnify.freeze(bnn, options.samples)
+        if compiled:
+            frozen.compile(**_how(options))
+        return lambda: [frozen(batch).softmax(-1).mean(0) for batch in inputs]
+    if compiled:
+        bnn.module.compile(**_how(options))
+    settings = {"antithetic": True} if row == "bnnify-antithetic" else {}
+    return lambda: bnn.predict(data, options.samples, likelihood="logits", **settings)
+
+
+def _theirs(
+    row: str, made: Bayesian, inputs: list[Tensor], options: argparse.Namespace, compiled: bool
+) -> Callable[[], object]:
+    """What the documentation of these libraries does: forwards of each batch, whose outputs are stacked."""
+    model = made.model
+    if row == "deterministic":
+        if compiled:
+            model.compile(**_how(options))
+        passes = 1 if len(inputs) == 1 else options.samples
+        return lambda: [model(batch) for _ in range(passes) for batch in inputs]
+    samples = range(options.samples)
+    return lambda: [torch.stack([model(batch) for _ in samples]).softmax(-1).mean(0) for batch in inputs]
+
+
+def _how(options: argparse.Namespace) -> dict[str, Any]:
+    return {} if options.device == "cpu" else {"mode": "reduce-overhead"}
+
+
+def _without_gradient(predict: Callable[[], object], options: argparse.Namespace) -> Callable[[], object]:
+    def call() -> object:
+        with torch.no_grad(), reporting.autocast(options.device, options.dtype):
+            return predict()
+
+    return call
+
+
+def _options() -> argparse.Namespace:
+    parser = reporting.parser(__doc__)
+    reporting.add_networks(parser, list(TASKS), TASKS)
+    parser.add_argument("--samples", type=int, default=10, help="K, the number of networks")
+    parser.add_argument("--compile", action="store_true", help="add rows with torch.compile")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
