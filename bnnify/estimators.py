@@ -109,7 +109,7 @@ class Local(Estimator):
         with torch.autocast(kind, enabled=False) if half else nullcontext():
             added = None if noisy_bias is None else _variance(noisy_bias.rho)
             variance = linear(at_least_float32(input).square(), _variance(self.rho), added)
-        return output + (_sqrt(variance) * torch.randn_like(variance)).to(output.dtype)
+        return _AddNoise.apply(output, variance, torch.randn_like(variance))
 
 
 class Flipout(Estimator):
@@ -135,7 +135,7 @@ class Flipout(Estimator):
     ) -> Tensor:
         added = noisy_bias.noise if isinstance(noisy_bias, Flipout) else None
         noise = linear(input * _signs(input, channel), self.noise, added)
-        return linear(input, self.mean, bias) + noise * _signs(noise, channel)
+        return torch.addcmul(linear(input, self.mean, bias), noise, _signs(noise, channel))
 
 
 DEFAULT, POINT = "reparameterization", "point"
@@ -229,10 +229,32 @@ def _variance(rho: Tensor) -> Tensor:
     return std(at_least_float32(rho)).square()
 
 
-def _sqrt(variance: Tensor) -> Tensor:
-    """√variance, with gradient zero where the variance is zero and that of the root is infinite."""
-    positive = variance > 0  # an algorithm for convolutions may round a zero to either side
-    return torch.where(positive, torch.where(positive, variance, 1.0).sqrt(), 0.0)
+class _AddNoise(torch.autograd.Function):
+    """y + √v·ε. The gradient for v is g·ε/(2√v), and zero where v is zero and that of the root infinite.
+
+    A v that an algorithm for convolutions has rounded to below zero counts as zero.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(output: Tensor, variance: Tensor, noise: Tensor) -> Tensor:
+        return output + variance.clamp(min=0.0).sqrt_().mul_(noise).to(output.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        variance, noise = ctx.saved_tensors
+        wide = grad.to(noise.dtype)
+        if torch.is_grad_enabled():
+            # Values that `where` discards must not be infinite, or their own gradients would be NaN.
+            inverse = torch.where(variance > 0, variance, math.inf).rsqrt()
+            return grad, 0.5 * wide * noise * inverse, None
+        inverse = variance.rsqrt().nan_to_num_(nan=0.0, posinf=0.0)
+        return grad, inverse.mul_(noise).mul_(wide).mul_(0.5), None
 
 
 def _signs(like: Tensor, channel: int) -> Tensor:

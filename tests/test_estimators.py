@@ -16,6 +16,7 @@ from torch.func import functional_call, jacrev, vmap
 from torch.utils.checkpoint import checkpoint
 
 import bnnify
+from bnnify.estimators import _AddNoise
 from bnnify.parameters import bayesian_parameters
 from bnnify.posterior import std
 
@@ -663,3 +664,27 @@ def test_a_monte_carlo_kl_is_taken_from_the_weights_that_the_forward_used(estima
     output, kl = bnn(torch.ones(1, 1))
     entropy = torch.distributions.Normal(0.0, 0.2).entropy()
     torch.testing.assert_close(kl, (-entropy - prior.log_prob(output)).sum())
+
+
+# The noise that the local reparameterization adds
+
+
+def test_gradients_of_the_added_noise_are_those_of_finite_differences_to_second_order():
+    output, variance, noise = torch.randn(4, 3), torch.rand(4, 3) + 0.1, torch.randn(4, 3)
+    arguments = [each.double() for each in (output, variance, noise)]
+    for each in arguments[:2]:
+        each.requires_grad_()
+    assert torch.autograd.gradcheck(_AddNoise.apply, arguments)
+    assert torch.autograd.gradgradcheck(_AddNoise.apply, arguments)
+
+
+def test_where_there_is_no_variance_the_added_noise_has_no_gradient():
+    output, noise = torch.randn(3, requires_grad=True), torch.randn(3)
+    variance = torch.tensor([0.0, -1e-9, 1.0], requires_grad=True)
+    found = _AddNoise.apply(output, variance, noise)
+    assert torch.equal(found[:2], output[:2])
+    for create_graph in (False, True):
+        (grad,) = torch.autograd.grad(found.sum(), variance, create_graph=create_graph, retain_graph=True)
+        torch.testing.assert_close(grad.detach(), torch.tensor([0.0, 0.0, 0.5 * noise[2]]))
+    (second,) = torch.autograd.grad(grad.sum(), variance)
+    assert second.isfinite().all()
