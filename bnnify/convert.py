@@ -191,7 +191,7 @@ def _start(
         settings.posterior_std = Constant(rms_std(start))  # of σ, all that settings and files keep is its size
     rho = settings.initial_rho(places[0].names[0], parameter)
     settings.initial_std = rms_std(rho)
-    rho = rho if start is None else start
+    rho = rho.expand_as(parameter).contiguous() if start is None else start
     prior_mean = nn.Parameter(parameter.detach().clone(), requires_grad=False) if prior.centred else None
     if estimator == POINT:
         prior.penalty(Posterior(parameter, None, prior_mean, settings.initial_std))  # which may refuse

@@ -74,7 +74,9 @@ class Settings:
         return dataclasses.replace(self, active=Active())
 
     def initial_rho(self, name: str, weights: Tensor) -> Tensor:
-        """The ρ, of the same shape, dtype and device, with which the posterior of ``weights`` starts.
+        """The ρ, of the same dtype and device, with which the posterior of ``weights`` starts.
+
+        It is a scalar where it is the same for all of them, and of their shape otherwise.
 
         Raises:
             ConversionError: The rule for σ returns one of another shape, or one that is negative or NaN.
@@ -88,7 +90,7 @@ class Settings:
                 f"posterior_std={self.posterior_std} gives `{name}`, of shape {tuple(weights.shape)}, a σ of shape "
                 f"{tuple(start.shape)}, or one that is negative or NaN. Return a scalar or one σ for each weight."
             )
-        return rho_from_std(start.to(weights.dtype)).expand_as(weights).contiguous()
+        return rho_from_std(start.to(weights.dtype))
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,8 @@ def _start_anew(parameter: BayesianParameter, absent: set[str], share: bool) -> 
     parameter.refresh_initial_std()
     if parameter.name + RHO in absent:
         parameter.settings.pruned = False
-        _fill(slots, parameter.attribute + RHO, parameter.settings.initial_rho(parameter.name, parameter.mean))
+        rho = parameter.settings.initial_rho(parameter.name, parameter.mean)
+        _fill(slots, parameter.attribute + RHO, rho.expand_as(parameter.mean).contiguous())
 
 
 def _fill(slots: dict[str, Any], name: str, value: Tensor, replace: bool = False) -> None:
