@@ -30,6 +30,7 @@ __all__ = [
     "convert",
     "convert_checkpoint",
     "elbo",
+    "freeze",
     "geometric_weight",
     "linear_warmup",
     "load",
@@ -49,6 +50,7 @@ from .convert import collapse, convert
 from .draw import Draw
 from .errors import BnnifyError, CheckpointError, ConversionError, DrawError
 from .fisher import FisherStd
+from .freezing import freeze
 from .likelihoods import BernoulliNLL, CategoricalNLL, GaussianNLL, HeteroscedasticGaussianNLL
 from .model import BayesianModel
 from .objective import elbo, geometric_weight, linear_warmup

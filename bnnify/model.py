@@ -1,6 +1,6 @@
 """A converted model: calling it draws one network and returns its output and the KL."""
 
-__all__ = ["BayesianModel", "call_in_draw", "total_kl"]
+__all__ = ["BayesianModel", "call_in_draw", "stacked", "total_kl"]
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -89,7 +89,7 @@ class BayesianModel(nn.Module):
             with Draw(bayesian_parameters(self.module)) as draw:
                 outputs.append(self.module(*args, **kwargs))
             draw.replay_in_backward(outputs[-1])
-        return pytree.tree_map(lambda *leaves: torch.stack(leaves) if _are_tensors(leaves) else list(leaves), *outputs)
+        return stacked(outputs)
 
     def predict(
         self,
@@ -99,9 +99,20 @@ class BayesianModel(nn.Module):
         likelihood: Likelihood = "values",
         output: str | int | Callable[[Any], Any] | None = None,
         class_dim: int = -1,
+        antithetic: bool = False,
+        progress: bool = False,
     ) -> Prediction:
         """The predictive distribution over networks from the posterior; see :func:`bnnify.prediction.predict`."""
-        return predict(self, inputs, num_samples, likelihood=likelihood, output=output, class_dim=class_dim)
+        return predict(
+            self,
+            inputs,
+            num_samples,
+            likelihood=likelihood,
+            output=output,
+            class_dim=class_dim,
+            antithetic=antithetic,
+            progress=progress,
+        )
 
     def parameter_groups(
         self, lr: float, rho_lr: float | None = None, weight_decay: float = 0.0
@@ -159,6 +170,11 @@ def total_kl(root: nn.Module, known: Mapping[int, Tensor] = MappingProxyType({})
     parameters = unique_bayesian_parameters(root)
     terms = [known[id(each.mean)] if id(each.mean) in known else each.kl() for each in parameters]
     return torch.stack([term.to(terms[0].device) for term in terms]).sum() if terms else torch.zeros(())
+
+
+def stacked(outputs: list[Any]) -> Any:
+    """One output in which each tensor is those of ``outputs`` stacked, and every other leaf a list of theirs."""
+    return pytree.tree_map(lambda *leaves: torch.stack(leaves) if _are_tensors(leaves) else list(leaves), *outputs)
 
 
 def _are_tensors(leaves: tuple[Any, ...]) -> bool:

@@ -2,8 +2,8 @@
 
 __all__ = ["Likelihood", "Prediction", "check_num_samples", "predict"]
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from .draw import Draw
-from .parameters import bayesian_parameters
+from .passes import passes
 from .posterior import at_least_float32
 
 if TYPE_CHECKING:
@@ -69,15 +68,19 @@ def predict(
     likelihood: Likelihood = "values",
     output: str | int | Callable[[Any], Any] | None = None,
     class_dim: int = -1,
+    antithetic: bool = False,
+    progress: bool = False,
 ) -> Prediction:
-    """Average over ``num_samples`` networks, in eval mode and without gradient; all flags are restored afterwards.
+    """The predictive distribution of ``bnn`` for ``inputs``, in eval mode, without gradient, and in constant memory.
 
-    Memory does not grow with the number of samples. What the model's output means is said, not guessed:
+    It is what ``num_samples`` rounds of ``with bnn.draw(): bnn.module(x)`` give under the same seed. All the batches of
+    a loader, which is read once, are seen by the same networks. What does not depend on the Bayesian weights is
+    computed once for each batch, where that is provably the same.
+
+    ``likelihood`` says what the model's output means:
 
     ===================  ==========================================================================================
-    ``likelihood``       the output holds
-    ===================  ==========================================================================================
-    ``"values"``         plain values: their mean and spread are taken (the default)
+    ``"values"``         any numbers; they are averaged as they are
     ``"logits"``         unnormalised log probabilities of classes along ``class_dim``
     ``"probabilities"``  probabilities of classes along ``class_dim``
     ``"binary_logits"``  independent logits of yes/no questions
@@ -92,10 +95,18 @@ def predict(
         likelihood: See above. Default: ``"values"``.
         output: Which part of the model's output: a key or attribute, an index, or a function. Default: all of it.
         class_dim: The dimension of the classes. Default: ``-1``; segmentation models usually have it at ``1``.
+        antithetic: Draw the networks in pairs with the noise ε and -ε. The mean stays unbiased, and where the output is
+            nearly linear in the weights it is far more precise, so that ``std / √K`` is no longer its error. ``std``
+            and the mutual information gain nothing: if the outputs of a pair have the correlation c, the variance
+            that ``std`` is the root of is on average ``(K - 1 - c) / (K - 1)`` times the true one. For c < 0 that is
+            too wide, by at most the factor ``K / (K - 1)``, and never too narrow. Of an odd K the last network has no
+            partner. Default: ``False``.
+        progress: Show a progress bar, which needs rich, from the extra ``cli``. Default: ``False``.
 
     Raises:
-        ValueError: ``num_samples`` is not positive, or ``likelihood`` is unknown.
+        ValueError: ``num_samples`` is not positive, ``likelihood`` is unknown, or the loader has no batches.
         TypeError: The chosen output is not a tensor (or, for ``"gaussian"``, a pair of tensors).
+        ImportError: ``progress`` was asked for, and rich is not installed.
 
     References:
         Depeweg et al. 2018, "Decomposition of Uncertainty in Bayesian Deep Learning", eq. 3 (the entropies) and eq. 5.
@@ -103,14 +114,45 @@ def predict(
     check_num_samples(num_samples)
     if likelihood not in Likelihood.__args__:  # type: ignore[attr-defined]
         raise ValueError(f"Unknown likelihood {likelihood!r}: known are {', '.join(map(repr, Likelihood.__args__))}.")  # type: ignore[attr-defined]
-    with evaluating(bnn), torch.no_grad():
-        if isinstance(inputs, DataLoader):
-            device = next(bnn.parameters()).device
-            batches: Iterable[Any] = (first_of(batch, device) for batch in inputs)
-        else:
-            batches = [inputs]
-        predictions = [_predict_batch(bnn, batch, num_samples, likelihood, output, class_dim) for batch in batches]
-    return _concatenate(predictions)
+    averages: list[_Averages] = []
+    several = isinstance(inputs, DataLoader)
+    with evaluating(bnn), torch.no_grad(), _bar(num_samples, inputs, progress) as advance:
+        outputs = passes(bnn.module, _batches(bnn, inputs), num_samples, antithetic=antithetic, several=several)
+        with closing(outputs):  # which leaves its draw, also when something fails here
+            for index, found in outputs:
+                if index == len(averages):
+                    averages.append(_Averages(likelihood, class_dim))
+                averages[index].add(choose(found, output))
+                advance()
+    return _concatenate([average.prediction() for average in averages])
+
+
+def _batches(bnn: "BayesianModel", inputs: Any) -> Iterator[tuple[tuple[Any, ...], Mapping[str, Any]]]:
+    if not isinstance(inputs, DataLoader):
+        yield as_arguments(inputs)
+        return
+    device = next(bnn.parameters()).device
+    for batch in inputs:
+        yield as_arguments(first_of(batch, device))
+
+
+@contextmanager
+def _bar(num_samples: int, inputs: Any, wanted: bool) -> Iterator[Callable[[], None]]:
+    """What is called after each forward, to move a progress bar on."""
+    if not wanted:
+        yield lambda: None
+        return
+    try:
+        from rich.progress import Progress
+    except ImportError as error:
+        raise ImportError("predict(progress=True) needs rich: pip install 'bnnify[cli]', or leave it out.") from error
+    try:
+        total: int | None = num_samples * (len(inputs) if isinstance(inputs, DataLoader) else 1)
+    except TypeError:  # a loader over a stream
+        total = None
+    with Progress() as progress:
+        task = progress.add_task("predicting", total=total)
+        yield lambda: progress.advance(task)
 
 
 def check_num_samples(num_samples: int) -> None:
@@ -119,49 +161,60 @@ def check_num_samples(num_samples: int) -> None:
         raise ValueError(f"num_samples must be a positive integer, not {num_samples!r}.")
 
 
-def _predict_batch(
-    bnn: "BayesianModel", batch: Any, num_samples: int, likelihood: str, output: Any, class_dim: int
-) -> Prediction:
-    values, entropies, variances = _Moments(), _Moments(), _Moments()
-    args, kwargs = as_arguments(batch)
-    for _ in range(num_samples):
-        with Draw(bayesian_parameters(bnn.module)):
-            found = choose(bnn.module(*args, **kwargs), output)
+class _Averages:
+    """What is kept of the outputs of the networks for one batch."""
+
+    def __init__(self, likelihood: str, class_dim: int) -> None:
+        self._likelihood = likelihood
+        self._class_dim = class_dim
+        self._values, self._entropies, self._variances = _Moments(), _Mean(), _Mean()
+
+    def add(self, found: Any) -> None:
+        likelihood, class_dim = self._likelihood, self._class_dim
         if likelihood == "gaussian":
             value, variance = pair_of(found)
-            variances.add(variance)
+            self._variances.add(variance)
         else:
             value = _probabilities(_tensor(found, likelihood), likelihood, class_dim)
-        values.add(value)
+        self._values.add(value)
         if likelihood in ("logits", "probabilities", "binary_logits"):
-            entropies.add(_entropy(value, likelihood, class_dim))
-    classifies = entropies.count > 0
-    return Prediction(
-        mean=values.mean,
-        std=values.std,
-        num_samples=num_samples,
-        predictive_entropy=_entropy(values.mean, likelihood, class_dim) if classifies else None,
-        expected_entropy=entropies.mean if classifies else None,
-        aleatoric_std=variances.mean.sqrt() if variances.count else None,
-    )
+            self._entropies.add(_entropy(value, likelihood, class_dim))
+
+    def prediction(self) -> Prediction:
+        mean, classifies = self._values.mean, self._entropies.count > 0
+        return Prediction(
+            mean=mean,
+            std=self._values.std,
+            num_samples=self._values.count,
+            predictive_entropy=_entropy(mean, self._likelihood, self._class_dim) if classifies else None,
+            expected_entropy=self._entropies.mean if classifies else None,
+            aleatoric_std=self._variances.mean.sqrt() if self._variances.count else None,
+        )
 
 
-class _Moments:
-    """Mean and variance of a stream of tensors, without keeping them and without the cancellation of E[x²] - E[x]²."""
+class _Mean:
+    """The mean of a stream of tensors, without keeping them."""
 
-    mean: Tensor
-    _squares: Tensor
+    mean: Any = 0.0  # until there is a first tensor
 
     def __init__(self) -> None:
         self.count = 0
 
     def add(self, value: Tensor) -> None:
         value = at_least_float32(value)
-        if self.count == 0:
-            self.mean, self._squares = torch.zeros_like(value), torch.zeros_like(value)
         self.count += 1
+        self.mean = self.mean + (value - self.mean) / self.count
+
+
+class _Moments(_Mean):
+    """Mean and variance of a stream of tensors, without the cancellation of E[x²] - E[x]²."""
+
+    _squares: Any = 0.0
+
+    def add(self, value: Tensor) -> None:
+        value = at_least_float32(value)
         difference = value - self.mean
-        self.mean = self.mean + difference / self.count
+        super().add(value)
         self._squares = self._squares + difference * (value - self.mean)
 
     @property

@@ -2,6 +2,7 @@
 
 import gc
 import math
+import sys
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -11,6 +12,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import bnnify
+from bnnify import Draw
+from bnnify.parameters import bayesian_parameters
+from bnnify.sampler import Sampler
 
 K = 7
 
@@ -274,6 +278,17 @@ def test_no_draw_is_left_in_effect_after_an_exception():
     assert torch.equal(bnn.module(x), bnnify.collapse(bnn)(x))
 
 
+def test_no_draw_is_left_in_effect_after_an_exception_in_the_callers_function():
+    def raise_(output):
+        raise Broken
+
+    bnn, x = converted().eval(), inputs()
+    with pytest.raises(Broken) as error:
+        bnn.predict(x, output=raise_)
+    assert error.tb is not None  # which holds what was in progress
+    assert torch.equal(bnn.module(x), bnnify.collapse(bnn)(x))
+
+
 def test_prediction_is_in_eval_mode_and_without_gradient():
     seen = []
     bnn = converted()
@@ -325,8 +340,7 @@ def test_a_loader_gives_its_batches_in_order(wrap, likelihood):
     # A generator of its own, because starting to iterate takes a number from the global one.
     data = list(zip(x, torch.zeros(7), strict=True)) if isinstance(wrap(x), list) else list(x)
     loaded = predicted(bnn, DataLoader(data, batch_size=3, generator=torch.Generator()), likelihood=likelihood)
-    torch.manual_seed(1)
-    batches = [bnn.predict(batch, K, likelihood=likelihood) for batch in x.split(3)]
+    batches = [predicted(bnn, batch, likelihood=likelihood) for batch in x.split(3)]  # by the same networks
     for name in ("mean", "std", "predictive_entropy", "expected_entropy", "mutual_information", "aleatoric_std"):
         parts = [getattr(batch, name) for batch in batches]
         found = getattr(loaded, name)
@@ -337,8 +351,7 @@ def test_a_loader_gives_its_batches_in_order(wrap, likelihood):
 def test_a_loader_may_yield_mappings():
     bnn, x = converted(), inputs(5)
     loader = DataLoader([{"x": row, "shift": row[:1]} for row in x], batch_size=2, generator=torch.Generator())
-    torch.manual_seed(1)
-    expected = torch.cat([bnn.predict((part, part[:, :1]), K).mean for part in x.split(2)])
+    expected = torch.cat([predicted(bnn, (part, part[:, :1])).mean for part in x.split(2)])
     assert torch.equal(predicted(bnn, loader).mean, expected)
 
 
@@ -352,6 +365,217 @@ def test_a_tuple_holds_arguments_and_a_mapping_holds_keywords():
     expected = predicted(bnn, x).mean + 2.5
     torch.testing.assert_close(predicted(bnn, (x, 2.5)).mean, expected)
     torch.testing.assert_close(predicted(bnn, {"x": x, "shift": 2.5}).mean, expected)
+
+
+# Loaders: the same networks for every batch, and every batch read once
+
+
+class Noted(nn.Module):
+    """Passes on its input, and keeps the weight with which each forward began."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, x):
+        NOTED.append((self.layer.weight.clone(), x))
+        return self.layer(x)
+
+
+NOTED: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+
+@pytest.fixture(params=[2**28, 1, 200], ids=["one group", "a batch a group", "groups"])
+def budget(request, monkeypatch):
+    monkeypatch.setattr("bnnify.passes.GROUP_BYTES", request.param)
+
+
+def loop_over_draws(bnn, loader, antithetic=False):
+    """The outputs of all networks for all the data, by the plainest loop there is."""
+    torch.manual_seed(1)
+    batches, outputs = list(loader), []
+    sampler = Sampler(bnn.module, antithetic=antithetic)
+    with torch.no_grad():
+        for k in range(K):
+            draw = sampler.draw(k) if antithetic else Draw(bayesian_parameters(bnn.module))
+            with draw:
+                outputs.append(torch.cat([bnn.module(batch) for batch in batches]))
+            del draw
+    return torch.stack(outputs)
+
+
+@pytest.mark.usefixtures("budget")
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("select", [None, "head"])
+@pytest.mark.parametrize("antithetic", [False, True])
+def test_a_loader_gives_what_the_plain_loop_over_draws_gives(shuffle, select, antithetic):
+    bnn = bnnify.convert(Network().double(), select=select).eval()
+    loader = DataLoader(inputs(14), batch_size=3, shuffle=shuffle)
+    expected = loop_over_draws(bnn, loader, antithetic)
+    state = torch.get_rng_state()
+    torch.manual_seed(1)
+    prediction = bnn.predict(loader, K, antithetic=antithetic)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.testing.assert_close(prediction.mean, expected.mean(0), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(prediction.std, expected.std(0), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.usefixtures("budget")
+@pytest.mark.parametrize("select", [None, "head"])
+def test_the_outputs_for_a_loader_are_those_of_the_plain_loop_bit_for_bit(select):
+    bnn = bnnify.convert(Network().double(), select=select).eval()
+    loader, outputs = DataLoader(inputs(14), batch_size=3, shuffle=True), []
+    expected = loop_over_draws(bnn, loader)
+    predicted(bnn, loader, output=lambda output: outputs.append(output) or output)
+    rows = lambda tensor: {tuple(row) for row in tensor.tolist()}  # noqa: E731  (groups come in another order)
+    assert rows(torch.cat(outputs)) == rows(expected.flatten(0, 1))
+    assert len(rows(expected.flatten(0, 1))) == K * 14
+
+
+@pytest.mark.usefixtures("budget")
+@pytest.mark.parametrize("antithetic", [False, True])
+def test_every_batch_sees_the_same_networks_also_when_reading_and_forwards_are_random(antithetic):
+    class Augmented(TensorDataset):
+        def __getitem__(self, index):
+            return self.tensors[0][index] + torch.rand(4)
+
+    NOTED.clear()
+    bnn = bnnify.convert(Noted())
+    bnn.module.register_forward_hook(lambda module, args, output: output + torch.rand(1))
+    loader = DataLoader(Augmented(torch.zeros(10, 4)), batch_size=2, shuffle=True)
+    bnn.predict(loader, K, antithetic=antithetic)
+    networks: dict[tuple[float, ...], list[torch.Tensor]] = {}
+    for weight, x in NOTED:
+        networks.setdefault(tuple(weight.flatten().tolist()), []).append(x)
+    assert len(networks) == K
+    first, *others = networks.values()
+    assert len(first) == 5
+    assert all(torch.equal(torch.cat(first), torch.cat(other)) for other in others)  # augmented once
+    assert len(torch.cat(first).unique()) == 40
+
+
+@pytest.mark.usefixtures("budget")
+def test_a_loader_is_read_once_and_in_order():
+    class Data(TensorDataset):
+        def __getitem__(self, index):
+            read.append(index)
+            return super().__getitem__(index)
+
+    read = []
+    prediction = converted().predict(DataLoader(Data(inputs(7)), batch_size=2), K)
+    assert read == list(range(7))
+    assert len(prediction.mean) == 7
+
+
+def test_predictions_of_a_loader_are_jointly_consistent():
+    """The average over the data of each network's output has the spread that one network's average has."""
+    bnn, x = converted(), inputs(1).expand(40, 4)
+    outputs = []
+    predicted(bnn, DataLoader(x, batch_size=4), output=lambda output: outputs.append(output) or output)
+    rows = torch.stack(outputs).reshape(K, 40, 5)
+    torch.testing.assert_close(rows, rows[:, :1].expand(K, 40, 5))
+
+
+# Antithetic pairs
+
+
+def test_the_mean_of_an_antithetic_pair_is_exact_for_a_linear_model():
+    bnn, x = bnnify.convert(nn.Linear(4, 3, dtype=torch.float64), posterior_std=1.0), inputs()
+    prediction = predicted(bnn, x, num_samples=2, antithetic=True)
+    torch.testing.assert_close(prediction.mean, bnn.module(x).detach(), rtol=1e-12, atol=1e-12)
+    assert (prediction.std > 0).all()
+
+
+@pytest.mark.parametrize("wide", [0.05, 0.7])
+def test_antithetic_means_are_unbiased_and_no_less_precise(wide):
+    bnn, x = bnnify.convert(Network().double(), posterior_std=bnnify.Relative(wide)).eval(), inputs(1)
+    truth = predicted(bnn, x, num_samples=4000).mean
+    means = {}
+    for antithetic in (False, True):
+        means[antithetic] = torch.cat(
+            [predicted(bnn, x, seed=s, num_samples=4, antithetic=antithetic).mean for s in range(200)]
+        )
+    error = means[True].std(0) / 200**0.5
+    assert ((means[True].mean(0) - truth).abs() < 5 * (error + means[False].std(0) / 1000**0.5)).all()
+    assert (means[True].std(0) < means[False].std(0)).all()
+
+
+@pytest.mark.parametrize("num_samples", [2, 4, 10])
+def test_antithetic_spread_is_too_wide_by_what_is_documented(num_samples):
+    bnn, x = bnnify.convert(nn.Linear(4, 200, dtype=torch.float64), posterior_std=1.0), inputs(1)
+    variances = [
+        torch.stack([predicted(bnn, x, seed=s, num_samples=num_samples, antithetic=a).std.square() for s in range(40)])
+        for a in (False, True)
+    ]
+    correlation = -1  # of the outputs of a pair, if the model is linear
+    expected = (num_samples - 1 - correlation) / (num_samples - 1)
+    assert (variances[1].mean() / variances[0].mean()).item() == pytest.approx(expected, rel=0.1)
+
+
+def test_of_an_odd_number_the_last_network_has_no_partner():
+    bnn, x = converted(), inputs()
+    outputs = []
+    predicted(bnn, x, num_samples=3, antithetic=True, output=lambda output: outputs.append(output) or output)
+    plain = stored_samples(bnn, x, num_samples=2)
+    assert torch.equal(outputs[0], plain[0])
+    assert torch.equal(outputs[2], plain[1])
+
+
+# The progress bar
+
+
+class Bar:
+    """Stands in for rich's, and notes what it was told."""
+
+    made: list["Bar"] = []  # noqa: RUF012
+
+    def __enter__(self):
+        self.total, self.done = "not told", 0
+        Bar.made.append(self)
+        return self
+
+    def __exit__(self, *exception):
+        self.closed = True
+
+    def add_task(self, description, total):
+        self.total = total
+        return "task"
+
+    def advance(self, task):
+        assert task == "task"
+        self.done += 1
+
+
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return iter(inputs(5))
+
+
+@pytest.mark.parametrize(
+    ("given", "total", "done"),
+    [
+        (lambda: inputs(), K, K),
+        (lambda: DataLoader(inputs(7), batch_size=3), 3 * K, 3 * K),
+        (lambda: DataLoader(Stream(), batch_size=2), None, 3 * K),
+    ],
+    ids=["batch", "loader", "stream"],
+)
+def test_the_progress_bar_counts_forwards(given, total, done, monkeypatch):
+    progress = pytest.importorskip("rich.progress")
+    monkeypatch.setattr(progress, "Progress", Bar)
+    Bar.made.clear()
+    converted().predict(given(), K)
+    assert not Bar.made
+    converted().predict(given(), K, progress=True)
+    (bar,) = Bar.made
+    assert (bar.total, bar.done, bar.closed) == (total, done, True)
+
+
+def test_without_rich_the_progress_bar_is_refused_with_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rich.progress", None)
+    with pytest.raises(ImportError, match=r"progress=True.*bnnify\[cli\]"):
+        converted().predict(inputs(), progress=True)
+    converted().predict(inputs(), 2)
 
 
 # What comes out

@@ -1,0 +1,141 @@
+"""The networks of a prediction: drawn one after another, each in the memory of the one before."""
+
+__all__ = ["Sampler", "generator_states", "restore_generators"]
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .draw import Draw
+from .parameters import BayesianParameter, bayesian_parameters
+from .posterior import sample, std
+from .sharding import is_sharding, noise_like
+
+
+class Sampler:
+    """Draws the networks that ``bnn.draw()`` would draw under the same seed, for use without gradient.
+
+    σ is computed once, and the samples of a network overwrite those of the network before, unless somebody still holds
+    them.
+
+    Args:
+        root: The module whose Bayesian parameters are drawn. They must not change between two draws.
+        antithetic: Let networks 2j and 2j + 1 have the noise ε and -ε. Default: ``False``.
+        repeatable: Let counting from 0 once more give the same networks once more. Default: ``False``.
+
+    Attributes:
+        samples: What was drawn last, by the identity of the posterior mean; point posteriors have none.
+    """
+
+    def __init__(self, root: nn.Module, *, antithetic: bool = False, repeatable: bool = False) -> None:
+        self.samples: dict[int, Tensor] = {}
+        self.devices = sorted(
+            {p.device for p in root.parameters()} - {torch.device("cpu"), torch.device("meta")}, key=str
+        )
+        self._root = root
+        self._antithetic = antithetic
+        self._repeatable = repeatable
+        self._states: list[list[Tensor]] = []
+        self._mirrored = False
+        self._kept: dict[int, _Kept] = {}
+        # FSDP puts others in their place with every forward.
+        self._parameters = None if any(map(is_sharding, root.modules())) else list(bayesian_parameters(root))
+
+    @property
+    def parameters(self) -> list[BayesianParameter]:
+        """The Bayesian parameters, in the order in which they are drawn."""
+        return list(bayesian_parameters(self._root)) if self._parameters is None else self._parameters
+
+    @torch.no_grad()
+    def draw(self, number: int) -> Draw:
+        """Network ``number``; they are drawn in order, from 0 on. Let go of the one before, to have its memory used."""
+        self.samples.clear()
+        self._mirrored = self._antithetic and number % 2 == 1
+        if not self._repeatable:
+            return Draw(self.parameters, self._make)
+        now = generator_states(self.devices)
+        if number == len(self._states):
+            self._states.append(now)
+            return Draw(self.parameters, self._make)
+        restore_generators(self._states[number], self.devices)
+        try:
+            return Draw(self.parameters, self._make)
+        finally:
+            restore_generators(now, self.devices)
+
+    def _make(self, parameter: BayesianParameter) -> Tensor:
+        mean = parameter.mean
+        kept = self._kept.get(id(mean))
+        if kept is None:
+            kept = self._kept[id(mean)] = _Kept(mean, parameter.kept_mean, std(parameter.rho))
+        if not kept.is_plain:
+            made = self._make_anew(parameter, kept)
+        else:
+            made = kept.overwrite(self._antithetic, self._mirrored)
+        self.samples[id(mean)] = made
+        return made
+
+    def _make_anew(self, parameter: BayesianParameter, kept: "_Kept") -> Tensor:
+        if not self._antithetic:
+            return sample(parameter.kept_mean, parameter.rho)
+        if kept.noise is None or not self._mirrored:
+            kept.noise = noise_like(parameter.mean)
+        return sample(parameter.kept_mean, parameter.rho, -kept.noise if self._mirrored else kept.noise)
+
+
+@dataclass
+class _Kept:
+    """What is kept of one parameter from draw to draw: its moments, and the memory of its sample and of its noise."""
+
+    parameter: Tensor  # so that its identity stays its own
+    mean: Tensor
+    std: Tensor
+    sample: Tensor | None = None
+    noise: Tensor | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its sample can be made in place: not if it is sharded, of mixed dtypes, or seen by ``torch.func``."""
+        return (
+            all(type(tensor) in (Tensor, nn.Parameter) for tensor in (self.mean, self.std))
+            and self.mean.dtype == self.std.dtype
+            and torch._C._functorch.peek_interpreter_stack() is None
+        )
+
+    def overwrite(self, antithetic: bool, mirrored: bool) -> Tensor:
+        if self.sample is None or _is_held(self.sample):
+            self.sample = torch.empty_like(self.mean, requires_grad=False)
+        if not antithetic:
+            self.noise = self.sample  # one memory for both
+        elif self.noise is None:
+            self.noise = torch.empty_like(self.sample)
+        assert self.noise is not None
+        if not mirrored:
+            standard_normal_(self.noise)
+        torch.addcmul(self.mean, self.std, self.noise, value=-1 if mirrored else 1, out=self.sample)
+        return self.sample.detach()  # a tensor of its own, to which a layer may attach what it computes from it
+
+
+def standard_normal_(tensor: Tensor) -> Tensor:
+    """Fill ``tensor`` with ε ~ N(0, 1), with the numbers that :func:`~bnnify.sharding.noise_like` would give it."""
+    return tensor.normal_()
+
+
+def _is_held(tensor: Tensor) -> bool:
+    """Whether another tensor, such as an output that is a weight, still uses this memory."""
+    # One reference is that of the tensor, another one that of the storage that is asked here.
+    return torch._C._storage_Use_Count(tensor.untyped_storage()._cdata) > 2
+
+
+def generator_states(devices: Sequence[torch.device]) -> list[Tensor]:
+    """The states of the random number generators of the CPU and of ``devices``."""
+    return [torch.get_rng_state(), *(torch.get_device_module(device).get_rng_state(device) for device in devices)]
+
+
+def restore_generators(states: list[Tensor], devices: Sequence[torch.device]) -> None:
+    """Put back what :func:`generator_states` gave for the same ``devices``."""
+    torch.set_rng_state(states[0])
+    for state, device in zip(states[1:], devices, strict=True):
+        torch.get_device_module(device).set_rng_state(state, device)
