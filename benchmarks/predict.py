@@ -15,7 +15,7 @@ import reporting
 import torch
 from interleaved import drop_failing, interleaved, summary
 from peers import Bayesian
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from workloads import WORKLOADS
 
@@ -32,6 +32,14 @@ class Task:
     batches: int = 1
     only: str | None = None
     """The one layer that is Bayesian."""
+    classes: int = 0
+    """How many outputs a last layer `fc` has that takes the place of the network's own."""
+
+    def network(self) -> Any:
+        network: Any = WORKLOADS[self.workload].build()
+        if self.classes:
+            network.fc = nn.Linear(network.fc.in_features, self.classes)
+        return network.eval()
 
     def inputs(self, options: argparse.Namespace) -> list[Tensor]:
         return [WORKLOADS[self.workload].inputs(options.device, self.batch) for _ in range(self.batches)]
@@ -42,6 +50,7 @@ TASKS = {
     "batch-1": Task("W1, one input", "W1", 1),
     "loader": Task("W1, ten batches of 128, against K deterministic passes", "W1", 128, batches=10),
     "only-fc": Task("W3, only the last layer Bayesian", "W3", 16, only="fc"),
+    "only-fc-10": Task("W3 with 10 classes, only the last layer Bayesian", "W3", 16, only="fc", classes=10),
 }
 VARIANTS = ("bnnify", "bnnify-antithetic", "bnnify-frozen", "bayesian-torch", "torchbnn", "blitz")
 COMPILED = ", compiled"
@@ -69,7 +78,7 @@ def main() -> None:
 
 def _calls(task: Task, options: argparse.Namespace) -> tuple[dict[str, Callable[[], object]], dict[str, int]]:
     """What is timed, and how many weights are Bayesian in it, by the names of the rows."""
-    network = WORKLOADS[task.workload].build().eval()
+    network = task.network()
     inputs = task.inputs(options)
     calls: dict[str, Callable[[], object]] = {}
     weights: dict[str, int] = {}

@@ -143,8 +143,8 @@ class ScaleMixture(MonteCarloPrior):
         check_positive("ScaleMixture(std2)", self.std2)
 
     def log_prob(self, weights: Tensor) -> Tensor:
-        wide, narrow = (self.std1, self.pi), (self.std2, 1 - self.pi)
-        return _MixtureLogProb.apply(weights, *sorted((wide, narrow), reverse=True))
+        first, second = (self.std1, self.pi), (self.std2, 1 - self.pi)
+        return _MixtureLogProb.apply(weights, *((first, second) if self.std1 >= self.std2 else (second, first)))
 
 
 class _MixtureLogProb(torch.autograd.Function):

@@ -53,6 +53,32 @@ def test_compiled_gradients_equal_eager_ones_in_the_same_draw():
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize(
+    "prior",
+    [
+        bnnify.Gaussian(std=0.1),
+        bnnify.Gaussian(std="learned"),
+        bnnify.Laplace(),
+        bnnify.ScaleMixture(),
+        bnnify.ScaleMixture(0.25, 0.01, 1.0),
+    ],
+    ids=str,
+)
+def test_every_prior_compiles_and_gives_the_kl_and_the_gradients_of_eager_mode(prior):
+    torch.compiler.reset()
+    model, inputs = zoo.build("mlp")
+    found = []
+    for compiled in (False, True):
+        bnn = bnnify.convert(model, prior=prior)
+        run = torch.compile(bnn, fullgraph=True, backend="aot_eager") if compiled else bnn
+        torch.manual_seed(0)
+        output, kl = run(*inputs)
+        (zoo.loss(output) + kl).backward()
+        found.append([kl.detach(), *(p.grad for p in bnn.parameters() if p.requires_grad)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
 def test_the_default_backend_draws_anew_at_every_call():
     model, inputs = zoo.build("mlp")
     compiled = torch.compile(bnnify.convert(model), fullgraph=True)
