@@ -24,10 +24,15 @@ def can_fuse(mean: Tensor, rho: Tensor, terms: KLTerms) -> bool:
 
     Compilers fuse by themselves; ``torch.func`` and distributed tensors need operations that they can follow.
     """
+    tensors = [mean, rho]
+    if isinstance(terms.mean, Tensor):
+        if terms.mean.requires_grad:
+            return False  # somebody learns it
+        tensors.append(terms.mean)
     return (
         mean.dtype in _CUT
         and mean.numel() > 0
-        and all(type(tensor) in (Tensor, nn.Parameter) and not tensor.is_meta for tensor in (mean, rho))
+        and all(type(t) in (Tensor, nn.Parameter) and t.dtype == mean.dtype and not t.is_meta for t in tensors)
         and isinstance(terms.offset, float)
         and abs(terms.offset) <= 25
         and not torch.compiler.is_compiling()

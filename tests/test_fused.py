@@ -177,6 +177,15 @@ def test_other_priors_are_computed_by_themselves(prior):
     assert torch.equal(bnn(torch.ones(1, 3))[1], bnn.kl())
 
 
+def test_a_prior_mean_that_is_learned_gets_its_gradient():
+    bnn = bnnify.convert(nn.Linear(3, 2), prior=bnnify.Pretrained(std=0.5))
+    with torch.no_grad():
+        bnn.module.weight += 1
+    bnn.module.weight_prior_mean.requires_grad_()
+    bnn(torch.ones(1, 3))[1].backward()
+    torch.testing.assert_close(bnn.module.weight_prior_mean.grad, torch.full((2, 3), -1 / 0.5**2))
+
+
 class Doubled(bnnify.Gaussian):
     def kl(self, posterior):
         return 2 * super().kl(posterior)
