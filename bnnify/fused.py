@@ -1,6 +1,6 @@
 """The sample of a parameter and its KL in one function of autograd, which makes as few passes over them as it can."""
 
-__all__ = ["can_fuse", "sample_and_kl"]
+__all__ = ["can_fuse", "kl", "sample_and_kl"]
 
 import functools
 import math
@@ -20,7 +20,7 @@ _CUT = {torch.float32: -60.0, torch.float64: -600.0}
 
 
 def can_fuse(mean: Tensor, rho: Tensor, terms: KLTerms) -> bool:
-    """Whether :func:`sample_and_kl` is for these: plain tensors in eager mode, and a prior whose squares are in range.
+    """Whether this is for these: plain tensors in eager mode, and a prior whose squares are in range.
 
     Compilers fuse by themselves; ``torch.func`` and distributed tensors need operations that they can follow.
     """
@@ -52,6 +52,11 @@ def sample_and_kl(mean: Tensor, rho: Tensor, terms: KLTerms) -> tuple[Tensor, Te
     return _SampleAndKL.apply(mean, rho, noise_like(mean), terms)
 
 
+def kl(mean: Tensor, rho: Tensor, terms: KLTerms) -> Tensor:
+    """The KL of :func:`sample_and_kl`, to the bit, without a sample."""
+    return _SampleAndKL.apply(mean, rho, None, terms)[1]
+
+
 class _SampleAndKL(torch.autograd.Function):
     """With g the gradient of the sample, G that of the KL, and p = 1/std² and m of the prior:
 
@@ -59,17 +64,20 @@ class _SampleAndKL(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, mean: Tensor, rho: Tensor, noise: Tensor, terms: KLTerms) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, mean: Tensor, rho: Tensor, noise: Tensor | None, terms: KLTerms
+    ) -> tuple[Tensor | None, Tensor]:
         cut, p = _CUT[rho.dtype], _precision(terms)
         # Asked only where the answer is at hand: a GPU would have to be waited for.
         ctx.may_underflow = not rho.is_cpu or rho.amin().item() < cut
         ctx.terms = terms
         ctx.save_for_backward(mean, rho, noise)
-        drawn, kls = torch.empty_like(mean), []
+        drawn, kls = None if noise is None else torch.empty_like(mean), []
         factor = math.exp(-terms.offset)  # the constant joins each term before the sum, inside the logarithm
-        for w, mu, r, eps, m in _blocks(drawn, mean, rho, noise, terms.mean):
+        for mu, r, eps, w, m in _blocks(mean, rho, noise, drawn, terms.mean):
             sigma = std(r)
-            torch.addcmul(mu, sigma, eps, out=w)
+            if w is not None:
+                torch.addcmul(mu, sigma, eps, out=w)
             sigma.mul_(factor)
             if ctx.may_underflow:
                 sigma.clamp_(min=factor * math.exp(cut))
@@ -84,11 +92,15 @@ class _SampleAndKL(torch.autograd.Function):
         return drawn, -functools.reduce(torch.add, kls)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor, G: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, g: Tensor | None, G: Tensor) -> tuple[Tensor | None, ...]:
         mean, rho, noise = saved_tensors(ctx)
         if torch.is_grad_enabled():
             return *_differentiable_backward(ctx, g, G), None, None
         p, prior_mean = _precision(ctx.terms), ctx.terms.mean
+        if g is None or noise is None:  # of the KL alone
+            g, noise = torch.zeros_like(mean), torch.zeros_like(mean)
+        if g.layout is not torch.strided:  # of a sparse embedding
+            g = g.to_dense()
         grad_mean, grad_rho = g, None
         if ctx.needs_input_grad[0] and p:
             grad_mean = torch.empty_like(mean)
@@ -110,8 +122,8 @@ _BLOCK = 2**18
 """Elements that are worked on at a time: few enough for their intermediate results to stay in the cache."""
 
 
-def _blocks(whole: Tensor, *others: Tensor | float) -> Iterator[Any]:
-    """Pieces of all the tensors, which have one shape; a number is repeated."""
+def _blocks(whole: Tensor, *others: Tensor | float | None) -> Iterator[Any]:
+    """Pieces of all the tensors, which have one shape; anything else is repeated."""
     tensors = [each for each in (whole, *others) if isinstance(each, Tensor)]
     if whole.numel() <= _BLOCK or not (whole.is_cpu and all(tensor.is_contiguous() for tensor in tensors)):
         return iter([(whole, *others)])
@@ -125,12 +137,15 @@ def _distance(mean: Tensor, prior_mean: Tensor | float, out: Tensor | None = Non
     return mean if is_zero else torch.sub(mean, prior_mean, out=out)
 
 
-def _differentiable_backward(ctx: Any, g: Tensor, G: Tensor) -> list[Tensor | None]:
+def _differentiable_backward(ctx: Any, g: Tensor | None, G: Tensor) -> list[Tensor | None]:
     """The same from operations that autograd knows, for a gradient of the gradient."""
     mean, rho, noise = ctx.saved_tensors
-    outputs = sample(mean, rho, noise), ctx.terms.kl(Posterior(mean, rho, None, math.nan)).sum()
+    outputs, grads = [ctx.terms.kl(Posterior(mean, rho, None, math.nan)).sum()], [G]
+    if g is not None and noise is not None:
+        outputs, grads = [*outputs, sample(mean, rho, noise)], [*grads, g]
     needed = [each for each in (mean, rho) if each.requires_grad]
-    found = dict(zip(needed, torch.autograd.grad(outputs, needed, (g, G), create_graph=True), strict=True))
+    derivatives = torch.autograd.grad(outputs, needed, grads, create_graph=True, allow_unused=True)
+    found = dict(zip(needed, derivatives, strict=True))
     return [found.get(mean), found.get(rho)]
 
 

@@ -21,12 +21,12 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from . import fused
 from .draw import Active, read
 from .errors import ConversionError, DrawError
 from .estimators import POINT
-from .fused import can_fuse, sample_and_kl
 from .posterior import PosteriorStd, is_pruned, rho_from_std, rms_std, sample
-from .prior import MonteCarloPrior, Posterior, Prior
+from .prior import KLTerms, MonteCarloPrior, Posterior, Prior
 from .sharding import is_sharding, reshard
 
 RHO, PRIOR_MEAN = "_rho", "_prior_mean"
@@ -152,6 +152,9 @@ class BayesianParameter:
         Raises:
             ConversionError: The prior does not give one number for each weight.
         """
+        terms = self._terms()
+        if terms is not None:
+            return self._with_density(fused.kl(self.mean, self.rho, terms), self._drawn())
         prior, posterior = self.settings.prior, self._posterior()
         kl = self._checked(prior.penalty(posterior) if self.is_point else prior.kl(posterior))
         kl = (kl if posterior.kept is None else torch.where(posterior.kept, kl, 0.0)).sum()
@@ -160,17 +163,32 @@ class BayesianParameter:
 
     def sample_and_kl(self) -> tuple[Tensor, Tensor] | None:
         """One sample and, as of :meth:`kl`, the KL at it, in one pass; None where each has to be computed by itself."""
-        prior, settings = self.settings.prior, self.settings
-        if settings.pruned or self.is_point:
+        terms = self._terms()
+        if terms is None:
             return None
-        posterior = Posterior(self.mean, self.rho, self.prior_mean, settings.initial_std)
-        terms = prior.fast_terms(posterior)
-        if terms is None or not can_fuse(self.mean, self.rho, terms):
+        drawn, kl = fused.sample_and_kl(self.mean, self.rho, terms)
+        return drawn, self._with_density(kl, drawn)
+
+    def _terms(self) -> KLTerms | None:
+        """What the KL is made of, if it can be computed from that."""
+        if self.settings.pruned or self.is_point:
             return None
-        drawn, kl = sample_and_kl(self.mean, self.rho, terms)
-        if isinstance(prior, MonteCarloPrior):
-            kl = kl - self._checked(prior.log_prob(drawn)).sum()
-        return drawn, kl
+        posterior = Posterior(self.mean, self.rho, self.prior_mean, self.settings.initial_std)
+        terms = self.settings.prior.fast_terms(posterior)
+        return terms if terms is not None and fused.can_fuse(self.mean, self.rho, terms) else None
+
+    def _with_density(self, kl: Tensor, drawn: Tensor | None) -> Tensor:
+        """The KL with the part that a prior known by its density takes from the sample."""
+        prior = self.settings.prior
+        if drawn is None or not isinstance(prior, MonteCarloPrior):
+            return kl
+        return kl - self._checked(prior.log_prob(drawn)).sum()
+
+    def _drawn(self) -> Tensor | None:
+        """The sample for a prior that needs one: that of the draw in effect, or else a fresh one."""
+        if not self.settings.prior.needs_sample or self.is_point:
+            return None
+        return sample(self.mean, self.rho) if self.active.entry is None else read(self.active, self.mean)
 
     def _checked(self, kl: Tensor) -> Tensor:
         if kl.shape != self.mean.shape:
@@ -182,9 +200,7 @@ class BayesianParameter:
 
     def _posterior(self) -> Posterior:
         mean, rho, settings = self.mean, self.rho, self.settings
-        drawn = kept = None
-        if settings.prior.needs_sample and not self.is_point:
-            drawn = sample(mean, rho) if self.active.entry is None else read(self.active, mean)
+        drawn, kept = self._drawn(), None
         if settings.pruned:
             kept = ~is_pruned(rho)
             rho = torch.where(kept, rho, 0.0)  # what is discarded must be finite, for the sake of the gradient

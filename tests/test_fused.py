@@ -177,6 +177,30 @@ def test_other_priors_are_computed_by_themselves(prior):
     assert torch.equal(bnn(torch.ones(1, 3))[1], bnn.kl())
 
 
+@pytest.mark.parametrize("prior", PRIORS, ids=str)
+def test_the_kl_by_itself_is_the_same_to_the_bit_and_has_the_same_gradients(prior, monkeypatch):
+    tensors = Tensors(prior, monkeypatch=monkeypatch)
+    inputs = (tensors.mean, tensors.rho)
+    alone = fused.kl(*inputs, prior.fast_terms(tensors.posterior))
+    assert torch.equal(alone, tensors.fused()[1])
+    found, expected = (
+        torch.autograd.grad(kl, inputs, create_graph=create_graph, allow_unused=True)
+        for kl, create_graph in ((alone, False), (tensors.apart()[1], True))
+    )
+    zeros = torch.zeros_like(tensors.mean)
+    torch.testing.assert_close(found, tuple(zeros if grad is None else grad for grad in expected))
+
+
+def test_a_sparse_gradient_is_made_dense(monkeypatch):
+    tensors = Tensors(bnnify.Gaussian(), monkeypatch=monkeypatch)
+    dense = tensors.grads[0]
+    dense[1:] = 0.0
+    expected = tensors.gradients(tensors.apart())
+    tensors.grads = dense.to_sparse(1), tensors.grads[1]
+    drawn, kl = tensors.fused()
+    torch.testing.assert_close(tensors.gradients((drawn, kl)), expected)
+
+
 def test_a_prior_mean_that_is_learned_gets_its_gradient():
     bnn = bnnify.convert(nn.Linear(3, 2), prior=bnnify.Pretrained(std=0.5))
     with torch.no_grad():
