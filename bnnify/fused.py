@@ -31,7 +31,6 @@ def can_fuse(mean: Tensor, rho: Tensor, terms: KLTerms) -> bool:
         tensors.append(terms.mean)
     return (
         mean.dtype in _CUT
-        and mean.numel() > 0
         and all(type(t) in (Tensor, nn.Parameter) and t.dtype == mean.dtype and not t.is_meta for t in tensors)
         and isinstance(terms.offset, float)
         and abs(terms.offset) <= 25

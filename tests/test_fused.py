@@ -13,7 +13,7 @@ from bnnify.forward import ForwardNoise
 from bnnify.fused import can_fuse, sample_and_kl
 from bnnify.parameters import unique_bayesian_parameters
 from bnnify.posterior import sample
-from bnnify.prior import Posterior
+from bnnify.prior import KLTerms, Posterior
 
 PRIORS = (
     bnnify.Gaussian(std=0.1),
@@ -189,6 +189,13 @@ def test_the_kl_by_itself_is_the_same_to_the_bit_and_has_the_same_gradients(prio
     )
     zeros = torch.zeros_like(tensors.mean)
     torch.testing.assert_close(found, tuple(zeros if grad is None else grad for grad in expected))
+
+
+def test_mixed_dtypes_are_left_to_autograd():
+    one = torch.ones(3)
+    assert can_fuse(one, one, KLTerms(0.0, one, 1.0))
+    assert not can_fuse(one, one, KLTerms(0.0, one.double(), 1.0))
+    assert not can_fuse(one, one.double(), KLTerms(0.0, one, 1.0))
 
 
 def test_a_sparse_gradient_is_made_dense(monkeypatch):
