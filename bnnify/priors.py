@@ -75,7 +75,8 @@ class Pretrained(Prior):
     def terms(self, posterior: Posterior) -> KLTerms | None:
         assert posterior.prior_mean is not None
         s = self._std(posterior)
-        return None if s == LEARNED else _gaussian_terms(at_least_float32(posterior.prior_mean), s)
+        # As it stands: in half precision, which is not computed this way, widening it would be a copy for nothing.
+        return None if s == LEARNED else _gaussian_terms(posterior.prior_mean, s)
 
     def penalty(self, posterior: Posterior) -> Tensor:
         assert posterior.prior_mean is not None
