@@ -292,7 +292,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             if module.training != flag:
                 module.train(flag)  # which may do more than set the flag: LoRA layers merge their weights in eval mode
         for module, flag in training:
-            module.training = flag
+            if module.training != flag:
+                module.training = flag
 
 
 def _concatenate(predictions: list[Prediction]) -> Prediction:

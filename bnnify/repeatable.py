@@ -55,19 +55,30 @@ class Surroundings:
     """
 
     def __init__(self, *things: Any) -> None:
-        self._things = things
-        self._held = _held(things)
-        self._versions = _versions(self._held)
+        self._contents: dict[int, tuple[Any, list[Any]]] = {}  # by identity, which each holder keeps for itself
+        self._tensors: list[Tensor] = []
+        self._look_into(list(things))
+        self._versions = _versions(self._tensors)
         self._buffers = [buffer for thing in things if isinstance(thing, nn.Module) for buffer in thing.buffers()]
         self._values = _values(self._buffers)
 
+    def _look_into(self, todo: list[Any]) -> None:
+        """Note what is reached from there through containers, attributes and closures."""
+        while todo and len(self._contents) <= _LIMIT:
+            value = todo.pop()
+            if isinstance(value, Tensor):
+                self._tensors.append(value)
+            elif id(value) not in self._contents and not isinstance(value, _SKIPPED):
+                found = _contents(value)
+                self._contents[id(value)] = value, found
+                todo += [each for each in found if type(each) not in _HOLD_NOTHING]
+
     def are_unchanged(self) -> bool:
         """Whether they hold what they held, and none of the tensors was written to."""
-        held = _held(self._things)
         return (
-            len(held) == len(self._held) <= _LIMIT
-            and all(map(operator.is_, held, self._held))
-            and _versions(held) == self._versions
+            len(self._contents) <= _LIMIT
+            and all(_are_the_same(_contents(value), found) for value, found in self._contents.values())
+            and _versions(self._tensors) == self._versions
             and all(map(torch.equal, _values(self._buffers), self._values))
         )
 
@@ -104,70 +115,38 @@ class RandomStates:
 _LIMIT = 100_000
 """So many things are looked at; a model that holds more is taken to have changed."""
 
-_NO_TENSORS = {
-    type(None),
-    bool,
-    int,
-    float,
-    complex,
-    str,
-    bytes,
-    tuple,
-    list,
-    dict,
-    torch.dtype,
-    torch.device,
-    torch.Size,
-}
-_PLAIN = (_NO_TENSORS - {tuple, list, dict}) | {Tensor, nn.Parameter}
-
-
-_SKIPPED = (Tensor, type, ModuleType, Active)
+_HOLD_NOTHING = {type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size}
+_SKIPPED = (type, ModuleType, Active)
 _TORCHS_OWN = vars(nn.Module()).keys() - {"_parameters", "_buffers", "_modules", "training"} | {"_flat_weight_refs"}
 """Tables of hooks, of which `runs_unobserved` has seen to what matters, and what recurrent layers saw last."""
 
 
-def _held(things: Iterable[Any]) -> list[Any]:
-    """Everything that is reached from ``things`` through containers, attributes and closures, in a fixed order.
+def _contents(value: Any) -> list[Any]:
+    """What ``value`` holds as a container, in its attributes and in its closure, in a fixed order.
 
-    A random number generator stands for something else each time, for one cannot see what it has given out.
+    A random number generator holds something else each time, for one cannot see what it has given out.
     """
     found: list[Any] = []
-    todo: list[Any] = []
-    seen: set[int] = set()
-
-    def add(values: Iterable[Any]) -> None:
-        start = len(found)
-        found.extend(values)
-        todo.extend([value for value in found[start:] if type(value) not in _PLAIN])
-
-    add(things)
-    while todo and len(found) <= _LIMIT:
-        value = todo.pop()
-        if id(value) in seen or isinstance(value, _SKIPPED):
-            continue
-        seen.add(id(value))
-        if isinstance(value, dict):
-            found.extend(value)
-            add(value.values())
-        elif isinstance(value, (list, tuple, set, frozenset, deque)):
-            add(value)
-        elif isinstance(value, FunctionType):
-            add(cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell))
-        elif isinstance(value, (random.Random, torch.Generator)) or str(type(value).__module__).startswith(
-            "numpy.random"
-        ):
-            found.append(object())
-        if type(attributes := getattr(value, "__dict__", None)) is dict:
-            names = [name for name in attributes if name not in _TORCHS_OWN]
-            found.extend(names)
-            add([attributes[name] for name in names])
+    if isinstance(value, dict):
+        found = [*value, *value.values()]
+    elif isinstance(value, (list, tuple, set, frozenset, deque)):
+        found = [*value]
+    elif isinstance(value, FunctionType):
+        found = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
+    elif isinstance(value, (random.Random, torch.Generator)) or str(type(value).__module__).startswith("numpy.random"):
+        found = [object()]
+    if type(attributes := getattr(value, "__dict__", None)) is dict:
+        names = [name for name in attributes if name not in _TORCHS_OWN]
+        found += [*names, *map(attributes.__getitem__, names)]
     return found
 
 
-def _versions(held: list[Any]) -> list[Any]:
+def _are_the_same(these: list[Any], those: list[Any]) -> bool:
+    return len(these) == len(those) and all(map(operator.is_, these, those))
+
+
+def _versions(tensors: Iterable[Tensor]) -> list[Any]:
     """How often each tensor was written to, and where it is; of inference tensors nobody counts the writes."""
-    tensors = [value for value in held if type(value) not in _NO_TENSORS and isinstance(value, Tensor)]
     return [object() if t.is_inference() else (t._version, _is_strided(t) and t.data_ptr()) for t in tensors]
 
 
