@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import peers
@@ -34,6 +34,8 @@ class Task:
     """The one layer that is Bayesian."""
     classes: int = 0
     """How many outputs a last layer `fc` has that takes the place of the network's own."""
+    size: int = 0
+    """The height and width of the images, if not those of the workload."""
 
     def network(self) -> Any:
         network: Any = WORKLOADS[self.workload].build()
@@ -42,7 +44,10 @@ class Task:
         return network.eval()
 
     def inputs(self, options: argparse.Namespace) -> list[Tensor]:
-        return [WORKLOADS[self.workload].inputs(options.device, self.batch) for _ in range(self.batches)]
+        workload = WORKLOADS[self.workload]
+        if self.size:
+            workload = replace(workload, input_shape=(3, self.size, self.size))
+        return [workload.inputs(options.device, self.batch) for _ in range(self.batches)]
 
 
 TASKS = {
@@ -51,6 +56,7 @@ TASKS = {
     "loader": Task("W1, ten batches of 128, against K deterministic passes", "W1", 128, batches=10),
     "only-fc": Task("W3, only the last layer Bayesian", "W3", 16, only="fc"),
     "only-fc-10": Task("W3 with 10 classes, only the last layer Bayesian", "W3", 16, only="fc", classes=10),
+    "only-fc-224": Task("W3 at 224×224, only the last layer Bayesian", "W3", 16, only="fc", size=224),
 }
 VARIANTS = ("bnnify", "bnnify-antithetic", "bnnify-frozen", "bayesian-torch", "torchbnn", "blitz")
 COMPILED = ", compiled"

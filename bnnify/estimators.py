@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .noise import noise_like, standard_normal_
 from .posterior import at_least_float32, sample, std
 
 Linear: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -97,7 +98,7 @@ class Local(Estimator):
             assert self._sample is not None
             return self._sample
         generator = torch.Generator(self.mean.device).manual_seed(self._seed)
-        return sample(self.mean, self.rho, torch.empty_like(self.mean).normal_(generator=generator))
+        return sample(self.mean, self.rho, standard_normal_(torch.empty_like(self.mean), generator))
 
     def forward(
         self, linear: Linear, channel: int, input: Tensor, bias: Tensor | None, noisy_bias: Estimator | None
@@ -109,7 +110,7 @@ class Local(Estimator):
         with torch.autocast(kind, enabled=False) if half else nullcontext():
             added = None if noisy_bias is None else _variance(noisy_bias.rho)
             variance = linear(at_least_float32(input).square(), _variance(self.rho), added)
-        return _AddNoise.apply(output, variance, torch.randn_like(variance))
+        return _AddNoise.apply(output, variance, noise_like(variance))
 
 
 class Flipout(Estimator):

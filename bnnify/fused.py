@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .noise import noise_like
 from .posterior import sample, std
 from .prior import KLTerms, Posterior
 from .replay import saved_tensors
-from .sharding import noise_like
 
 _CUT = {torch.float32: -60.0, torch.float64: -600.0}
 """A ρ at which σ = e^ρ, with room to the smallest number of the dtype for the prior's factor."""

@@ -25,8 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import ConversionError
+from .noise import noise_like
 from .replay import saved_tensors
-from .sharding import noise_like
 
 PRUNED = -(2.0**14)
 """The ρ of a weight that was pruned: its σ is exactly zero. Every dtype can hold it, and no training reaches it."""

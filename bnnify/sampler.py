@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from .draw import Draw
+from .noise import noise_like, standard_normal_
 from .parameters import BayesianParameter, bayesian_parameters
 from .posterior import sample, std
-from .sharding import is_sharding, noise_like
+from .sharding import is_sharding
 
 
 class Sampler:
@@ -116,11 +117,6 @@ class _Kept:
             standard_normal_(self.noise)
         torch.addcmul(self.mean, self.std, self.noise, value=-1 if mirrored else 1, out=self.sample)
         return self.sample.detach()  # a tensor of its own, to which a layer may attach what it computes from it
-
-
-def standard_normal_(tensor: Tensor) -> Tensor:
-    """Fill ``tensor`` with ε ~ N(0, 1), with the numbers that :func:`~bnnify.sharding.noise_like` would give it."""
-    return tensor.normal_()
 
 
 def _is_held(tensor: Tensor) -> bool:

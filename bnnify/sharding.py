@@ -1,6 +1,6 @@
 """Sharded parameters (FSDP2 and other DTensors): their noise, and the forms in which they are read."""
 
-__all__ = ["is_sharding", "is_unsharded_form", "noise_like", "reshard", "unsharded"]
+__all__ = ["is_sharding", "is_unsharded_form", "reshard", "sharded_noise", "unsharded"]
 
 import weakref
 from typing import Any, cast
@@ -9,10 +9,8 @@ import torch
 from torch import Tensor, nn
 
 
-def noise_like(tensor: Tensor) -> Tensor:
-    """ε ~ N(0, 1). Of a sharded tensor every shard gets noise of its own, and the replicas of a shard get the same."""
-    if not hasattr(tensor, "full_tensor"):
-        return torch.randn_like(tensor)
+def sharded_noise(tensor: Tensor) -> Tensor:
+    """ε ~ N(0, 1) of a DTensor. Every shard gets noise of its own, and the replicas of a shard get the same."""
     from torch.distributed import broadcast
     from torch.distributed.tensor import DTensor
 

@@ -1,0 +1,31 @@
+"""Standard normal noise ε ~ N(0, 1), of the shape, strides, dtype and device of a tensor."""
+
+__all__ = ["noise_like", "standard_normal_"]
+
+import torch
+from torch import Tensor
+
+from .sharding import sharded_noise
+
+
+def noise_like(tensor: Tensor) -> Tensor:
+    """ε ~ N(0, 1). Of a sharded tensor every shard gets noise of its own, and the replicas of a shard get the same."""
+    if hasattr(tensor, "full_tensor"):
+        return sharded_noise(tensor)
+    if torch.compiler.is_compiling():
+        # Contiguous, whatever strides the compiler gives the tensor: see below.
+        return torch.randn(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+    if torch._C._functorch.peek_interpreter_stack() is not None or tensor.is_contiguous():
+        return torch.randn_like(tensor)
+    return standard_normal_(torch.empty_like(tensor, requires_grad=False))
+
+
+def standard_normal_(tensor: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Fill a dense ``tensor`` with ε ~ N(0, 1), with the numbers that :func:`noise_like` would give it.
+
+    Torch has a fast way to draw many numbers for contiguous memory alone. That of another layout, such as
+    ``torch.channels_last``, is filled in the order in which it lies there.
+    """
+    in_memory = tensor if tensor.is_contiguous() else tensor.as_strided((tensor.numel(),), (1,))
+    in_memory.normal_(generator=generator)
+    return tensor
