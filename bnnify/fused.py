@@ -68,7 +68,8 @@ class _SampleAndKL(torch.autograd.Function):
     ) -> tuple[Tensor | None, Tensor]:
         cut, p = _CUT[rho.dtype], _precision(terms)
         # Asked only where the answer is at hand: a GPU would have to be waited for.
-        ctx.may_underflow = not rho.is_cpu or rho.amin().item() < cut
+        low, high = (limit.item() for limit in rho.aminmax()) if rho.is_cpu else (-math.inf, math.inf)
+        ctx.may_underflow, ctx.is_negative = low < cut, high < 0
         ctx.terms = terms
         ctx.save_for_backward(mean, rho, noise)
         drawn, kls = None if noise is None else torch.empty_like(mean), []
@@ -112,8 +113,10 @@ class _SampleAndKL(torch.autograd.Function):
             for out, dw, r in _blocks(grad_rho, g, rho):
                 if ctx.may_underflow:
                     r = r.clamp(min=_CUT[rho.dtype])
-                sigma = std(r)
-                out.mul_(dw).addcmul_(sigma, G * p).addcdiv_(-G, sigma).mul_(r.sigmoid())
+                slope = r.sigmoid()
+                # σ = -log(1 - sigmoid(ρ)) is cheaper, and precise where the sigmoid is not near 1.
+                sigma = slope.neg().log1p_().neg_() if ctx.is_negative else std(r)
+                out.mul_(dw).addcmul_(sigma, G * p).addcdiv_(-G, sigma).mul_(slope)
         return grad_mean, grad_rho, None, None
 
 
