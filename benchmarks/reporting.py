@@ -112,7 +112,8 @@ def show(made: dict[str, Any], *parts: Part, notes: Iterable[str] = ()) -> None:
             print(f"{part.title}\n\n{_markdown(part)}\n")
         else:
             Console(width=160).print(_table(part))
-    machine = f"{made['machine']['threads']} threads of {made['machine']['processor']}"
+    threads = made["machine"]["threads"]
+    machine = f"{threads} thread{'s' * (threads != 1)} of {made['machine']['processor']}"
     machine = ", ".join([*filter(None, [made["machine"].get("gpu")]), machine])
     versions = ", ".join(f"{name} {number}" for name, number in made["versions"].items())
     timed = any("ms" in heading for part in parts for heading in part.headings)

@@ -240,7 +240,8 @@ class _AddNoise(torch.autograd.Function):
 
     @staticmethod
     def forward(output: Tensor, variance: Tensor, noise: Tensor) -> Tensor:
-        return output + variance.clamp(min=0.0).sqrt_().mul_(noise).to(output.dtype)
+        root = variance.clamp(min=0.0).sqrt_()
+        return torch.addcmul(output.to(root.dtype), root, noise).to(output.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
