@@ -113,7 +113,7 @@ class RandomStates:
 
 
 _LIMIT = 100_000
-"""So many things are looked at; a model that holds more is taken to have changed."""
+"""So many containers and objects are looked into; a model of more is taken to have changed."""
 
 _HOLD_NOTHING = {type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size}
 _SKIPPED = (type, ModuleType, Active)
