@@ -44,6 +44,7 @@ __all__ = [
 ]
 
 from .audit import Audit, audit
+from .averages import Prediction
 from .avuc import avuc_loss, uncertainty_threshold
 from .checkpoint import load, save
 from .convert import collapse, convert
@@ -55,7 +56,6 @@ from .likelihoods import BernoulliNLL, CategoricalNLL, GaussianNLL, Heteroscedas
 from .model import BayesianModel
 from .objective import elbo, geometric_weight, linear_warmup
 from .posterior import Moped, Relative
-from .prediction import Prediction
 from .pretrained import convert_checkpoint
 from .prior import MonteCarloPrior, Prior
 from .priors import Gaussian, Laplace, Pretrained, ScaleMixture

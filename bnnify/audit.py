@@ -11,9 +11,9 @@ from torch import Tensor
 
 from .draw import Draw, tensors_in
 from .errors import DrawError
+from .eval_mode import evaluating
 from .model import BayesianModel
 from .parameters import bayesian_parameters
-from .prediction import evaluating
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .averages import Prediction
 from .convert import convert
 from .errors import BnnifyError
 from .model import BayesianModel
 from .objective import elbo
 from .plots import pyplot
-from .prediction import Prediction
 
 EPOCHS, BATCH_SIZE = 20, 100
 

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from .adam import mean_squares
+from .batches import as_arguments, first_of
 from .convert import DEFAULT_POSTERIOR_STD
 from .errors import ConversionError
+from .eval_mode import evaluating
 from .model import BayesianModel
 from .posterior import NamedPosteriorStd, PosteriorStd, as_posterior_std, at_least_float32, check_positive
-from .prediction import as_arguments, evaluating, first_of
 from .scores import Predictive, example_gradients, scores
 
 _GRADIENTS = 2**28

@@ -11,10 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from .averages import Prediction
+from .batches import check_num_samples
 from .draw import Draw
 from .forward import ForwardNoise
+from .likelihood import Likelihood
 from .parameters import bayesian_parameters, unique_bayesian_parameters
-from .prediction import Likelihood, Prediction, check_num_samples, predict
+from .prediction import predict
 from .report import ConversionReport
 
 

@@ -11,9 +11,10 @@ from torch.distributions import Bernoulli, Categorical, Distribution, Normal
 from torch.func import functional_call, grad, vmap
 from torch.utils import _pytree as pytree
 
+from .batches import choose
 from .errors import ConversionError
+from .likelihood import pair_of
 from .posterior import at_least_float32
-from .prediction import choose, pair_of
 
 Predictive: TypeAlias = Literal["logits", "binary_logits", "gaussian"] | Callable[[Any], Distribution]
 """What the output of a model means: see :func:`predictive_distribution`."""

@@ -8,11 +8,12 @@ from typing import Any, Literal, overload
 
 import torch
 
+from .batches import as_arguments, check_num_samples, choose, first_of
 from .draw import Draw
+from .eval_mode import evaluating
 from .model import BayesianModel
 from .parameters import BayesianParameter, bayesian_parameters, unique_bayesian_parameters
 from .posterior import at_least_float32, is_pruned, rho_from_std, std
-from .prediction import as_arguments, check_num_samples, choose, evaluating, first_of
 from .scores import Predictive, predictive_distribution
 
 _LOG_LEVELS = [power * math.log(2) for power in range(-6, 1)]
