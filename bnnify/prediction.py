@@ -3,14 +3,14 @@
 __all__ = ["predict"]
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader
 
 from .averages import Averages, Prediction, concatenate
-from .batches import as_arguments, check_num_samples, choose, first_of
+from .batches import as_arguments, check_num_samples, first_of
 from .eval_mode import evaluating
 from .likelihood import Likelihood
 from .passes import passes
@@ -74,15 +74,13 @@ def predict(
     if likelihood not in Likelihood.__args__:  # type: ignore[attr-defined]
         raise ValueError(f"Unknown likelihood {likelihood!r}: known are {', '.join(map(repr, Likelihood.__args__))}.")  # type: ignore[attr-defined]
     averages: list[Averages] = []
-    several = isinstance(inputs, DataLoader)
     with evaluating(bnn), torch.no_grad(), _bar(num_samples, inputs, progress) as advance:
-        outputs = passes(bnn.module, _batches(bnn, inputs), num_samples, antithetic=antithetic, several=several)
-        with closing(outputs):  # which leaves its draw, also when something fails here
-            for index, found in outputs:
-                if index == len(averages):
-                    averages.append(Averages(likelihood, class_dim))
-                averages[index].add(choose(found, output))
-                advance()
+        batches = _batches(bnn, inputs)
+        for index, found in passes(bnn.module, batches, num_samples, output=output, antithetic=antithetic):
+            if index == len(averages):
+                averages.append(Averages(likelihood, class_dim))
+            averages[index].add(found)
+            advance()
     return concatenate([average.prediction() for average in averages])
 
 
