@@ -27,6 +27,7 @@ def passes(
     *,
     output: str | int | Callable[[Any], Any] | None = None,
     antithetic: bool = False,
+    pure: bool = False,
 ) -> Iterator[tuple[int, Any]]:
     """The number of a batch and what ``module`` gives for it, ``num_samples`` times for each batch.
 
@@ -40,12 +41,13 @@ def passes(
         output: Which part of the model's output: a key or attribute, an index, or a function, which is called while the
             network is in effect. Default: all of it.
         antithetic: See :class:`~bnnify.sampler.Sampler`.
+        pure: See :func:`~bnnify.prediction.predict`.
     """
     unread = iter(batches)
     group, following = _next_group([], unread)
     # Where one group is all, no network has to be drawn twice.
     sampler = Sampler(module, antithetic=antithetic, repeatable=bool(following))
-    trunk = Trunk(module, sampler, None if callable(output) else output, on=num_samples > 1)
+    trunk = Trunk(module, sampler, None if callable(output) else output, pure=pure, on=num_samples > 1)
     start = 0
     while group:
         for number in range(num_samples):

@@ -28,13 +28,15 @@ def predict(
     output: str | int | Callable[[Any], Any] | None = None,
     class_dim: int = -1,
     antithetic: bool = False,
+    pure: bool = False,
     progress: bool = False,
 ) -> Prediction:
     """The predictive distribution of ``bnn`` for ``inputs``, in eval mode, without gradient, and in constant memory.
 
-    It is what ``num_samples`` rounds of ``with bnn.draw(): bnn.module(x)`` give under the same seed. All the batches of
-    a loader, which is read once, are seen by the same networks. What does not depend on the Bayesian weights is
-    computed once for each batch, where that is provably the same.
+    It is what ``num_samples`` rounds of ``with bnn.draw(): bnn.module(x)`` give, under the same seed where the batches
+    take less than 256 MiB together. All the batches of a loader, which is read once, are seen by the same networks.
+    The forward runs once for each network and batch. Where every layer is one of torch, torchvision, timm or
+    transformers as published, what comes before the Bayesian weights is computed once for each batch.
 
     ``likelihood`` says what the model's output means:
 
@@ -60,6 +62,10 @@ def predict(
             that ``std`` is the root of is on average ``(K - 1 - c) / (K - 1)`` times the true one. For c < 0 that is
             too wide, by at most the factor ``K / (K - 1)``, and never too narrow. Of an odd K the last network has no
             partner. Default: ``False``.
+        pure: Take the forward of a model of your own, too, for a function of its arguments, tensors and torch's random
+            numbers alone: without other random numbers, and without anything that it keeps from call to call outside of
+            tensors. Then its part before the Bayesian weights is computed once for each batch as well. Default:
+            ``False``.
         progress: Show a progress bar, which needs rich, from the extra ``cli``. Default: ``False``.
 
     Raises:
@@ -76,7 +82,7 @@ def predict(
     averages: list[Averages] = []
     with evaluating(bnn), torch.no_grad(), _bar(num_samples, inputs, progress) as advance:
         batches = _batches(bnn, inputs)
-        for index, found in passes(bnn.module, batches, num_samples, output=output, antithetic=antithetic):
+        for index, found in passes(bnn.module, batches, num_samples, output=output, antithetic=antithetic, pure=pure):
             if index == len(averages):
                 averages.append(Averages(likelihood, class_dim))
             averages[index].add(found)

@@ -536,3 +536,14 @@ def test_an_error_of_the_model_is_the_models():
     bnn = bnnify.convert(Network(after=broken), select="head")
     with pytest.raises(KeyError, match="mine"):
         bnn.predict(x(), K)
+
+
+def test_the_author_of_a_model_can_vouch_for_it():
+    bnn, inputs = bnnify.convert(Network(), select="head"), x()
+    stds = []
+    for pure in (False, True):
+        CALLS.clear()
+        torch.manual_seed(1)
+        stds.append(bnn.predict(inputs, K, pure=pure).std)
+        assert len(CALLS) == (1 if pure else K)
+    assert torch.equal(*stds)
