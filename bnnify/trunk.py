@@ -26,7 +26,7 @@ from .sampler import Sampler
 from .torch_internals import is_observed, written_arguments
 
 LIMIT = 2**28
-"""So many bytes are kept of trunks, and as many of what depends on the samples in one forward that is run again."""
+"""So many bytes are kept of trunks at a time."""
 
 _KNOWN_OPERATORS = ("aten", "torchvision")
 """The namespaces of operators that give the same whenever they are given the same."""
@@ -98,13 +98,14 @@ class Tape:
     """The operations of one forward that depend on the samples, which stand in it as tensors without memory.
 
     Attributes:
-        calls: Each with the operator, its arguments and keyword arguments, and a list of its results.
+        calls: Each with the operator, its arguments and keyword arguments, a list of its results, and the identities of
+            what is not needed after it.
         constants: The tensors in them that do not depend on the samples.
         sampled: What stands for each sample, by the identity of the posterior mean.
         output: What the forward gave.
     """
 
-    calls: list[tuple[Any, Any, Any, list[Any]]]
+    calls: list[tuple[Any, Any, Any, list[Any], set[int]]]
     constants: list[Tensor]
     sampled: dict[int, Tensor]
     output: Any
@@ -121,13 +122,15 @@ class Tape:
             Changed: Python would have seen another number or shape, and might have done something else.
         """
         now = {id(stand_in): samples[mean] for mean, stand_in in self.sampled.items()}
-        for operator, *arguments, results in self.calls:
-            args, kwargs = pytree.tree_map(lambda leaf: now.get(id(leaf), leaf), arguments)
+        for operator, args, kwargs, results, finished in self.calls:
+            args, kwargs = pytree.tree_map(lambda leaf: now.get(id(leaf), leaf), (args, kwargs))
             for value, result in zip(pytree.tree_leaves(operator(*args, **kwargs)), results, strict=True):
                 if value.shape != result.shape if isinstance(result, Tensor) else value != result:
                     raise Changed
                 if isinstance(result, Tensor):
                     now[id(result)] = value
+            for each in finished:
+                del now[each]
         return pytree.tree_map(lambda leaf: now[id(leaf)] if id(leaf) in now else _copy(leaf), self.output)
 
 
@@ -136,7 +139,7 @@ class _Recorder(TorchDispatchMode):
 
     def __init__(self, samples: Mapping[int, Tensor]) -> None:
         super().__init__()
-        self._usable, self._nbytes = True, 0
+        self._usable = True
         self._protected: set[int] = set()
         self._stand_ins: Any = WeakTensorKeyDictionary()
         self._tape = Tape([], [], {mean: self._stand_in(sample) for mean, sample in samples.items()}, None)
@@ -153,8 +156,14 @@ class _Recorder(TorchDispatchMode):
 
     def tape(self, found: Any) -> Tape | None:
         """The tape of the forward, which gave ``found``; None if the recording is of no use."""
+        if not (self._usable and all(map(is_plain, pytree.tree_leaves(found)))):
+            return None
         self._tape.output = self._replaced(found)
-        return self._tape if self._usable and all(map(is_plain, pytree.tree_leaves(found))) else None
+        needed = _stand_ins_in(self._tape.output)
+        for _, args, kwargs, results, finished in reversed(self._tape.calls):
+            finished |= _stand_ins_in((args, kwargs, results)) - needed
+            needed |= finished
+        return self._tape
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))
@@ -178,9 +187,8 @@ class _Recorder(TorchDispatchMode):
         self.protect(constants)
         self._tape.constants += constants
         made = [self._stand_in(each) if isinstance(each, Tensor) else each for each in results]
-        self._tape.calls.append((operator, self._replaced(args), self._replaced(kwargs), made))
-        self._nbytes += sum(each.nbytes for each in results if isinstance(each, Tensor))
-        return self._nbytes <= LIMIT
+        self._tape.calls.append((operator, self._replaced(args), self._replaced(kwargs), made, set()))
+        return True
 
     def _stand_in(self, tensor: Tensor) -> Tensor:
         """What stands for ``tensor``: of an operation in place, the result is an argument that has one already."""
@@ -192,6 +200,10 @@ class _Recorder(TorchDispatchMode):
         return pytree.tree_map(
             lambda leaf: self._stand_ins.get(leaf, leaf) if isinstance(leaf, Tensor) else leaf, values
         )
+
+
+def _stand_ins_in(values: Any) -> set[int]:
+    return {id(leaf) for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor) and leaf.is_meta}
 
 
 def _memory(tensor: Tensor) -> int:
