@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .averages import Prediction
-from .batches import check_num_samples
+from .checks import check_num_samples
 from .draw import Draw
 from .forward import ForwardNoise
 from .likelihood import Likelihood
@@ -101,7 +101,7 @@ class BayesianModel(nn.Module):
         *,
         likelihood: Likelihood = "values",
         output: str | int | Callable[[Any], Any] | None = None,
-        class_dim: int = -1,
+        class_dim: int | None = None,
         antithetic: bool = False,
         progress: bool = False,
     ) -> Prediction:

@@ -2,20 +2,19 @@
 
 __all__ = ["GROUP_BYTES", "passes"]
 
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from .batches import Arguments, called_with
 from .sampler import Sampler
 from .tape import Tape, Unsafe
 from .trunk import Trunk
 
 GROUP_BYTES = 2**28
 """So much of the inputs, and of what is kept of their trunks, is held at a time."""
-
-Arguments = tuple[tuple[Any, ...], Mapping[str, Any]]
 
 
 def passes(
@@ -45,7 +44,9 @@ def passes(
         while arguments is not None and (not group or nbytes < GROUP_BYTES):
             batch = _Batch(module, arguments)
             with draw:
-                yield start + len(group), batch.first(trunk)
+                with called_with(module, arguments):
+                    output = batch.first(trunk)
+                yield start + len(group), output
             group.append(batch)
             nbytes += batch.nbytes
             arguments = next(unread, None)
