@@ -63,8 +63,8 @@ def _is_one_list(data: list[Any]) -> bool:
         return False
     raise TypeError(
         f"A list is read as batches, and this one, {_described_batch(data)}, looks like one batch that a loader gave. "
-        "If it is, pass its input alone, as batch[0], or a tuple of the model's arguments, and where batches are needed "
-        "[batch]. If these are batches, pass iter(batches)."
+        "If it is, pass its input alone, as batch[0], or a tuple of the model's arguments, and where batches are "
+        "needed [batch]. If these are batches, pass iter(batches)."
     )
 
 

@@ -131,7 +131,7 @@ def check_parts(
 def _dimension_of_classes(value: Tensor, class_dim: int | None, rows: int | None) -> int:
     shape = tuple(value.shape)
     if class_dim is None:
-        if shape == (rows,) and rows > 1:
+        if rows is not None and rows > 1 and shape == (rows,):
             raise ValueError(
                 f"The output has the shape {shape}, one number for each example, and no dimension of classes. Of a "
                 "yes/no question with one logit pass likelihood='binary_logits'; if these are the classes of a single "

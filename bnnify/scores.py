@@ -26,8 +26,8 @@ def predictive_distribution(
 ) -> Distribution:
     """p(y|x, w), of which ``found`` is the part of a model's output that tells it.
 
-    ``rows`` is the number of examples in the batch, as far as it is known. Values that are no number are let through, so
-    that who compares likelihoods can see how bad they are.
+    ``rows`` is the number of examples in the batch, as far as it is known. Values that are no number are let through,
+    so that who compares likelihoods can see how bad they are.
 
     Raises:
         ValueError: The likelihood is unknown, or the output cannot mean that.
