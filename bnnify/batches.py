@@ -213,6 +213,11 @@ def choose(found: Any, output: str | int | Callable[[Any], Any] | None) -> Any:
         return output(found)
     if isinstance(output, bool) or not isinstance(output, (str, int)):
         raise TypeError(f"output must be a key, an attribute, an index or a function, not {describe(output)}.")
+    if isinstance(found, Tensor) and isinstance(output, int):
+        raise ValueError(
+            f"output={output} of a single tensor would be one example of the batch. Leave output= out, or choose a "
+            f"part with a function, such as lambda out: out[:, {output}]."
+        )
     try:
         if isinstance(output, str) and not isinstance(found, Mapping):
             return getattr(found, output)

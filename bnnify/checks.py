@@ -1,11 +1,11 @@
 """Arguments of a wrong type, refused with what was found and what to pass."""
 
-__all__ = ["as_number", "check_num_samples", "check_tensor", "describe"]
+__all__ = ["as_number", "check_integer", "check_module", "check_num_samples", "check_tensor", "describe"]
 
 from numbers import Integral, Real
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def describe(value: Any) -> str:
@@ -32,6 +32,18 @@ def as_number(name: str, value: Any, hint: str = "") -> Any:
     if isinstance(value, (int, float, Real)):
         return value
     raise TypeError(f"{name} must be a number, not {describe(value)}. {hint}".strip())
+
+
+def check_integer(name: str, value: Any) -> None:
+    """Raise a TypeError unless ``value``, which was given as ``name``, is an integer."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be an integer, not {describe(value)}.")
+
+
+def check_module(name: str, value: Any) -> None:
+    """Raise a TypeError unless ``value``, which was given as ``name``, is a module."""
+    if not isinstance(value, nn.Module):
+        raise TypeError(f"{name} must be a torch.nn.Module, not {describe(value)}.")
 
 
 def check_tensor(name: str, value: Any, hint: str = "") -> None:

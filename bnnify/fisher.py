@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .adam import mean_squares
 from .batches import batches_of, check_batches
-from .checks import as_number, describe
+from .checks import as_number, check_module, describe
 from .convert import DEFAULT_POSTERIOR_STD
 from .errors import ConversionError
 from .eval_mode import evaluating
@@ -55,6 +55,11 @@ class FisherStd:
     prior_std: float | PosteriorStd = DEFAULT_POSTERIOR_STD
 
     def __post_init__(self) -> None:
+        if not isinstance(self.fisher, Mapping):
+            raise TypeError(
+                f"FisherStd(fisher) must be a mapping of names to tensors, not {describe(self.fisher)}. "
+                "FisherStd.estimate makes one."
+            )
         as_number("FisherStd(num_data)", self.num_data, "It is the size of the training set: len(loader.dataset).")
         check_positive("FisherStd(num_data)", self.num_data)
         if isinstance(as_posterior_std(self.prior_std), NamedPosteriorStd):
@@ -107,8 +112,7 @@ class FisherStd:
                 inputs.
         """
         check_batches(loader, "FisherStd.estimate")
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"FisherStd.estimate(model) takes a torch.nn.Module, not {describe(model)}.")
+        check_module("FisherStd.estimate(model)", model)
         if chunk_size is not None:
             check_positive("FisherStd.estimate(chunk_size)", chunk_size)
         model = model.module if isinstance(model, BayesianModel) else model
@@ -166,9 +170,11 @@ class FisherStd:
 
         Raises:
             ConversionError: It is not the state of Adam, or not of this model.
+            TypeError: An argument is of a wrong type.
         """
         as_number("FisherStd.from_adam(batch_size)", batch_size)
         check_positive("FisherStd.from_adam(batch_size)", batch_size)
+        check_module("FisherStd.from_adam(model)", model)
         squares = mean_squares(model, optimizer)
         return cls({name: batch_size * square for name, square in squares.items()}, num_data, prior_std)
 

@@ -10,13 +10,12 @@ __all__ = [
 ]
 
 from collections.abc import Mapping
-from numbers import Integral
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from .checks import describe
+from .checks import check_integer
 from .posterior import at_least_float32
 
 Likelihood = Literal["values", "logits", "probabilities", "binary_logits", "gaussian"]
@@ -38,8 +37,7 @@ def check_likelihood(likelihood: Any, class_dim: Any) -> None:
         raise ValueError(f"Unknown likelihood {likelihood!r}: known are {', '.join(map(repr, get_args(Likelihood)))}.")
     if class_dim is None:
         return
-    if isinstance(class_dim, bool) or not isinstance(class_dim, Integral):
-        raise TypeError(f"class_dim must be an integer, not {describe(class_dim)}.")
+    check_integer("class_dim", class_dim)
     if likelihood not in _WITH_CLASSES:
         raise ValueError(
             f"class_dim={class_dim} is for likelihood='logits' and 'probabilities', and the likelihood here is "

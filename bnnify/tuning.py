@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from .batches import Arguments, called_with, choose, labelled_batches_of
-from .checks import check_num_samples, describe
+from .checks import check_integer, check_num_samples
 from .draw import Draw
 from .eval_mode import evaluating
-from .model import BayesianModel
+from .model import BayesianModel, check_converted
 from .parameters import BayesianParameter, bayesian_parameters, unique_bayesian_parameters
 from .posterior import at_least_float32, is_pruned, rho_from_std, std
 from .scores import Predictive, predictive_distribution
@@ -112,9 +112,10 @@ def tune_std(
         >>> bnn = bnnify.convert(nn.Linear(3, 2))
         >>> factor = bnnify.tune_std(bnn, [(torch.randn(8, 3), torch.randint(2, (8,)))])
     """
-    if not isinstance(bnn, BayesianModel):
-        raise TypeError(f"tune_std takes a converted model, as bnnify.convert(model) gives it, not {describe(bnn)}.")
+    check_converted("tune_std", bnn)
     check_num_samples(num_samples)
+    check_integer("tune_std(ignore_index)", ignore_index)
+    check_integer("tune_std(seed)", seed)
     layers = _layers(bnn)
     if not layers:
         raise ValueError("tune_std found nothing to tune: no parameter of the model has a σ.")
