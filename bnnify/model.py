@@ -1,6 +1,6 @@
 """A converted model: calling it draws one network and returns its output and the KL."""
 
-__all__ = ["BayesianModel", "call_in_draw", "stacked", "total_kl"]
+__all__ = ["BayesianModel", "call_in_draw", "check_converted", "stacked", "total_kl"]
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .averages import Prediction
-from .batches import check_num_samples
+from .batches import called_with
+from .checks import check_num_samples, describe
 from .draw import Draw
 from .forward import ForwardNoise
 from .likelihood import Likelihood
@@ -89,7 +90,7 @@ class BayesianModel(nn.Module):
         check_num_samples(num_samples)
         outputs = []
         for _ in range(num_samples):
-            with Draw(bayesian_parameters(self.module)) as draw:
+            with Draw(bayesian_parameters(self.module)) as draw, called_with(self.module, (args, kwargs)):
                 outputs.append(self.module(*args, **kwargs))
             draw.replay_in_backward(outputs[-1])
         return stacked(outputs)
@@ -101,7 +102,7 @@ class BayesianModel(nn.Module):
         *,
         likelihood: Likelihood = "values",
         output: str | int | Callable[[Any], Any] | None = None,
-        class_dim: int = -1,
+        class_dim: int | None = None,
         antithetic: bool = False,
         pure: bool = False,
         progress: bool = False,
@@ -149,6 +150,12 @@ class BayesianModel(nn.Module):
             for name, parameters, group_lr, decay in groups
             if (trainable := [parameter for parameter in parameters.values() if parameter.requires_grad])
         ]
+
+
+def check_converted(caller: str, bnn: Any) -> None:
+    """Raise a TypeError unless ``bnn``, which was given to ``caller``, is a converted model."""
+    if not isinstance(bnn, BayesianModel):
+        raise TypeError(f"{caller} takes a converted model, as bnnify.convert(model) gives it, not {describe(bnn)}.")
 
 
 def call_in_draw(root: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:

@@ -2,11 +2,12 @@
 
 __all__ = ["GROUP_BATCHES", "GROUP_BYTES", "passes"]
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from torch import nn
 
+from .batches import Arguments
 from .draw import tensors_in
 from .sampler import Sampler
 from .trunk import Trunk
@@ -16,8 +17,6 @@ GROUP_BYTES = 2**28
 
 GROUP_BATCHES = 256
 """So many batches are held at a time, whatever they are made of."""
-
-Arguments = tuple[tuple[Any, ...], Mapping[str, Any]]
 
 
 def passes(
@@ -52,14 +51,14 @@ def passes(
     while group:
         for number in range(num_samples):
             draw = sampler.draw(number)
-            for index, (args, kwargs) in enumerate(group, start):
+            for index, arguments in enumerate(group, start):
                 with draw:
-                    found = trunk.forward(index, args, kwargs)
+                    found = trunk.forward(index, *arguments)
                     found = output(found) if callable(output) else found
                 yield index, found
             del draw  # and with it the hold on the memory that the next one takes
         start += len(group)
-        del group, args, kwargs  # which make room for the next group, as do their tapes
+        del group, arguments  # which make room for the next group, as do their tapes
         trunk.forget()
         group, following = _next_group(following, unread)
 

@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from .batches import choose
+from .batches import called_with, choose
 from .known_code import is_known, is_plain, is_plain_tensor
 from .sampler import Sampler
 from .torch_internals import is_observed, written_arguments
@@ -71,18 +71,23 @@ class Trunk:
                 self._on = False
         if self._on and is_plain((*args, *kwargs.values())) and sum(t.nbytes for t in self._tapes.values()) < LIMIT:
             return self._recorded(batch, args, kwargs)
-        return choose(self._module(*args, **kwargs), self._output)
+        return self._run(args, kwargs)
 
     def forget(self) -> None:
         """Make room for other batches."""
         self._tapes.clear()
+
+    def _run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        with called_with(self._module, (args, kwargs)):
+            found = self._module(*args, **kwargs)
+        return choose(found, self._output)
 
     def _recorded(self, batch: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         recorder = _Recorder(self._sampler.samples)
         recorder.protect([*self._module.parameters(), *self._module.buffers(), *args, *kwargs.values()])
         before = self._sampler.generator_states()
         with recorder:
-            found = choose(self._module(*args, **kwargs), self._output)
+            found = self._run(args, kwargs)
         tape = recorder.tape(found) if all(map(torch.equal, before, self._sampler.generator_states())) else None
         # Where every weight is needed again, there is no trunk.
         if tape is None or self._weights <= {id(constant) for constant in tape.constants}:
