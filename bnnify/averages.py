@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .likelihood import check_parts, entropy, parts_of, probabilities
+from .likelihood import check_parts, entropy, has_values, parts_of, probabilities
 from .posterior import at_least_float32
 
 
@@ -194,7 +194,7 @@ def _check_shapes(shapes: list[torch.Size], rows: Sequence[int | None]) -> None:
 def _check_finite(prediction: Prediction) -> None:
     for name in ("mean", "expected_entropy", "aleatoric_std"):
         value = getattr(prediction, name)
-        if value is None or value.isfinite().all():
+        if value is None or not has_values(value) or value.isfinite().all():
             continue
         if value.is_nested:
             where = ""

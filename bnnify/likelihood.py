@@ -5,6 +5,7 @@ __all__ = [
     "check_likelihood",
     "check_parts",
     "entropy",
+    "has_values",
     "parts_of",
     "probabilities",
 ]
@@ -43,6 +44,11 @@ def check_likelihood(likelihood: Any, class_dim: Any) -> None:
             f"class_dim={class_dim} is for likelihood='logits' and 'probabilities', and the likelihood here is "
             f"{likelihood!r}."
         )
+
+
+def has_values(value: Tensor) -> bool:
+    """Whether decisions can be made on the values in ``value``: not on the meta device, nor under ``torch.func``."""
+    return not value.is_meta and torch._C._functorch.peek_interpreter_stack() is None
 
 
 def parts_of(found: Any, likelihood: str) -> tuple[Tensor, ...]:
@@ -118,7 +124,7 @@ def check_parts(
             _check_logits(value, dim)
         else:
             _check_probabilities(value, dim)
-    elif likelihood == "gaussian" and (parts[1] < 0).any():
+    elif likelihood == "gaussian" and has_values(parts[1]) and (parts[1] < 0).any():
         raise ValueError(
             f"likelihood='gaussian' needs (mean, variance), and the second of the pair is negative in places (down to "
             f"{parts[1].min().item():.3g}). If it is the logarithm of the variance, pass output=lambda out: (out[0], "
@@ -155,7 +161,7 @@ def _check_logits(value: Tensor, dim: int) -> None:
             "likelihood='binary_logits'."
         )
     # By chance two rows of logits have no sum that is one to the last digit.
-    if value.numel() >= 2 * value.shape[dim] and value.dtype in (torch.float32, torch.float64):
+    if has_values(value) and value.numel() >= 2 * value.shape[dim] and value.dtype in (torch.float32, torch.float64):
         exactly = 8 * torch.finfo(value.dtype).eps
         if ((value >= 0).all() & ((value.sum(dim) - 1).abs() <= exactly).all()).item():
             raise ValueError(
@@ -165,6 +171,8 @@ def _check_logits(value: Tensor, dim: int) -> None:
 
 
 def _check_probabilities(value: Tensor, dim: int) -> None:
+    if not has_values(value):
+        return
     sums = at_least_float32(value).sum(dim)
     wrong = ((value < 0).any() | ((sums - 1).abs() > _TOLERANCE).any()).item()
     if wrong:

@@ -193,6 +193,16 @@ def test_a_loader_may_give_rows_that_are_no_examples():
     assert rows.predict(list(X.split(2)), 2).mean.shape == (3, 3)
 
 
+@pytest.mark.parametrize("likelihood", ["logits", "probabilities", "gaussian"])
+def test_where_values_are_not_at_hand_only_shapes_are_checked(likelihood):
+    bnn = returning(
+        {"logits": lambda o: o, "probabilities": lambda o: o.softmax(-1)}.get(likelihood, lambda o: (o, o.exp()))
+    )
+    predict = lambda x: bnn.predict(x, 2, likelihood=likelihood).mean  # noqa: E731
+    found = torch.func.vmap(predict, randomness="same")(X[:, None])
+    assert found.shape == (6, 1, 4)
+
+
 # What is given and has no use
 
 

@@ -226,7 +226,7 @@ def test_text_is_one_argument():
         def forward(self, texts):
             return self.layer(torch.tensor([[float(len(text))] for text in texts]))
 
-    bnn, texts = bnnify.convert(Counts()), ["a", "bb", "ccc", "dddd"]
+    bnn, texts = bnnify.convert(Counts()), ["aa", "bbb", "cccc", "ddddd"]
     assert bnn.predict(texts, 2).mean.shape == (4, 3)
     assert bnn.predict(DataLoader(texts, 2), 2).mean.shape == (4, 3)
     labelled = DataLoader(list(zip(texts, [0, 1, 2, 0], strict=True)), 2)
