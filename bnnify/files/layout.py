@@ -1,6 +1,6 @@
 """Where a state_dict stands in a checkpoint, and how to put one back there."""
 
-__all__ = ["Layout", "find", "put_back"]
+__all__ = ["Layout", "find", "has_state_dict", "put_back"]
 
 import copy
 import re
@@ -9,10 +9,12 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
 from .archive import Refusal
+from .records import record_in
 
 # The names of what wraps a model, as its parameters' names begin with them.
 _WRAPPERS = ("module.", "_orig_mod.", "model.")
@@ -60,7 +62,7 @@ class Layout:
 
 def find(
     content: Any, kind: str, key: str | None, names: Collection[str] | None
-) -> tuple[dict[str, Tensor], Layout, Mapping[str, Any]]:
+) -> tuple[dict[str, Tensor], Layout, Any]:
     """The state_dict in what a file held, its layout, and the rest of the content.
 
     Args:
@@ -75,7 +77,7 @@ def find(
     keys = _choose(candidates, key, names, content)
     found = candidates[keys]
     prefix = _prefix_by_names(found, names) if names is not None else _common_prefix(found, content)
-    taken = {name: value for name, value in found.items() if name.startswith(prefix) and _is_weight(name, value)}
+    taken = {name: value for name, value in found.items() if name.startswith(prefix) and _can_be_taken(name, value)}
     state_dict: dict[str, Any] = OrderedDict(
         (name[len(prefix) :], value.detach() if isinstance(value, Tensor) else value) for name, value in taken.items()
     )
@@ -89,6 +91,11 @@ def find(
         )
     others = {name: value for name, value in found.items() if name not in taken}
     return state_dict, Layout(kind, keys, prefix, tuple(state_dict)), _replaced(content, keys, others)
+
+
+def has_state_dict(content: Any) -> bool:
+    """Whether there is a mapping of names to tensors in ``content``."""
+    return next(_candidates(content), None) is not None
 
 
 def put_back(layout: Layout, state_dict: Mapping[str, Any], rest: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,15 +127,23 @@ def _candidates(
         return
     seen.add(id(content))
     values = content.items()
-    if any(isinstance(value, Tensor) for value in content.values()) and all(_is_weight(*item) for item in values):
+    if any(map(_is_dense, content.values())) and all(_is_weight(*item) for item in values):
         yield path, content
     elif len(path) < _MAX_DEPTH:
         for name, value in values:
             yield from _candidates(value, (*path, name), seen)
 
 
+def _is_dense(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.strided
+
+
 def _is_weight(name: str, value: Any) -> bool:
     return isinstance(value, Tensor) or name.rpartition(".")[2] == "_extra_state"
+
+
+def _can_be_taken(name: str, value: Any) -> bool:
+    return _is_weight(name, value) and record_in(value) is None
 
 
 def _is_metadata(name: Any, value: Any) -> bool:
@@ -159,6 +174,12 @@ def _choose(
             if ".".join(keys) == key:
                 return keys
         raise Refusal(f"it has no state_dict under `{key}`. " + (f"It has {listing}." if listing else "It has none."))
+    if not candidates and (record := record_in(content)):
+        raise Refusal(
+            f"no state_dict was found in it, but a pickled `{record}`, which is not loaded. Save model.state_dict(); "
+            "for a module of an unknown class, say what makes it (--model, make_model=) and choose it with --key (key=) "
+            "if there are several; or pass --trust (trust=True), which runs the file's code."
+        )
     if not candidates:
         what = f"a {type(content).__name__}"
         if isinstance(content, Mapping):
@@ -206,7 +227,7 @@ def _common_prefix(found: Mapping[str, Any], content: Any) -> str:
 
 def _place(tensor: Any) -> Any:
     """What two names of one tied parameter have in common."""
-    if not isinstance(tensor, Tensor) or tensor.numel() == 0:
+    if not _is_dense(tensor) or tensor.numel() == 0:
         return object()
     return tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride()
 
