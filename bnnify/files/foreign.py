@@ -94,6 +94,8 @@ def read(
             raise Refusal("its name has a NUL character.")
         if path.is_dir():
             shards, config = folder.shards_of_folder(path)
+            if config is not None and names is None:
+                names = ()  # transformers needs them as they stand in the file
             return _read_shards(shards, key, names, trust, config)
         if path.name.endswith(".index.json"):
             return _read_shards(folder.shards_of_index(path), key, names, trust, None)

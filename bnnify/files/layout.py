@@ -101,9 +101,12 @@ def has_state_dict(content: Any) -> bool:
 def put_back(layout: Layout, state_dict: Mapping[str, Any], rest: Mapping[str, Any]) -> dict[str, Any]:
     """What :func:`find` found ``state_dict`` in: the reverse of it."""
     added = [name for name in state_dict if name not in set(layout.names) and not name.endswith(_COUNT)]
-    given = {_place(state_dict[name]) for name in layout.names if name in state_dict}
     names = [name for name in layout.names if name in state_dict]
-    names += [name for name in added if _place(state_dict[name]) not in given]  # another name of a tied parameter
+    given = {_place(state_dict[name]) for name in names}
+    for name in added:
+        if (place := _place(state_dict[name])) not in given:  # else it is another name of a tied parameter
+            names.append(name)
+            given.add(place)
     others: Any = rest
     for key in layout.keys:
         others = others.get(key, {})

@@ -1,6 +1,6 @@
 """What a state_dict looks like from outside: names and shapes, and how two of them differ."""
 
-__all__ = ["Difference", "Shapes", "shapes_of"]
+__all__ = ["COUNT", "Difference", "Shapes", "abridged", "printable", "shapes_of"]
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -67,7 +67,7 @@ class Difference:
             "unexpected": map(printable, self.unexpected),
             "of another shape": reshaped,
         }
-        return "; ".join(f"{kind}: {listing}" for kind, names in kinds.items() if (listing := _abridged(names)))
+        return "; ".join(f"{kind}: {listing}" for kind, names in kinds.items() if (listing := abridged(names)))
 
 
 def printable(name: str) -> str:
@@ -75,6 +75,7 @@ def printable(name: str) -> str:
     return f"`{name[:80].encode('unicode_escape').decode('ascii')}`"
 
 
-def _abridged(names: Iterable[str]) -> str:
+def abridged(names: Iterable[str]) -> str:
+    """The first three of ``names``, and how many more there are."""
     first, rest = (names := list(names))[:3], len(names[3:])
     return ", ".join(first) + (f" and {rest} more" if rest else "")
