@@ -1,6 +1,6 @@
 """Where a state_dict stands in a checkpoint, and how to put one back there."""
 
-__all__ = ["Layout", "find", "has_state_dict", "put_back"]
+__all__ = ["Layout", "find", "has_state_dict", "put_back", "without_wrappers"]
 
 import copy
 import re
@@ -77,9 +77,18 @@ def find(
     keys = _choose(candidates, key, names, content)
     found = candidates[keys]
     prefix = _prefix_by_names(found, names) if names is not None else _common_prefix(found, content)
-    taken = {name: value for name, value in found.items() if name.startswith(prefix) and _can_be_taken(name, value)}
+    state_dict = _within(found, prefix)
+    taken = {prefix + name for name in state_dict}
+    others = {name: value for name, value in found.items() if name not in taken}
+    return state_dict, Layout(kind, keys, prefix, tuple(state_dict)), _replaced(content, keys, others)
+
+
+def _within(found: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The weights whose names begin with ``prefix``, without it, and the versions of the modules there."""
     state_dict: dict[str, Any] = OrderedDict(
-        (name[len(prefix) :], value.detach() if isinstance(value, Tensor) else value) for name, value in taken.items()
+        (name[len(prefix) :], value.detach() if isinstance(value, Tensor) else value)
+        for name, value in found.items()
+        if name.startswith(prefix) and _can_be_taken(name, value)
     )
     metadata = getattr(found, "_metadata", None)
     if metadata is not None:
@@ -89,8 +98,7 @@ def find(
             for name, value in metadata.items()
             if f"{name}.".startswith(prefix) and _is_metadata(name, value)
         )
-    others = {name: value for name, value in found.items() if name not in taken}
-    return state_dict, Layout(kind, keys, prefix, tuple(state_dict)), _replaced(content, keys, others)
+    return state_dict
 
 
 def has_state_dict(content: Any) -> bool:
@@ -213,13 +221,24 @@ def _prefix_by_names(found: Mapping[str, Any], names: Collection[str]) -> str:
     return min(counts, key=lambda prefix: (-counts[prefix], len(prefix)), default="")
 
 
-def _common_prefix(found: Mapping[str, Any], content: Any) -> str:
-    """The wrappers that every name begins with. In a Lightning checkpoint, losses may stand beside the model."""
+def without_wrappers(state_dict: Mapping[str, Any], names: Collection[str]) -> Mapping[str, Any]:
+    """``state_dict`` without the prefixes of wrappers that all of its names begin with, and none of ``names``."""
+    prefix = _common_prefix(state_dict, None, names)
+    return _within(state_dict, prefix) if prefix else state_dict
+
+
+def _common_prefix(found: Mapping[str, Any], content: Any, own: Collection[str] = ()) -> str:
+    """The wrappers that every name begins with, and none of the model's ``own``.
+
+    In a Lightning checkpoint, losses may stand beside the model.
+    """
     lightning = isinstance(content, Mapping) and "pytorch-lightning_version" in content
     prefix = ""
     for _ in range(_MAX_DEPTH):
         for wrapper in _WRAPPERS:
             longer = prefix + wrapper
+            if any(name.startswith(wrapper) for name in own):
+                continue
             matches = [name.startswith(longer) and name != longer for name in found]
             if all(matches) or (lightning and wrapper == "model." and any(matches)):
                 prefix = longer

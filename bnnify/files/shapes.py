@@ -2,6 +2,7 @@
 
 __all__ = ["COUNT", "Difference", "Shapes", "abridged", "printable", "shapes_of"]
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -52,10 +53,26 @@ class Difference:
         return sum(self.file.get(name) == shape for name, shape in self.model.items())
 
     @property
+    def named(self) -> int:
+        """How many names the file has, counts of batches aside."""
+        return sum(not name.endswith(COUNT) for name in self.file)
+
+    @property
+    def shared(self) -> int:
+        """How many of them the model has too."""
+        return sum(name in self.model and not name.endswith(COUNT) for name in self.file)
+
+    @property
+    def similarity(self) -> float:
+        """From 0 to 1: the cosine between the two sets of names."""
+        own = sum(not name.endswith(COUNT) for name in self.model)
+        return self.shared / math.sqrt(max(1, own * self.named))
+
+    @property
     def agreement(self) -> float:
         """From 0 to 1: how much of both is in common, by name and by shape."""
         shared = len(self.model.keys() & self.file.keys())
-        return (shared + self.fitting) / (2 * len(self.model.keys() | self.file.keys()))
+        return (shared + self.fitting) / max(1, 2 * len(self.model.keys() | self.file.keys()))
 
     def __bool__(self) -> bool:
         return bool(self.missing or self.unexpected or self.reshaped)
