@@ -68,8 +68,12 @@ def convert_checkpoint(
     elif model is None and foreign.module is None:
         found = recognise(foreign.state_dict)
         model, recipe = build_without_values(found.recipe.build), found.recipe
+        if found.prefix:
+            foreign = read(path, key=key, names=model.state_dict().keys(), trust=trust)
         notes += [f"{', '.join(found.same)} would have the same tensors"] if found.same else []
         notes += found.notes
+    if beside := foreign.beside:
+        notes.append(f"beside the model, and not converted: {abridged(map(printable, beside))}")
     bnn = convert(foreign.module if model is None else model, inplace=True, **options)
     if model is not None:
         load_weights(bnn, foreign.state_dict, share=for_writing)

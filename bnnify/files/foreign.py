@@ -61,6 +61,14 @@ class Foreign:
     config: Mapping[str, Any] | None = None
     left_out: Sequence[str] = ()
 
+    @property
+    def beside(self) -> list[str]:
+        """The names of the tensors that stood in one mapping with the weights, and are not the model's."""
+        mapping: Any = self.rest
+        for key in self.layout.keys:
+            mapping = mapping.get(key, {}) if isinstance(mapping, Mapping) else {}
+        return [name for name, value in mapping.items() if isinstance(value, Tensor)]
+
 
 def read(
     path: str | os.PathLike[str],

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .archive import Archive, Refusal
 from .pickled import Unpickler, View
+from .records import record_in
 
 _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
@@ -104,8 +105,9 @@ def read_legacy(source: OpenFile) -> Any:
 
     source.file.seek(0)
     header = Unpickler(source.file, source.size)
-    if header.load() != _MAGIC_NUMBER or header.load() != _PROTOCOL:
-        raise Refusal("it is a pickle, but torch.save did not write it. Save model.state_dict() with torch.save.")
+    if (first := header.load()) != _MAGIC_NUMBER or header.load() != _PROTOCOL:
+        of = f" of a `{record}`" if (record := record_in(first)) else ""
+        raise Refusal(f"it is a pickle{of}, but torch.save did not write it. Save model.state_dict() with torch.save.")
     header.load()  # the size of integers on the machine that wrote it
     content = Unpickler(source.file, source.size, load_storage).load()
     keys = header.load()

@@ -230,21 +230,34 @@ def without_wrappers(state_dict: Mapping[str, Any], names: Collection[str]) -> M
 def _common_prefix(found: Mapping[str, Any], content: Any, own: Collection[str] = ()) -> str:
     """The wrappers that every name begins with, and none of the model's ``own``.
 
-    In a Lightning checkpoint, losses may stand beside the model.
+    In a Lightning checkpoint one of them is the attribute of the LightningModule that is the model, whatever its name;
+    losses and metrics may stand beside it.
     """
     lightning = isinstance(content, Mapping) and "pytorch-lightning_version" in content
     prefix = ""
     for _ in range(_MAX_DEPTH):
-        for wrapper in _WRAPPERS:
-            longer = prefix + wrapper
-            if any(name.startswith(wrapper) for name in own):
-                continue
-            matches = [name.startswith(longer) and name != longer for name in found]
-            if all(matches) or (lightning and wrapper == "model." and any(matches)):
-                prefix = longer
-                lightning = False
-                break
+        wrappers = [wrapper for wrapper in _WRAPPERS if not any(name.startswith(wrapper) for name in own)]
+        longer = next((prefix + w for w in wrappers if all(_is_below(prefix + w, name) for name in found)), None)
+        if longer is None and lightning:
+            longer, lightning = _prefix_of_matrices(found, prefix), False
+        if longer is None:
+            break
+        prefix = longer
     return prefix
+
+
+def _is_below(prefix: str, name: str) -> bool:
+    return name.startswith(prefix) and name != prefix
+
+
+def _prefix_of_matrices(found: Mapping[str, Any], prefix: str) -> str | None:
+    """``model.`` if there is one, else the one attribute under which everything is that has two dimensions or more."""
+    if any(_is_below(prefix + "model.", name) for name in found):
+        return prefix + "model."
+    tensors = {name: value for name, value in found.items() if isinstance(value, Tensor) and value.ndim > 1}
+    attributes = {name[len(prefix) :].partition(".")[:2] for name in tensors}
+    attribute, dot = attributes.pop() if len(attributes) == 1 else ("", "")
+    return f"{prefix}{attribute}." if dot else None
 
 
 def _place(tensor: Any) -> Any:

@@ -4,7 +4,7 @@ __all__ = ["describe_nearest"]
 
 from .known_shapes import shapes_of_recipe
 from .recipes import Recipe, families
-from .shapes import Difference, Shapes
+from .shapes import Difference, Shapes, abridged, printable
 
 # Of so many families one model is made, and of the likeliest one so many, to find the nearest builder.
 _FAMILIES, _RELATIVES = 5, 6
@@ -26,7 +26,9 @@ def describe_nearest(given: Shapes, libraries: list[str]) -> str:
         for builder in relatives[:_RELATIVES] if best.similarity > _WORTH_A_LOOK else ():
             name, best = _nearer(name, best, Recipe(library, builder), given)
     if best.similarity < _NEAR:
-        return "None is near" + (f": {name} has {best.shared} of the file's {best.named} names." if best.shared else ".")
+        if best.shared:
+            return f"None is near: {name} has {best.shared} of the file's {best.named} names."
+        return f"None is near; the file's names are {abridged(map(printable, given))}."
     names = "" if 2 * best.fitting > best.shared else f", though {best.shared} of the file's {best.named} names are its"
     return f"Nearest is {name}: {best.fitting} of its {len(best.model)} tensors fit{names} ({best})."
 

@@ -3,7 +3,7 @@
 __all__ = ["Recognition", "recognise"]
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
@@ -13,7 +13,10 @@ from ..errors import CheckpointError
 from .known_shapes import Kernels, kernels_of, shapes_of_recipe, shapes_unless_far
 from .nearest import describe_nearest
 from .recipes import Recipe, likely_builders
-from .shapes import COUNT, Difference, Shapes, shapes_of
+from .shapes import COUNT, Difference, Shapes, printable, shapes_of
+
+
+_MAX_PREFIXES = 4
 
 
 @dataclass(frozen=True)
@@ -26,11 +29,13 @@ class Recognition:
             state_dict shows: an activation, a stride, the size of the images. A file of timm's that also fits a builder
             of torchvision is taken for that (``resnetblur50`` for ``resnet50``).
         notes: What else the user should know that no state_dict shows.
+        prefix: What all names begin with and the model's do not, such as ``backbone.``.
     """
 
     recipe: Recipe
     same: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    prefix: str = ""
 
 
 def recognise(state_dict: Mapping[str, Any]) -> Recognition:
@@ -40,7 +45,7 @@ def recognise(state_dict: Mapping[str, Any]) -> Recognition:
     missing ``num_batches_tracked`` is no difference. timm is asked where it is installed, after torchvision.
 
     Args:
-        state_dict: Tensors under the names that the model has for them, without a prefix.
+        state_dict: Tensors under the names that the model has for them, or under a prefix that they share.
 
     Raises:
         CheckpointError: No builder makes such a model. The message names the nearest one and what differs.
@@ -48,19 +53,40 @@ def recognise(state_dict: Mapping[str, Any]) -> Recognition:
     given = shapes_of(state_dict)
     if not given:
         raise CheckpointError("No model can be recognised: the file holds no tensors under names.")
-    kernels = kernels_of(given)
     libraries = [library for library in ("torchvision", "timm") if find_spec(library)]
+    prefix, inner = "", given
+    for shorter in _without_shared_prefixes(given):
+        prefix, inner = next(iter(given)).removesuffix(next(iter(shorter))), shorter
+        if (found := _match(shorter, libraries)) is not None:
+            return replace(found, prefix=prefix)
+    asked = " and ".join(libraries) if libraries else "no library, as neither torchvision nor timm is installed"
+    without = f", with {printable(prefix)} or without" if prefix else ""
+    raise CheckpointError(
+        f"The model was not recognised{without} (asked: {asked}). {describe_nearest(inner, libraries)} Say what makes "
+        "the model: --model package.module:factory, and --model-args for its arguments."
+    )
+
+
+def _without_shared_prefixes(given: Shapes) -> Iterator[Shapes]:
+    """``given``, and the same without the attributes with which all names begin, one after the other."""
+    for _ in range(_MAX_PREFIXES):
+        yield given
+        starts = {name.partition(".")[0] for name in given}
+        if len(starts) > 1 or not all("." in name for name in given):
+            return
+        given = {name.partition(".")[2]: shape for name, shape in given.items()}
+
+
+def _match(given: Shapes, libraries: list[str]) -> Recognition | None:
+    """The builder of the first library that has one for ``given``."""
+    kernels = kernels_of(given)
     for library in libraries:
         recipes = (Recipe(library, builder) for builder in likely_builders(library, given))
         if found := [fitting for recipe in recipes if (fitting := _fitted(recipe, given, kernels))]:
             first, *others = sorted(found, key=lambda recipe: (_adaptations(recipe), len(recipe.builder)))
             same = [recipe.builder for recipe in others if _adaptations(recipe) == _adaptations(first)]
             return Recognition(first, tuple(same), _notes(first, given))
-    asked = " and ".join(libraries) if libraries else "no library, as neither torchvision nor timm is installed"
-    raise CheckpointError(
-        f"The model was not recognised (asked: {asked}). {describe_nearest(given, libraries)} Say what makes the "
-        "model: --model package.module:factory, and --model-args for its arguments."
-    )
+    return None
 
 
 def _notes(recipe: Recipe, given: Shapes) -> tuple[str, ...]:

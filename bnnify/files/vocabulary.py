@@ -145,7 +145,7 @@ class Vocabulary:
     ) -> Any:
         return self._tensor(storage, offset, size, stride, dtype=dtype)
 
-    def _parameter(self, data: Any, requires_grad: Any, *_: Any) -> nn.Parameter:
+    def _parameter(self, data: Any, requires_grad: Any = True, *_: Any) -> nn.Parameter:
         data = of_type(data, Tensor, nn.Parameter)
         differentiable = data.is_floating_point() or data.is_complex()
         return nn.Parameter(data.detach(), requires_grad=differentiable and bool(requires_grad))
