@@ -1,6 +1,6 @@
 """How a module becomes Bayesian: a subclass of its own class, in which reading a weight gives the draw's sample."""
 
-__all__ = ["bayesian_class", "become_aware", "become_bayesian", "become_plain"]
+__all__ = ["bayesian_class", "become_aware", "become_bayesian", "become_plain", "replacing_allowed"]
 
 import copy
 import functools
@@ -113,7 +113,7 @@ def bayesian_class(
         plain.register_parameter(self, name, parameter)
 
     def load_from_state_dict(self: nn.Module, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        with _replacing_allowed(self):  # as load_state_dict(assign=True) does
+        with replacing_allowed(self):  # as load_state_dict(assign=True) does
             plain._load_from_state_dict(self, state_dict, prefix, *args)
         for name, settings in settings_of(self).items():
             parameter = BayesianParameter(prefix + name, self, name)
@@ -238,7 +238,8 @@ _may_be_replaced: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 @contextmanager
-def _replacing_allowed(module: nn.Module) -> Iterator[None]:
+def replacing_allowed(module: nn.Module) -> Iterator[None]:
+    """Within this block a Bayesian parameter of ``module`` may be replaced by another, as assigning a file does."""
     _may_be_replaced.add(module)
     try:
         yield

@@ -1,18 +1,19 @@
 """A converted model into a file of bnnify's and out of it."""
 
-__all__ = ["build_without_values", "load", "make_from_config", "save"]
+__all__ = ["build_without_values", "load", "save", "without_values"]
 
+import copy
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .convert import convert
 from .errors import CheckpointError, ConversionError
-from .files.folder import model_from_config
+from .files.transformers_model import load_by_config
 from .model import BayesianModel
 from .parameters import BayesianParameter, bayesian_parameters
 from .posterior_file import Origin, PosteriorFile, can_be_saved, open_posterior, write_posterior
@@ -78,7 +79,7 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> Bayesi
 
 def _make_model(file: PosteriorFile) -> nn.Module:
     if file.origin.config is not None:
-        return make_from_config(file.origin.config, file.plain_state_dict)
+        return without_values(load_by_config(file.origin.config, file.plain_state_dict)[0])
     recipe = file.origin.recipe
     if recipe is None:
         raise CheckpointError(
@@ -101,17 +102,13 @@ def build_without_values(make_model: Callable[[], nn.Module]) -> nn.Module:
     return make_model() if _lacks_values(model) else model
 
 
-def make_from_config(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> nn.Module:
-    """The model of transformers that ``config`` describes, on the meta device where that is enough.
-
-    Raises:
-        CheckpointError: transformers cannot make it, or it is larger than what ``state_dict`` fills.
-    """
-    model = model_from_config(config)
-    wanted, given = (sum(t.numel() for t in tensors) for tensors in (model.parameters(), state_dict.values()))
-    if wanted > given:
-        raise CheckpointError(f"The config is for a model of {wanted:,} weights, but the file has {given:,}.")
-    return model_from_config(config, "cpu") if _lacks_values(model) else model
+def without_values(model: nn.Module) -> nn.Module:
+    """A copy of ``model`` with its parameters on the meta device, tied as they were, and its buffers as they are."""
+    memo = {
+        id(parameter): nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
+        for parameter in model.parameters()
+    }
+    return copy.deepcopy(model, dict[int, Any](memo))
 
 
 def _lacks_values(model: nn.Module) -> bool:

@@ -45,7 +45,7 @@ class Origin:
         config: The ``config.json`` of a Hugging Face model, from which transformers makes it.
         layout: How the file was laid out that held the weights.
         rest: What else that file held, such as the state of an optimizer.
-        notes: What the user should know of how the model was recognised; not written to files.
+        notes: What the user should know of how the file was read; not written to files.
     """
 
     recipe: Recipe | None = None
@@ -286,5 +286,7 @@ def _aliases(state_dict: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def _place(tensor: Tensor) -> tuple[Any, ...] | None:
-    """What two names of one tied parameter have in common; None for a tensor that takes no place."""
-    return (tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.numel() else None
+    """What two names of one tied parameter have in common; None for a tensor that takes no place, or several."""
+    if tensor.layout != torch.strided or not tensor.numel():
+        return None
+    return tensor.data_ptr(), tensor.shape, tensor.stride()

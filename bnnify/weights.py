@@ -2,16 +2,19 @@
 
 __all__ = ["load_weights"]
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .bayesian import replacing_allowed
 from .errors import CheckpointError
+from .files.layout import without_wrappers
+from .files.shapes import COUNT, abridged
 from .model import BayesianModel
-from .parameters import PRIOR_MEAN, RHO, BayesianParameter, bayesian_parameters
-from .selection import Holder, holders_by_parameter
+from .parameters import PRIOR_MEAN, RHO, BayesianParameter, bayesian_parameters, is_derived, settings_of
 
 
 def load_weights(model: nn.Module, state_dict: Mapping[str, Any], *, share: bool = False) -> None:
@@ -24,7 +27,8 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Any], *, share: bool
 
     Args:
         model: A converted model (a :class:`BayesianModel` or its ``module``).
-        state_dict: Tensors under the original names; ``*_rho`` and ``*_prior_mean`` may be missing.
+        state_dict: Tensors under the original names, or names that the modules' own hooks and loaders bring into them;
+            ``*_rho`` and ``*_prior_mean`` may be missing. The prefixes of wrappers, such as ``module.``, are removed.
         share: Let a prior mean be the memory of the mean itself, for a model that is only to be written to a file:
             what trains the one would move the other. Default: ``False``.
 
@@ -34,37 +38,113 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Any], *, share: bool
     """
     root = model.module if isinstance(model, BayesianModel) else model
     _refuse_valueless_buffers(root)
-    own = root.state_dict(keep_vars=True)
-    # A file may name a tied parameter once: what is given under one of its names is given under all.
-    given_ids = {id(tensor) for name, tensor in own.items() if name in state_dict}
-    absent = {name for name, tensor in own.items() if id(tensor) not in given_ids}
-    derived = {id(tensor) for p in bayesian_parameters(root) for tensor in (p.rho, p.prior_mean)}
-    # torch itself counts from zero where an old file has no count of batches.
-    needed = {n for n in absent if id(own[n]) not in derived and not n.endswith("num_batches_tracked")}
-    _compare(own, state_dict, needed)
-    ties = [places for places in holders_by_parameter(root).values() if len(places) > 1]
-    root.load_state_dict(state_dict, strict=False, assign=any(tensor.is_meta for tensor in root.parameters()))
-    _tie(ties, state_dict)
+    state_dict = without_wrappers(state_dict, root.state_dict().keys())
+    places = _places(root)
+    absent = _assign(root, state_dict, places)
     with torch.no_grad():
+        for tensor, holders in places.items():
+            given = next((now for holder in holders if (now := holder.tensor) is not tensor), tensor)
+            _put(holders, given if _must_be_replaced(tensor, given) else tensor.copy_(given))
         for parameter in bayesian_parameters(root):
             _start_anew(parameter, absent, share)
-    _tie(ties, state_dict)  # on the meta device, what was started anew is new
+        for holders in places.values():
+            _put(holders, holders[0].tensor)  # on the meta device, what was started anew is new
 
 
-def _compare(own: Mapping[str, Any], given: Mapping[str, Any], missing: set[str]) -> None:
-    """Raise unless ``given`` can be loaded whole."""
-    complaints = {
-        "missing": sorted(missing),
-        "unexpected": [name for name in given if name not in own],
-        "of another shape": [
-            f"{name} {tuple(given[name].shape)} for {tuple(own[name].shape)}"
-            for name in own
-            if name in given and isinstance(own[name], Tensor) and own[name].shape != getattr(given[name], "shape", ())
-        ],
-    }
-    if any(complaints.values()):
-        listing = "; ".join(f"{what}: {', '.join(names)}" for what, names in complaints.items() if names)
-        raise CheckpointError(f"The state_dict does not fit the model. {listing}. Nothing was loaded.")
+@dataclass(frozen=True)
+class _Holder:
+    """A place of a parameter or buffer: a module, the attribute there, and a name of the two together."""
+
+    module: nn.Module
+    attribute: str
+    name: str
+
+    @property
+    def tensor(self) -> Any:
+        return self.module._parameters.get(self.attribute, self.module._buffers.get(self.attribute))
+
+
+def _places(root: nn.Module) -> dict[Tensor, list[_Holder]]:
+    """Every parameter and buffer of ``root`` with its places, under all of their names."""
+    places: dict[Tensor, list[_Holder]] = {}
+    for prefix, module in root.named_modules(remove_duplicate=False):
+        for attribute, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None:
+                holder = _Holder(module, attribute, f"{prefix}.{attribute}".removeprefix("."))
+                places.setdefault(tensor, []).append(holder)
+    return places
+
+
+def _put(holders: Iterable[_Holder], tensor: Any) -> None:
+    """Let all places hold ``tensor``, as places of a tied one do."""
+    for holder in holders:
+        if holder.tensor is not tensor:
+            with replacing_allowed(holder.module):
+                setattr(holder.module, holder.attribute, tensor)
+
+
+def _must_be_replaced(tensor: Tensor, given: Any) -> bool:
+    """Whether ``tensor`` cannot take the values of ``given``: it has no memory, or its module gives it another form."""
+    return given is None or tensor.is_meta or tensor.shape != given.shape or tensor.layout != torch.strided
+
+
+def _assign(root: nn.Module, state_dict: Mapping[str, Any], places: Mapping[Tensor, list[_Holder]]) -> set[str]:
+    """Let torch put what ``state_dict`` holds in its places, as the hooks and loaders of the modules want it.
+
+    Returns:
+        The names that were given nothing, neither themselves nor under another name of what they hold.
+
+    Raises:
+        CheckpointError: It does not fit. Everything is where it was.
+    """
+    settings = [(each, dict(vars(each))) for module in root.modules() for each in settings_of(module).values()]
+    missing: list[str] = []
+    unexpected: list[str] = []
+
+    def note(_: nn.Module, incompatible: Any) -> None:
+        missing.extend(incompatible.missing_keys)
+        unexpected.extend(incompatible.unexpected_keys)
+
+    error, hook = None, root.register_load_state_dict_post_hook(note)
+    try:
+        root.load_state_dict(state_dict, strict=False, assign=True)
+    except Exception as raised:
+        error = raised
+    finally:
+        hook.remove()
+    given = {id(tensor) for tensor, holders in places.items() if any(h.name not in missing for h in holders)}
+    absent = set(missing) - {h.name for tensor, holders in places.items() if id(tensor) in given for h in holders}
+    derived = {h.name for holders in places.values() for h in holders if is_derived(h.module, h.attribute)}
+    # torch itself counts from zero where an old file has no count of batches.
+    needed = sorted(name for name in absent - derived if not name.endswith(COUNT))
+    if error or needed or unexpected:
+        for tensor, holders in places.items():
+            _put(holders, tensor)
+        for each, before in settings:
+            vars(each).update(before)
+        raise CheckpointError(
+            f"The state_dict does not fit the model. {_complaint(places, state_dict, needed, unexpected, error)}. "
+            "Nothing was loaded."
+        ) from error
+    return absent
+
+
+def _complaint(
+    places: Mapping[Tensor, list[_Holder]],
+    state_dict: Any,
+    missing: Sequence[str],
+    unexpected: Sequence[str],
+    error: Exception | None,
+) -> str:
+    reshaped = [
+        f"{holder.name} {tuple(state_dict[holder.name].shape)} for {tuple(tensor.shape)}"
+        for tensor, holders in (places.items() if error else ())
+        for holder in holders
+        if tensor.shape != getattr(state_dict.get(holder.name), "shape", tensor.shape)
+    ]
+    listings = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
+    listed = "; ".join(f"{what}: {abridged(names)}" for what, names in listings.items() if names)
+    return listed or f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _refuse_valueless_buffers(root: nn.Module) -> None:
@@ -77,17 +157,9 @@ def _refuse_valueless_buffers(root: nn.Module) -> None:
     ]
     if valueless:
         raise CheckpointError(
-            f"No state_dict holds {', '.join(valueless)}: persistent=False, and on the meta device it has no value. "
+            f"No state_dict holds {abridged(valueless)}: persistent=False, and on the meta device it has no value. "
             "Give it one first, for example by making its submodule anew on a real device. Nothing was loaded."
         )
-
-
-def _tie(ties: list[list[Holder]], given: Mapping[str, Any]) -> None:
-    """Make each group of places hold one parameter again: the one that was given."""
-    for places in ties:
-        source = next((place for place in places if given.keys() & set(place.names)), places[0])
-        for place in places:
-            place.module._parameters[place.attribute] = source.module._parameters[source.attribute]
 
 
 def _start_anew(parameter: BayesianParameter, absent: set[str], share: bool) -> None:

@@ -1,6 +1,6 @@
 """Where a state_dict stands in a checkpoint, and how to put one back there."""
 
-__all__ = ["Layout", "find", "put_back"]
+__all__ = ["Layout", "find", "has_state_dict", "put_back", "without_wrappers"]
 
 import copy
 import re
@@ -9,10 +9,12 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
 from .archive import Refusal
+from .records import record_in
 
 # The names of what wraps a model, as its parameters' names begin with them.
 _WRAPPERS = ("module.", "_orig_mod.", "model.")
@@ -60,7 +62,7 @@ class Layout:
 
 def find(
     content: Any, kind: str, key: str | None, names: Collection[str] | None
-) -> tuple[dict[str, Tensor], Layout, Mapping[str, Any]]:
+) -> tuple[dict[str, Tensor], Layout, Any]:
     """The state_dict in what a file held, its layout, and the rest of the content.
 
     Args:
@@ -75,9 +77,18 @@ def find(
     keys = _choose(candidates, key, names, content)
     found = candidates[keys]
     prefix = _prefix_by_names(found, names) if names is not None else _common_prefix(found, content)
-    taken = {name: value for name, value in found.items() if name.startswith(prefix) and _is_weight(name, value)}
+    state_dict = _within(found, prefix)
+    taken = {prefix + name for name in state_dict}
+    others = {name: value for name, value in found.items() if name not in taken}
+    return state_dict, Layout(kind, keys, prefix, tuple(state_dict)), _replaced(content, keys, others)
+
+
+def _within(found: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The weights whose names begin with ``prefix``, without it, and the versions of the modules there."""
     state_dict: dict[str, Any] = OrderedDict(
-        (name[len(prefix) :], value.detach() if isinstance(value, Tensor) else value) for name, value in taken.items()
+        (name[len(prefix) :], value.detach() if isinstance(value, Tensor) else value)
+        for name, value in found.items()
+        if name.startswith(prefix) and _can_be_taken(name, value)
     )
     metadata = getattr(found, "_metadata", None)
     if metadata is not None:
@@ -87,16 +98,23 @@ def find(
             for name, value in metadata.items()
             if f"{name}.".startswith(prefix) and _is_metadata(name, value)
         )
-    others = {name: value for name, value in found.items() if name not in taken}
-    return state_dict, Layout(kind, keys, prefix, tuple(state_dict)), _replaced(content, keys, others)
+    return state_dict
+
+
+def has_state_dict(content: Any) -> bool:
+    """Whether there is a mapping of names to tensors in ``content``."""
+    return next(_candidates(content), None) is not None
 
 
 def put_back(layout: Layout, state_dict: Mapping[str, Any], rest: Mapping[str, Any]) -> dict[str, Any]:
     """What :func:`find` found ``state_dict`` in: the reverse of it."""
     added = [name for name in state_dict if name not in set(layout.names) and not name.endswith(_COUNT)]
-    given = {_place(state_dict[name]) for name in layout.names if name in state_dict}
     names = [name for name in layout.names if name in state_dict]
-    names += [name for name in added if _place(state_dict[name]) not in given]  # another name of a tied parameter
+    given = {_place(state_dict[name]) for name in names}
+    for name in added:
+        if (place := _place(state_dict[name])) not in given:  # else it is another name of a tied parameter
+            names.append(name)
+            given.add(place)
     others: Any = rest
     for key in layout.keys:
         others = others.get(key, {})
@@ -120,15 +138,23 @@ def _candidates(
         return
     seen.add(id(content))
     values = content.items()
-    if any(isinstance(value, Tensor) for value in content.values()) and all(_is_weight(*item) for item in values):
+    if any(map(_is_dense, content.values())) and all(_is_weight(*item) for item in values):
         yield path, content
     elif len(path) < _MAX_DEPTH:
         for name, value in values:
             yield from _candidates(value, (*path, name), seen)
 
 
+def _is_dense(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.strided
+
+
 def _is_weight(name: str, value: Any) -> bool:
     return isinstance(value, Tensor) or name.rpartition(".")[2] == "_extra_state"
+
+
+def _can_be_taken(name: str, value: Any) -> bool:
+    return _is_weight(name, value) and record_in(value) is None
 
 
 def _is_metadata(name: Any, value: Any) -> bool:
@@ -159,6 +185,12 @@ def _choose(
             if ".".join(keys) == key:
                 return keys
         raise Refusal(f"it has no state_dict under `{key}`. " + (f"It has {listing}." if listing else "It has none."))
+    if not candidates and (record := record_in(content)):
+        raise Refusal(
+            f"no state_dict was found in it, but a pickled `{record}`, which is not loaded. Save model.state_dict(); "
+            "for a module of an unknown class, say what makes it (--model, make_model=) and choose it with --key (key=) "
+            "if there are several; or pass --trust (trust=True), which runs the file's code."
+        )
     if not candidates:
         what = f"a {type(content).__name__}"
         if isinstance(content, Mapping):
@@ -189,24 +221,48 @@ def _prefix_by_names(found: Mapping[str, Any], names: Collection[str]) -> str:
     return min(counts, key=lambda prefix: (-counts[prefix], len(prefix)), default="")
 
 
-def _common_prefix(found: Mapping[str, Any], content: Any) -> str:
-    """The wrappers that every name begins with. In a Lightning checkpoint, losses may stand beside the model."""
+def without_wrappers(state_dict: Mapping[str, Any], names: Collection[str]) -> Mapping[str, Any]:
+    """``state_dict`` without the prefixes of wrappers that all of its names begin with, and none of ``names``."""
+    prefix = _common_prefix(state_dict, None, names)
+    return _within(state_dict, prefix) if prefix else state_dict
+
+
+def _common_prefix(found: Mapping[str, Any], content: Any, own: Collection[str] = ()) -> str:
+    """The wrappers that every name begins with, and none of the model's ``own``.
+
+    In a Lightning checkpoint one of them is the attribute of the LightningModule that is the model, whatever its name;
+    losses and metrics may stand beside it.
+    """
     lightning = isinstance(content, Mapping) and "pytorch-lightning_version" in content
     prefix = ""
     for _ in range(_MAX_DEPTH):
-        for wrapper in _WRAPPERS:
-            longer = prefix + wrapper
-            matches = [name.startswith(longer) and name != longer for name in found]
-            if all(matches) or (lightning and wrapper == "model." and any(matches)):
-                prefix = longer
-                lightning = False
-                break
+        wrappers = [wrapper for wrapper in _WRAPPERS if not any(name.startswith(wrapper) for name in own)]
+        longer = next((prefix + w for w in wrappers if all(_is_below(prefix + w, name) for name in found)), None)
+        if longer is None and lightning:
+            longer, lightning = _prefix_of_matrices(found, prefix), False
+        if longer is None:
+            break
+        prefix = longer
     return prefix
+
+
+def _is_below(prefix: str, name: str) -> bool:
+    return name.startswith(prefix) and name != prefix
+
+
+def _prefix_of_matrices(found: Mapping[str, Any], prefix: str) -> str | None:
+    """``model.`` if there is one, else the one attribute under which everything is that has two dimensions or more."""
+    if any(_is_below(prefix + "model.", name) for name in found):
+        return prefix + "model."
+    tensors = {name: value for name, value in found.items() if isinstance(value, Tensor) and value.ndim > 1}
+    attributes = {name[len(prefix) :].partition(".")[:2] for name in tensors}
+    attribute, dot = attributes.pop() if len(attributes) == 1 else ("", "")
+    return f"{prefix}{attribute}." if dot else None
 
 
 def _place(tensor: Any) -> Any:
     """What two names of one tied parameter have in common."""
-    if not isinstance(tensor, Tensor) or tensor.numel() == 0:
+    if not _is_dense(tensor) or tensor.numel() == 0:
         return object()
     return tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride()
 

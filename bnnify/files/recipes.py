@@ -2,8 +2,11 @@
 
 __all__ = ["Recipe", "families", "likely_builders"]
 
+import functools
 import importlib
 import inspect
+import re
+import sys
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
@@ -180,6 +183,7 @@ _FILLING = {getattr(nn.init, name) for name in dir(nn.init) if name.endswith("_"
 }
 
 
+@functools.cache
 def _builders(library: str) -> tuple[str, ...]:
     """The names of a library's models. The quantized ones of torchvision hold no float weights and are left out.
 
@@ -194,22 +198,40 @@ def likely_builders(library: str, names: Collection[str]) -> tuple[str, ...]:
     """The library's builders, without those of timm whose first layer is not among the ``names`` of a state_dict."""
     if library != "timm":
         return _builders(library)
-    timm = _library(library)[0]
+    firsts = _first_layers().items()
+    return tuple(builder for builder, first in firsts if not first or any(f"{name}.weight" in names for name in first))
 
-    def begins(builder: str) -> bool:
+
+@functools.cache
+def _first_layers() -> dict[str, tuple[str, ...]]:
+    """The first layers of each of timm's models, as far as timm says."""
+    timm, layers = _library("timm")[0], {}
+    for builder in _builders("timm"):
         first = getattr(timm.models.get_pretrained_cfg(builder), "first_conv", None) or ()
-        return not first or any(f"{name}.weight" in names for name in ([first] if isinstance(first, str) else first))
+        layers[builder] = (first,) if isinstance(first, str) else tuple(first)
+    return layers
 
-    return tuple(builder for builder in _builders(library) if begins(builder))
 
+def families(library: str, names: Collection[str]) -> dict[tuple[str, ...], frozenset[str]]:
+    """The same by the module that defines them, each with the words in the source of that module.
 
-def families(library: str, names: Collection[str]) -> list[tuple[str, ...]]:
-    """The same by the module that defines them, and in torchvision by backbone, whose names a model takes over."""
+    The attributes of a family's models are among these words: a look at the source costs less than making a model. In
+    torchvision a family has one kind of backbone, whose names a model takes over.
+    """
     root, members = _library(library)[0], defaultdict(list)
     find = root.model_entrypoint if library == "timm" else root.get_model_builder
     for builder in likely_builders(library, names):
         members[find(builder).__module__, "mobilenet" in builder].append(builder)
-    return [tuple(family) for family in members.values()]
+    return {tuple(family): _words_of(module) for (module, _), family in members.items()}
+
+
+@functools.cache
+def _words_of(module: str) -> frozenset[str]:
+    try:
+        source = inspect.getsource(sys.modules[module])
+    except (KeyError, OSError, TypeError):  # a library may be installed without its sources
+        return frozenset()
+    return frozenset(re.findall(r"[A-Za-z_]\w*", source))
 
 
 def _library(name: str) -> tuple[Any, str]:

@@ -3,6 +3,7 @@
 __all__ = ["Instance", "Name", "Storage", "Vocabulary", "as_key", "as_size", "of_type", "storage_dtype"]
 
 import struct
+import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,16 +19,6 @@ _SPARE_BYTES = 64 << 20
 
 _MAX_DIMENSIONS = 64
 
-# Classes and functions that a pickled module may name; `modules` decides which of them exist and what becomes of them.
-_OF_MODULES = (
-    "torch.nn.modules.",
-    "torch.nn.functional.",
-    "torch._C._nn.",
-    "torch.nn.parallel.data_parallel.DataParallel",
-    "torchvision.models.",
-    "torchvision.ops.",
-    "functools.partial",
-)
 _QUANTIZED = ("torch.ao.", "torch.nn.quantized.", "torch.nn.intrinsic.", "torch.quantization.", "torch.nn.qat.")
 _STORAGES = {
     "BFloat16Storage": torch.bfloat16,
@@ -45,7 +36,12 @@ _STORAGES = {
     "UntypedStorage": torch.uint8,
 }
 _DTYPES = {str(value): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
-_FORMATS = {"f2": "e", "f4": "f", "f8": "d", "i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "b1": "?"}
+_LAYOUTS = {str(value): value for value in vars(torch).values() if isinstance(value, torch.layout)}
+_FORMATS = {"f2": "e", "f4": "f", "f8": "d", "b1": "?"} | dict(zip(
+    ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"), "bhiqBHIQ", strict=True
+))
+# They take the class of the object as their first argument.
+_MAKERS_OF_ANY_CLASS = ("copyreg._reconstructor", "numpy.core.multiarray._reconstruct")
 _OLD_NAMES = {"__builtin__": "builtins", "numpy._core.multiarray": "numpy.core.multiarray"}
 
 
@@ -53,7 +49,7 @@ _OLD_NAMES = {"__builtin__": "builtins", "numpy._core.multiarray": "numpy.core.m
 class Name:
     """A class or function that the file names. It stays a name."""
 
-    dotted: str
+    name: str
 
 
 @dataclass(eq=False)
@@ -81,7 +77,6 @@ class Vocabulary:
     """
 
     def __init__(self, size: int) -> None:
-        self.found_instances = False
         self._bytes_left = 4 * size + _SPARE_BYTES
         self._views: set[tuple[Any, ...]] = set()
 
@@ -89,27 +84,21 @@ class Vocabulary:
         dotted = f"{_OLD_NAMES.get(module, module)}.{attribute}"
         if dotted in _DTYPES:
             return _DTYPES[dotted]
-        if dotted in _MAKERS or storage_dtype(dotted) is not None:
-            return Name(dotted)
         if dotted.startswith(_QUANTIZED) or "_rebuild_qtensor" in dotted:
             raise Refusal(
                 f"it is quantized (it names `{dotted}`). Convert the model as it was before, and quantize what "
                 "collapse gives back."
             )
-        if dotted.startswith(_OF_MODULES):
-            self.found_instances = True
-            return Name(dotted)
-        raise Refusal(
-            f"it names `{dotted}`, and nothing outside of torch and torchvision is loaded from a file. Save "
-            "model.state_dict() instead, or pass --trust (trust=True), which runs the file's code."
-        )
+        return Name(dotted)
 
-    def make(self, name: str, arguments: tuple[Any, ...]) -> Any:
-        if name in _MAKERS:
+    def make(self, called: Any, arguments: tuple[Any, ...]) -> Any:
+        """What a call gives: data and tensors from the table above, and a record of any other call."""
+        name = of_type(called, Name, Instance).name
+        if isinstance(called, Name) and name in _MAKERS:
             return _MAKERS[name](self, *arguments)
-        if name.startswith(_OF_MODULES):
-            return Instance(name, arguments)
-        raise Refusal(f"it calls `{name}`, which torch.save never does. Get the file again.")
+        if name in _MAKERS_OF_ANY_CLASS and arguments and isinstance(arguments[0], Name):
+            return Instance(arguments[0].name, arguments)
+        return Instance(name, arguments)
 
     def build(self, what: Any, state: Any) -> Any:
         if isinstance(what, Instance):
@@ -128,6 +117,8 @@ class Vocabulary:
         return what
 
     def _tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *more: Any, dtype: Any = None) -> Tensor:
+        if len(more) > 1 and of_type(more[1], OrderedDict, dict, type(None)):
+            raise Refusal("it holds a tensor with hooks, which are code. Save model.state_dict().")
         if len(more) > 2 and more[2]:
             raise Refusal("it holds a lazily conjugated or negated tensor. Save it after resolve_conj().")
         memory = of_type(storage, Storage)
@@ -154,13 +145,13 @@ class Vocabulary:
     ) -> Any:
         return self._tensor(storage, offset, size, stride, dtype=dtype)
 
-    def _parameter(self, data: Any, requires_grad: Any, *_: Any) -> nn.Parameter:
+    def _parameter(self, data: Any, requires_grad: Any = True, *_: Any) -> nn.Parameter:
         data = of_type(data, Tensor, nn.Parameter)
         differentiable = data.is_floating_point() or data.is_complex()
         return nn.Parameter(data.detach(), requires_grad=differentiable and bool(requires_grad))
 
     def _subclass(self, function: Any, _: Any, arguments: Any, __: Any) -> Any:
-        result = self.make(of_type(function, Name).dotted, of_type(arguments, tuple))
+        result = self.make(function, of_type(arguments, tuple))
         return of_type(result, Tensor, nn.Parameter)
 
 
@@ -188,7 +179,7 @@ def as_key(value: Any) -> Any:
     elif type(value) is int:
         if abs(value) < 1 << 60:
             return value
-    elif value is None or type(value) in (str, bytes, float, bool, torch.dtype, torch.device):
+    elif value is None or type(value) in (str, bytes, float, bool, torch.dtype, torch.device, Instance, Name):
         return value
     raise Refusal(f"it has a {type(value).__name__} as the key of a mapping. Save the state_dict alone.")
 
@@ -214,13 +205,28 @@ def _byte_array(_: Vocabulary, content: Any = b"", encoding: Any = "latin-1") ->
 
 
 def _number(_: Vocabulary, dtype: Any, content: Any) -> Any:
-    """A NumPy scalar, as a Python number."""
+    """A NumPy scalar as a Python number, if it is one."""
     dtype = of_type(dtype, Instance)
     code, order = dtype.arguments[0], dtype.state[1]
     if code not in _FORMATS or order not in ("<", "|", "="):
-        raise Refusal(f"it holds a NumPy scalar of type {code!r}. Save the state_dict alone.")
+        return Instance("numpy.core.multiarray.scalar", (dtype, content))
     (value,) = struct.unpack("<" + _FORMATS[code], of_type(content, bytes))
     return value
+
+
+def _sparse(layout: Any, indices: Any, second: Any, third: Any, *more: Any) -> Tensor:
+    """A sparse tensor, such as an adjacency matrix among the buffers; its indices are compared with its size."""
+    of_type(layout, torch.layout)
+    compressed = layout != torch.sparse_coo
+    tensors = (indices, second, third) if compressed else (indices, second)
+    size = tuple(map(as_size, more[0] if compressed else third))
+    tensors = tuple(of_type(tensor, Tensor, nn.Parameter).detach() for tensor in tensors)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's, that compressed layouts are in beta state
+        if compressed:
+            return torch.sparse_compressed_tensor(*tensors, size, layout=layout, check_invariants=True)
+        tensor = torch.sparse_coo_tensor(*tensors, size, check_invariants=True)
+    return tensor.coalesce() if more and more[0] else tensor
 
 
 _MAKERS: dict[str, Callable[..., Any]] = {
@@ -248,17 +254,14 @@ _MAKERS: dict[str, Callable[..., Any]] = {
     "torch._tensor._rebuild_from_type_v2": Vocabulary._subclass,
     "torch.Tensor": lambda *_: _refuse_legacy_tensor(),
     "torch.nn.parameter.Parameter": Vocabulary._parameter,
-    "torch._utils._rebuild_sparse_tensor": lambda *_: _refuse_sparse(),
+    "torch._utils._rebuild_sparse_tensor": lambda _, layout, data: _sparse(layout, *of_type(data, tuple)),
+    "torch.serialization._get_layout": lambda _, name: _LAYOUTS[of_type(name, str)],
     "torch._utils._rebuild_meta_tensor_no_storage": lambda *_: _refuse_meta(),
 }
 
 
 def _refuse_legacy_tensor() -> None:
     raise Refusal("its tensors were written by torch before 0.4. Load it and save it again with a newer torch.")
-
-
-def _refuse_sparse() -> None:
-    raise Refusal("it holds a sparse tensor, which can have no posterior. Save it as a dense one, with to_dense().")
 
 
 def _refuse_meta() -> None:
