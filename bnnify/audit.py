@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .draw import Draw, tensors_in
+from .draw import Draw
 from .errors import DrawError
 from .model import BayesianModel
+from .outputs import remember, tensors_in
 from .parameters import bayesian_parameters
 from .prediction import evaluating
 
@@ -72,13 +73,13 @@ def audit(bnn: BayesianModel, *args: Any, **kwargs: Any) -> Audit:
         names.setdefault(id(parameter.mean), parameter.name)
         parameter.active.replaced = False
     with evaluating(bnn), torch.enable_grad():
-        with Draw(parameters) as draw:
+        with Draw(parameters):
             for parameter in parameters:
                 sample = getattr(parameter.module, parameter.attribute)
                 sample.requires_grad_()  # it does already, unless mean and rho are both frozen
                 sample.register_hook(functools.partial(_remember, reached, names[id(parameter.mean)]))
             output = bnn.module(*args, **kwargs)
-        draw.replay_in_backward(output)
+            remember(output)
         _backward(output, [*bnn.parameters(), *tensors_in((args, kwargs))])
     return Audit(
         reached=tuple(name for name in names.values() if name in reached),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .noise import noise_like
 from .posterior import sample, std
 from .prior import KLTerms, Posterior
-from .replay import saved_tensors
+from .replay import keeps_graph, saved_tensors
 
 _CUT = {torch.float32: -60.0, torch.float64: -600.0}
 """A ρ at which σ = e^ρ, with room to the smallest number of the dtype for the prior's factor."""
@@ -108,7 +108,7 @@ class _SampleAndKL(torch.autograd.Function):
                 torch.addcmul(dw, _distance(mu, m), G * p, out=out)
         if ctx.needs_input_grad[1]:
             # Fresh memory is dear, and the noise has served unless this may run again.
-            again = torch._C._autograd._get_current_graph_task_keep_graph() or hasattr(ctx, "kept")
+            again = keeps_graph() or getattr(ctx, "kept", None) is not None
             grad_rho = noise.clone() if again else noise
             for out, dw, r in _blocks(grad_rho, g, rho):
                 if ctx.may_underflow:
