@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from .noise import noise_like, standard_normal_
 from .posterior import at_least_float32, sample, std
+from .replay import is_batched
 
 Linear: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """What a layer computes of ``(input, weight, bias)``, linear in the input and linear in weight and bias."""
@@ -256,6 +257,8 @@ class _AddNoise(torch.autograd.Function):
             inverse = torch.where(variance > 0, variance, math.inf).rsqrt()
             return grad, 0.5 * wide * noise * inverse, None
         inverse = variance.rsqrt().nan_to_num_(nan=0.0, posinf=0.0)
+        if is_batched(grad):
+            return grad, 0.5 * wide * (noise * inverse), None
         return grad, inverse.mul_(noise).mul_(wide).mul_(0.5), None
 
 

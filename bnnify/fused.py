@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .noise import noise_like
 from .posterior import sample, std
 from .prior import KLTerms, Posterior
-from .replay import keeps_graph, saved_tensors
+from .replay import is_batched, keeps_graph, saved_tensors
 
 _CUT = {torch.float32: -60.0, torch.float64: -600.0}
 """A ρ at which σ = e^ρ, with room to the smallest number of the dtype for the prior's factor."""
@@ -94,8 +94,8 @@ class _SampleAndKL(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor | None, G: Tensor) -> tuple[Tensor | None, ...]:
         mean, rho, noise = saved_tensors(ctx)
-        if torch.is_grad_enabled():
-            return *_differentiable_backward(ctx, g, G), None, None
+        if torch.is_grad_enabled() or is_batched(g, G):
+            return *_plain_backward(mean, rho, noise, ctx.terms, g, G), None, None
         p, prior_mean = _precision(ctx.terms), ctx.terms.mean
         if g is None or noise is None:  # of the KL alone
             g, noise = torch.zeros_like(mean), torch.zeros_like(mean)
@@ -139,14 +139,17 @@ def _distance(mean: Tensor, prior_mean: Tensor | float, out: Tensor | None = Non
     return mean if is_zero else torch.sub(mean, prior_mean, out=out)
 
 
-def _differentiable_backward(ctx: Any, g: Tensor | None, G: Tensor) -> list[Tensor | None]:
-    """The same from operations that autograd knows, for a gradient of the gradient."""
-    mean, rho, noise = ctx.saved_tensors
-    outputs, grads = [ctx.terms.kl(Posterior(mean, rho, None, math.nan)).sum()], [G]
-    if g is not None and noise is not None:
-        outputs, grads = [*outputs, sample(mean, rho, noise)], [*grads, g]
+def _plain_backward(
+    mean: Tensor, rho: Tensor, noise: Tensor | None, terms: KLTerms, g: Tensor | None, G: Tensor
+) -> list[Tensor | None]:
+    """The same from operations that autograd and ``vmap`` know: for a gradient of the gradient, or many at once."""
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        outputs, grads = [terms.kl(Posterior(mean, rho, None, math.nan)).sum()], [G]
+        if g is not None and noise is not None:
+            outputs, grads = [*outputs, sample(mean, rho, noise)], [*grads, g]
     needed = [each for each in (mean, rho) if each.requires_grad]
-    derivatives = torch.autograd.grad(outputs, needed, grads, create_graph=True, allow_unused=True)
+    derivatives = torch.autograd.grad(outputs, needed, grads, create_graph=create_graph, allow_unused=True)
     found = dict(zip(needed, derivatives, strict=True))
     return [found.get(mean), found.get(rho)]
 

@@ -1,6 +1,6 @@
 """Draws that are in effect again in a backward pass, for the regions that activation checkpointing runs once more."""
 
-__all__ = ["Replay", "is_nested_pass", "keeps_graph", "replay", "replaying", "saved_tensors"]
+__all__ = ["Replay", "is_batched", "is_nested_pass", "keeps_graph", "replay", "replaying", "saved_tensors"]
 
 import sys
 import threading
@@ -100,6 +100,13 @@ def is_nested_pass() -> bool:
 def keeps_graph() -> bool:
     """Whether another backward pass may go where this one does."""
     return torch._C._autograd._get_current_graph_task_keep_graph()
+
+
+def is_batched(*gradients: Tensor | None) -> bool:
+    """Whether a pass computes many gradients at once (``is_grads_batched``, ``vmap``); then none can go in place."""
+    functorch = torch._C._functorch
+    given = (each for each in gradients if each is not None)
+    return any(functorch.is_batchedtensor(each) or functorch.is_legacy_batchedtensor(each) for each in given)
 
 
 def saved_tensors(ctx: Any) -> tuple[Tensor, ...]:
