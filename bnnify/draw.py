@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 
 from .context import Active, Entry, enter, find, last_entered, leave
+from .errors import DrawError
 from .estimators import Estimator
 from .outputs import hook_outputs
 from .posterior import sample
@@ -142,7 +144,17 @@ def note_replacement(active: Active, value: Tensor) -> Tensor:
 
 
 def is_traced_form(value: Tensor, mean: Tensor) -> bool:
-    """Whether ``torch.export`` has put a stand-in without values in the place of the parameter."""
+    """Whether ``torch.export`` has put a stand-in without values in the place of the parameter.
+
+    Raises:
+        DrawError: The stand-in is one of AOTAutograd without ``torch.compile``, which tells not what it stands for.
+    """
+    if isinstance(value, FunctionalTensor):
+        raise DrawError(
+            f"A parameter of shape {tuple(mean.shape)} that a draw is made for is traced by AOTAutograd alone, which "
+            "would trace the posterior mean. Use torch.compile or torch.export inside the draw, or trace the plain "
+            "network of bnnify.freeze(bnn, num_samples=1) or bnnify.collapse(bnn)."
+        )
     return isinstance(value, FakeTensor) and value.fake_mode.from_tensor(mean) is value
 
 
