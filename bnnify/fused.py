@@ -22,7 +22,9 @@ _CUT = {torch.float32: -60.0, torch.float64: -600.0}
 def can_fuse(mean: Tensor, rho: Tensor, terms: KLTerms) -> bool:
     """Whether this is for these: plain tensors in eager mode, and a prior whose squares are in range.
 
-    Compilers fuse by themselves; ``torch.func`` and distributed tensors need operations that they can follow.
+    Compilers fuse by themselves; ``torch.func`` and distributed tensors need operations that they can follow. A mode
+    that only looks on (a profiler, a counter of operations) makes no difference: a checkpointed region may be run again
+    without it, and has to save the same tensors then.
     """
     tensors = [mean, rho]
     if isinstance(terms.mean, Tensor):
@@ -36,8 +38,15 @@ def can_fuse(mean: Tensor, rho: Tensor, terms: KLTerms) -> bool:
         and abs(terms.offset) <= 25
         and not torch.compiler.is_compiling()
         and torch._C._functorch.peek_interpreter_stack() is None
-        and torch._C._len_torch_dispatch_stack() == 0
+        and not _is_traced()
     )
+
+
+def _is_traced() -> bool:
+    if torch._C._len_torch_dispatch_stack() == 0:
+        return False
+    keys = torch._C._TorchDispatchModeKey
+    return any(torch._C._get_dispatch_mode(key) is not None for key in (keys.FAKE, keys.PROXY, keys.FUNCTIONAL))
 
 
 def sample_and_kl(mean: Tensor, rho: Tensor, terms: KLTerms) -> tuple[Tensor, Tensor]:
