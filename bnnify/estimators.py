@@ -8,6 +8,7 @@ __all__ = [
     "Flipout",
     "Forward",
     "Local",
+    "check_input",
     "known_forward",
     "may_note",
     "token",
@@ -24,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .errors import DrawError
 from .noise import noise_like, standard_normal_
 from .posterior import at_least_float32, sample, std
 from .replay import is_batched
@@ -168,6 +170,20 @@ def _in_traced_region() -> bool:
 
 # As torch.compiler.assume_constant_result does, which would import the compiler: called while tracing, not traced.
 _in_traced_region._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def check_input(layer: nn.Module, estimator: str, input: Tensor) -> None:
+    """Raise where a layer's input is of a kind with which its estimator cannot compute.
+
+    Raises:
+        DrawError: It is a nested tensor, whose examples have no common shape for noise or signs.
+    """
+    if input.is_nested:
+        raise DrawError(
+            f"A {type(layer).__name__} with estimator={estimator!r} was called with a nested tensor, for which only "
+            "the weight sample works: convert the model, or this layer by its name, with estimator='reparameterization', "
+            "or pad the input (input.to_padded_tensor(0.0))."
+        )
 
 
 @dataclass(frozen=True)
