@@ -11,10 +11,11 @@ from torch import Tensor
 
 from .batches import called_with
 from .checks import describe
-from .draw import Draw, tensors_in
+from .draw import Draw
 from .errors import DrawError
 from .eval_mode import evaluating
 from .model import BayesianModel, check_converted
+from .outputs import remember, tensors_in
 from .parameters import bayesian_parameters
 
 
@@ -91,13 +92,13 @@ def audit(bnn: BayesianModel, *args: Any, optimizer: torch.optim.Optimizer | Non
         names.setdefault(id(parameter.mean), parameter.name)
         parameter.active.replaced = False
     with evaluating(bnn), torch.enable_grad():
-        with Draw(parameters) as draw, called_with(bnn.module, (args, kwargs)):
+        with Draw(parameters), called_with(bnn.module, (args, kwargs)):
             for parameter in parameters:
                 sample = getattr(parameter.module, parameter.attribute)
                 sample.requires_grad_()  # it does already, unless mean and rho are both frozen
                 sample.register_hook(functools.partial(_remember, reached, names[id(parameter.mean)]))
             output = bnn.module(*args, **kwargs)
-        draw.replay_in_backward(output)
+            remember(output)
         _backward(output, [*bnn.parameters(), *tensors_in((args, kwargs))])
     return Audit(
         reached=tuple(name for name in names.values() if name in reached),

@@ -16,7 +16,7 @@ from torch.fx import GraphModule
 from .computed import cache_properties, compute, computed_weights, parametrizations
 from .draw import note_replacement, read, unsampled
 from .errors import DrawError
-from .estimators import ESTIMATORS, known_forward, may_note
+from .estimators import ESTIMATORS, check_input, known_forward, may_note
 from .exported import plain_view
 from .parameters import PRIOR_MEAN, RHO, BayesianParameter, Settings, settings_of
 from .posterior import has_pruned
@@ -177,6 +177,7 @@ def _estimating_forward(plain: Any) -> Any:
         def linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             return known.apply(self, input, weight, bias, *args, **kwargs)
 
+        check_input(self, settings["weight"].estimator, input)
         return estimator.forward(linear, known.channel, input, bias, noisy_bias)
 
     return forward

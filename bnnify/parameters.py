@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from . import fused
-from .draw import Active, read
+from .draw import Active, has_draw, read
 from .errors import ConversionError, DrawError
 from .estimators import POINT
 from .posterior import PosteriorStd, is_pruned, rho_from_std, rms_std, sample
@@ -188,7 +188,7 @@ class BayesianParameter:
         """The sample for a prior that needs one: that of the draw in effect, or else a fresh one."""
         if not self.settings.prior.needs_sample or self.is_point:
             return None
-        return sample(self.mean, self.rho) if self.active.entry is None else read(self.active, self.mean)
+        return read(self.active, self.mean) if has_draw(self.active) else sample(self.mean, self.rho)
 
     def _checked(self, kl: Tensor) -> Tensor:
         if kl.shape != self.mean.shape:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from .batches import Arguments
-from .draw import tensors_in
+from .outputs import tensors_in
 from .sampler import Sampler
 from .trunk import Trunk
 

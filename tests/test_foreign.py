@@ -21,8 +21,8 @@ from torch import nn
 import bnnify
 from bnnify.files import foreign
 from bnnify.files.atomic import replace_atomically
-from bnnify.files.transformers_model import model_from_config
 from bnnify.files.layout import Layout
+from bnnify.files.transformers_model import model_from_config
 
 
 def network():

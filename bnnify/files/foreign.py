@@ -204,7 +204,9 @@ def _from_content(content: Any, kind: str, key: str | None, names: Collection[st
             if not has_state_dict(content):
                 raise
         else:
-            rest, left_out = plain({name: other for name, other in content.items() if name != place[0]} if place else {})
+            rest, left_out = plain(
+                {name: other for name, other in content.items() if name != place[0]} if place else {}
+            )
             state_dict = module.state_dict()
             return Foreign(state_dict, Layout(kind, place, "", tuple(state_dict)), rest, module, left_out=left_out)
     return _found(content, kind, key, names)

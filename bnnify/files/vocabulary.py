@@ -37,9 +37,9 @@ _STORAGES = {
 }
 _DTYPES = {str(value): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
 _LAYOUTS = {str(value): value for value in vars(torch).values() if isinstance(value, torch.layout)}
-_FORMATS = {"f2": "e", "f4": "f", "f8": "d", "b1": "?"} | dict(zip(
-    ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"), "bhiqBHIQ", strict=True
-))
+_FORMATS = {"f2": "e", "f4": "f", "f8": "d", "b1": "?"} | dict(
+    zip(("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"), "bhiqBHIQ", strict=True)
+)
 # They take the class of the object as their first argument.
 _MAKERS_OF_ANY_CLASS = ("copyreg._reconstructor", "numpy.core.multiarray._reconstruct")
 _OLD_NAMES = {"__builtin__": "builtins", "numpy._core.multiarray": "numpy.core.multiarray"}
