@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .companions import PriorMean
 from .errors import CheckpointError
 from .model import BayesianModel
-from .parameters import PRIOR_MEAN, RHO, BayesianParameter, bayesian_parameters
+from .parameters import INITIAL_STD, PRIOR_MEAN, RHO, BayesianParameter, bayesian_parameters
 from .selection import Holder, holders_by_parameter
 
 
@@ -18,7 +19,8 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Any], *, share: bool
     """Load pretrained weights, or a converted model's own ``state_dict``, into a converted model.
 
     The weights become the posterior means. Where the file has no ρ for a parameter, σ starts anew from the loaded
-    weights by the rule that it was converted with; where it has no prior mean, the loaded weights are it. So a model
+    weights by the rule that it was converted with; where it has no prior mean, the loaded weights are it, and where it
+    has no scale of the prior, that follows them. So a model
     may be converted before it has its weights, also on the meta device, where the tensors of the state_dict become its
     own. Parameters that were tied stay tied.
 
@@ -38,7 +40,7 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Any], *, share: bool
     # A file may name a tied parameter once: what is given under one of its names is given under all.
     given_ids = {id(tensor) for name, tensor in own.items() if name in state_dict}
     absent = {name for name, tensor in own.items() if id(tensor) not in given_ids}
-    derived = {id(tensor) for p in bayesian_parameters(root) for tensor in (p.rho, p.prior_mean)}
+    derived = {id(tensor) for p in bayesian_parameters(root) for tensor in (p.rho, p.prior_mean, p.initial_std)}
     # torch itself counts from zero where an old file has no count of batches.
     needed = {n for n in absent if id(own[n]) not in derived and not n.endswith("num_batches_tracked")}
     _compare(own, state_dict, needed)
@@ -86,8 +88,11 @@ def _tie(ties: list[list[Holder]], given: Mapping[str, Any]) -> None:
     """Make each group of places hold one parameter again: the one that was given."""
     for places in ties:
         source = next((place for place in places if given.keys() & set(place.names)), places[0])
+        initial_std = source.module._buffers.get(source.attribute + INITIAL_STD)
         for place in places:
             place.module._parameters[place.attribute] = source.module._parameters[source.attribute]
+            if initial_std is not None:
+                place.module._buffers[place.attribute + INITIAL_STD] = initial_std
 
 
 def _start_anew(parameter: BayesianParameter, absent: set[str], share: bool) -> None:
@@ -99,8 +104,9 @@ def _start_anew(parameter: BayesianParameter, absent: set[str], share: bool) -> 
         _fill(slots, name, mean if share else mean.clone(), share)
     elif prior_mean is not None and prior_mean.data_ptr() == mean.data_ptr() != 0 and not share:
         # A file may hold the two as one. (Sharded tensors have no memory of their own: 0.)
-        slots[name] = nn.Parameter(prior_mean.clone(), requires_grad=False)
-    parameter.refresh_initial_std()
+        slots[name] = PriorMean(prior_mean.clone())
+    if parameter.name + INITIAL_STD in absent:
+        parameter.refresh_initial_std()
     if parameter.name + RHO in absent:
         parameter.settings.pruned = False
         rho = parameter.settings.initial_rho(parameter.name, parameter.mean)
@@ -109,6 +115,7 @@ def _start_anew(parameter: BayesianParameter, absent: set[str], share: bool) -> 
 
 def _fill(slots: dict[str, Any], name: str, value: Tensor, replace: bool = False) -> None:
     if slots[name].is_meta or replace:
-        slots[name] = nn.Parameter(value, requires_grad=slots[name].requires_grad)
+        kind = PriorMean if name.endswith(PRIOR_MEAN) else nn.Parameter
+        slots[name] = kind(value, requires_grad=slots[name].requires_grad)
     else:
         slots[name].copy_(value)

@@ -110,7 +110,7 @@ def test_settings_per_parameter_survive_save_and_load(tmp_path):
     bnnify.save(bnn, tmp_path / "x.pt")
     other = bnnify.load(tmp_path / "x.pt", network())
     ours, theirs = (
-        {p.name: (str(p.settings), p.settings.initial_std) for p in bayesian_parameters(b.module)} for b in (bnn, other)
+        {p.name: (str(p.settings), p.initial_std) for p in bayesian_parameters(b.module)} for b in (bnn, other)
     )
     assert ours == theirs
     assert len(ours) == 3
