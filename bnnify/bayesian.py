@@ -12,14 +12,14 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from .companions import COMPANIONS, INITIAL_STD, PRIOR_MEAN, RHO, PriorMean
+from .companions import COMPANIONS
 from .computed import cache_properties, compute, computed_weights
 from .draw import note_replacement, read, unsampled
 from .errors import DrawError
 from .estimators import ESTIMATORS, known_forward, may_note
 from .exported import plain_view
-from .parameters import BayesianParameter, Settings, settings_of
-from .posterior import has_pruned
+from .parameters import Settings, settings_of
+from .state_loading import follow, keep_ties
 from .subclassing import quiet_subclass
 
 
@@ -106,18 +106,11 @@ def _make_class(
         missing: list[str],
         *args: Any,
     ) -> None:
+        before, count = dict(self._parameters), len(missing)
         with _replacing_allowed(self):  # as load_state_dict(assign=True) does
             plain._load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, *args)
-        for name, settings in settings_of(self).items():
-            parameter = BayesianParameter(prefix + name, self, name)
-            key = f"{prefix}{name}{INITIAL_STD}"
-            if f"{prefix}{name}{PRIOR_MEAN}" in state_dict and key not in state_dict:  # as older versions wrote it
-                parameter.refresh_initial_std()
-                missing[:] = [each for each in missing if each != key]
-            if type(parameter.prior_mean) is nn.Parameter:  # assigned
-                self._parameters[name + PRIOR_MEAN] = PriorMean(parameter.prior_mean)
-            if f"{prefix}{name}{RHO}" in state_dict:
-                settings.pruned = has_pruned(parameter.rho)
+        keep_ties(self, before, missing)
+        missing[count:] = follow(self, state_dict, prefix, missing[count:])
 
     namespace |= {"register_parameter": register_parameter, "_load_from_state_dict": load_from_state_dict}
     namespace |= {"_plain_class": plain, "extra_repr": extra_repr, "__reduce_ex__": reduce_ex}

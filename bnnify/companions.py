@@ -1,6 +1,6 @@
 """What stands beside a Bayesian parameter in its module: ρ, and the mean and the scale of its prior."""
 
-__all__ = ["COMPANIONS", "INITIAL_STD", "PRIOR_MEAN", "RHO", "PriorMean", "plain_copy"]
+__all__ = ["COMPANIONS", "INITIAL_STD", "PRIOR_MEAN", "RHO", "PriorMean", "as_buffer", "from_buffer"]
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 RHO, PRIOR_MEAN, INITIAL_STD = COMPANIONS = "_rho", "_prior_mean", "_initial_std"
 """What follows a parameter's own name in the names of its ρ, of the pretrained value that a centred prior keeps, and
-of the scalar buffer with the rms of the σ that its posterior started with."""
+of the buffer with the rms of the σ that its posterior started with."""
 
 
 class PriorMean(nn.Parameter):
@@ -30,6 +30,14 @@ class PriorMean(nn.Parameter):
         return PriorMean, (self.data,)
 
 
-def plain_copy(scalar: Tensor) -> Tensor:
-    """A scalar to compute with: not sharded, and not the buffer itself, which DDP overwrites before each forward."""
-    return scalar.full_tensor() if hasattr(scalar, "full_tensor") else scalar.clone()
+def as_buffer(scalar: Tensor) -> Tensor:
+    """A scalar in the form in which a module keeps it: of shape (1,), and not sharded.
+
+    Of shape () the compiler would take one in float64 for a Python float, and compile twice.
+    """
+    return (scalar.full_tensor() if hasattr(scalar, "full_tensor") else scalar).detach().clone().reshape(1)
+
+
+def from_buffer(buffer: Tensor) -> Tensor:
+    """The scalar to compute with: of shape (), and not the buffer itself, which DDP overwrites before each forward."""
+    return (buffer.full_tensor() if hasattr(buffer, "full_tensor") else buffer.clone()).reshape(())

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
+from .bayesian import plain_class
 from .becoming import NewPosterior, become_aware, become_bayesian, become_plain
 from .computed import copies
 from .errors import ConversionError
@@ -241,8 +242,9 @@ def _refuse_changes(
         elif parameter in found["estimator"] and estimators[parameter][0] != own.estimator:
             option, has = "estimator", f"estimator={own.estimator!r}"
         if has:
+            cls = plain_class(type(place.module)).__name__
             raise ConversionError(
-                f"Cannot follow {option}= for `{place.names[0]}` ({type(place.module).__name__}): it is Bayesian "
+                f"Cannot follow {option}= for `{place.names[0]}` ({cls}): it is Bayesian "
                 f"already and has {has}. Give the option for what is new alone (with `select`, or as a mapping from "
                 "globs), or call bnnify.collapse first and convert again."
             )

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from . import fused
-from .companions import COMPANIONS, INITIAL_STD, PRIOR_MEAN, RHO, plain_copy
+from .companions import COMPANIONS, INITIAL_STD, PRIOR_MEAN, RHO, as_buffer, from_buffer
 from .draw import Active, read
 from .errors import ConversionError, DrawError
 from .estimators import POINT
@@ -139,7 +139,7 @@ class BayesianParameter:
 
     @property
     def initial_std(self) -> Tensor | None:
-        """The root mean square of the σ that the posterior started with, a scalar; None if the prior does not ask."""
+        """The root mean square of the σ that the posterior started with, of shape (1,), if the prior asks for it."""
         return self.module._buffers.get(self.attribute + INITIAL_STD)
 
     @torch.no_grad()
@@ -148,7 +148,7 @@ class BayesianParameter:
         if self.initial_std is None:
             return
         weights = self.mean if self.prior_mean is None else self.prior_mean
-        known = plain_copy(rms_std(self.settings.initial_rho(self.name, weights)))
+        known = as_buffer(rms_std(self.settings.initial_rho(self.name, weights)))
         if self.initial_std.is_meta:
             self.module._buffers[self.attribute + INITIAL_STD] = known
         else:
@@ -220,7 +220,7 @@ class BayesianParameter:
             self.mean,
             rho,
             None if prior_mean is None else prior_mean.detach(),  # nothing trains the prior, whatever flag it bears
-            None if initial_std is None else plain_copy(initial_std),
+            None if initial_std is None else from_buffer(initial_std),
             drawn,
             kept,
         )

@@ -109,7 +109,7 @@ class PosteriorFile:
             module.register_parameter(attribute, parameter(name))
             rho, prior_mean = parameter(name + RHO), parameter(name + PRIOR_MEAN)
             settings = dataclasses.replace(settings, pruned=rho is not None and has_pruned(rho))
-            initial_std = self.state_dict.get(name + INITIAL_STD, torch.tensor(math.nan))
+            initial_std = self.state_dict.get(name + INITIAL_STD, torch.tensor([math.nan]))
             posteriors.setdefault(module, {})[attribute] = NewPosterior(
                 settings,
                 rho,
@@ -201,8 +201,8 @@ def _check_tensors(file: PosteriorFile) -> None:
             if _kind(file.state_dict.get(key)) != _kind(file.state_dict.get(name)) or name not in file.state_dict:
                 raise ValueError(f"`{key}` is missing, or its shape or dtype is not that of `{name}`")
         initial_std = file.state_dict.get(name + INITIAL_STD)
-        if initial_std is not None and not (initial_std.is_floating_point() and initial_std.shape == ()):
-            raise ValueError(f"`{name}{INITIAL_STD}` is not a number")
+        if initial_std is not None and not (initial_std.is_floating_point() and initial_std.shape == (1,)):
+            raise ValueError(f"`{name}{INITIAL_STD}` is not one number")
 
 
 def _kind(tensor: Any) -> Any:

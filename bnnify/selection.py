@@ -54,7 +54,8 @@ class Holder:
         weight: The weight of that layer which the parameter is, or from which it is computed.
         multiplied: Whether the exported program to which the module belongs uses the parameter as a layer's weight;
             None outside of programs.
-        around_layers: Whether modules in this one have parameters too, so that it is no layer itself.
+        may_be_layer: Whether the module may be a layer: it has parameters, no module in it has, and it is not part of a
+            parametrization.
     """
 
     module_names: tuple[str, ...]
@@ -63,7 +64,7 @@ class Holder:
     layer: nn.Module
     weight: str
     multiplied: bool | None = None
-    around_layers: bool = False
+    may_be_layer: bool = True
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -86,17 +87,18 @@ def holders_by_parameter(model: nn.Module) -> dict[Tensor, list[Holder]]:
     parametrized: dict[nn.Module, tuple[nn.Module, str]] = {
         made: (module, weight) for module in module_names for weight, made in parametrizations(module).items()
     }
+    parts = {part for made in parametrized for part in made.children()}
     graphs = [module for module in module_names if isinstance(module, GraphModule)]
     multiplied = {parameter for graph in graphs for parameter in multiplied_parameters(graph)}
     in_programs = {module for graph in graphs for module in graph.modules()}
     holders: dict[Tensor, list[Holder]] = {}
     for module, names in module_names.items():
-        around_layers = any(True for child in module.children() for _ in child.parameters())
+        may_be_layer = module not in parts and not any(True for child in module.children() for _ in child.parameters())
         for attribute, parameter in module._parameters.items():
             if parameter is not None:
                 layer, weight = parametrized.get(module) or (module, used_for(module, attribute))
                 in_program = parameter in multiplied if module in in_programs else None
-                place = Holder(tuple(names), module, attribute, layer, weight, in_program, around_layers)
+                place = Holder(tuple(names), module, attribute, layer, weight, in_program, may_be_layer)
                 holders.setdefault(parameter, []).append(place)
     return holders
 
@@ -171,7 +173,7 @@ class Selection:
         layer = layer_of(place.layer)
         names = layer.names_in(place.layer) if layer else ()
         if layer is None and place.multiplied is None:
-            is_unknown, is_weight = not (place.around_layers and _is_scale(parameter)), False
+            is_unknown, is_weight = place.may_be_layer or not _is_scale(parameter), False
         elif layer is None:
             is_unknown, is_weight = False, bool(place.multiplied)
         else:

@@ -49,7 +49,7 @@ def _from_data(data: Mapping[str, Any]) -> Any:
 def initial_std_from_data(data: Mapping[str, Any]) -> Tensor | None:
     """The rms of the σ that a posterior started with, where files up to format 2 have it; None in newer ones."""
     known = float(data.get("initial_std", math.nan))
-    return torch.tensor(known) if math.isfinite(known) else None
+    return torch.tensor([known]) if math.isfinite(known) else None
 
 
 def _as_plain(settings: Settings) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from .becoming import NewPosterior
-from .companions import PriorMean, plain_copy
+from .companions import PriorMean, as_buffer, from_buffer
 from .computed import layer_weight
 from .estimators import POINT
 from .parameters import BayesianParameter, Settings, settings_of
@@ -59,10 +59,11 @@ def start(parameter: Tensor, places: Sequence[Holder], wanted: Wanted) -> tuple[
         # Of σ, all that settings and files keep is its size.
         settings.posterior_std = Constant(rms_std(start).item())
     rho = settings.initial_rho(places[0].names[0], parameter)
-    initial_std = plain_copy(rms_std(rho)) if prior.needs_initial_std else None
+    initial_std = as_buffer(rms_std(rho)) if prior.needs_initial_std else None
     rho = rho.expand_as(parameter).contiguous() if start is None else start
     prior_mean = PriorMean(parameter.detach().clone()) if prior.centred else None
     if wanted.estimator == POINT:
-        prior.penalty(Posterior(parameter, None, prior_mean, initial_std))  # which may refuse
+        scale_of_prior = None if initial_std is None else from_buffer(initial_std)
+        prior.penalty(Posterior(parameter, None, prior_mean, scale_of_prior))  # which may refuse
         return NewPosterior(settings, None, prior_mean, initial_std), str(settings)
     return NewPosterior(settings, nn.Parameter(rho), prior_mean, initial_std), asked

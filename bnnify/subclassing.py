@@ -8,10 +8,15 @@ from typing import Any
 
 
 class _Unheard:
-    """The first base of a quiet subclass, whose hook Python calls in place of that of the class itself."""
+    """Stands before the other bases of a class, so that Python calls this hook of theirs and no other."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         pass
+
+
+def _mro_with_unheard(cls: type) -> list[type]:
+    own, *others = type.mro(cls)
+    return [own, _Unheard, *others]
 
 
 def quiet_subclass(
@@ -30,12 +35,17 @@ def quiet_subclass(
 
     Example::
 
-        >>> quiet_subclass(nn.Linear, "Same", {}).__mro__[-3:-1] == nn.Linear.__mro__[-2:-1] + ()
-        False
+        >>> quiet_subclass(nn.Linear, "Named", {"name": "one"}).name
+        'one'
     """
     metaclass: type = type(plain)
+    added = dict(metaclass_namespace or {})
+    if hasattr(plain.__init_subclass__, "__func__"):  # one that is written in Python
+        # As a base it would change the layout, which a module cannot do that becomes an instance.
+        added["mro"] = _mro_with_unheard
+    if added:
+        metaclass = type.__new__(type(metaclass), f"{name}Type", (metaclass,), added)
     # Where the code of a metaclass of somebody's own would run, that of its base does the same without side effects.
     maker: Any = ABCMeta if issubclass(metaclass, ABCMeta) else type
-    if metaclass_namespace:
-        metaclass = type.__new__(type(metaclass), f"{name}Type", (metaclass,), dict(metaclass_namespace))
-    return maker.__new__(metaclass, name, (_Unheard, plain), dict(namespace))
+    made: type = maker.__new__(metaclass, name, (plain,), dict(namespace))
+    return made

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
+from .bayesian import plain_class
 from .becoming import NewPosterior
 from .errors import ConversionError
 from .report import ConversionReport, Reason, ReportEntry
@@ -27,7 +28,7 @@ def conversion_report(
         entries.append(
             ReportEntry(
                 name=places[0].names[0],
-                module=type(places[0].module).__name__,
+                module=plain_class(type(places[0].module)).__name__,
                 shape=tuple(parameter.shape),
                 bayesian=new is not None,
                 reason=reason.sentence if reason else "",
