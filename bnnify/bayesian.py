@@ -1,10 +1,9 @@
-"""How a module becomes Bayesian: a subclass of its own class, in which reading a weight gives the draw's sample."""
+"""The class of a Bayesian module: a subclass of its own class, in which reading a weight gives the draw's sample."""
 
-__all__ = ["bayesian_class", "become_aware", "become_bayesian", "become_plain", "replacing_allowed"]
+__all__ = ["bayesian_class", "enter_class", "plain_class", "remove_companions", "replacing_allowed"]
 
 import copy
 import functools
-import types
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,78 +12,62 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from .computed import cache_properties, compute, computed_weights, parametrizations
+from .companions import COMPANIONS
+from .computed import cache_properties, compute, computed_weights
 from .draw import note_replacement, read, unsampled
 from .errors import DrawError
 from .estimators import ESTIMATORS, check_input, known_forward, may_note
 from .exported import plain_view
-from .parameters import PRIOR_MEAN, RHO, BayesianParameter, Settings, settings_of
-from .posterior import has_pruned
+from .parameters import Settings, settings_of
+from .state_loading import follow, keep_ties
+from .subclassing import quiet_subclass
 
 
-def become_bayesian(
-    module: nn.Module,
-    attribute: str,
-    settings: Settings,
-    rho: nn.Parameter | None,
-    prior_mean: nn.Parameter | None,
-) -> None:
-    """Make one parameter of ``module`` Bayesian in place; the parameter stays where it is, as the posterior mean."""
-    _enter_class(module, {**settings_of(module), attribute: settings})
-    module.register_parameter(attribute + RHO, rho)
-    if prior_mean is not None:
-        module.register_parameter(attribute + PRIOR_MEAN, prior_mean)
-
-
-def become_aware(module: nn.Module) -> None:
-    """Let a module that computes its weights from the Bayesian parameters of its children do so at each read.
-
-    That is what a parametrized layer does. Any other module is left as it is.
-    """
-    if computed_weights(module, settings_of(module)):
-        _enter_class(module, settings_of(module))
-
-
-def become_plain(module: nn.Module) -> None:
-    """Undo :func:`become_bayesian` and :func:`become_aware` in place: the class and the parameters that it had."""
-    computed = computed_weights(module, settings_of(module))
-    for attribute, settings in settings_of(module).items():
-        if settings.pruned:  # an optimizer's momentum may have moved the mean since
-            parameter = BayesianParameter(attribute, module, attribute)
-            parameter.mean.data.copy_(parameter.kept_mean)
-        del module._parameters[attribute + RHO]
-        module._parameters.pop(attribute + PRIOR_MEAN, None)
-    del module.__dict__["_bayesian"]
-    module.__class__ = _plain_class(type(module))
-    for weight in computed:
-        if weight not in parametrizations(module):
-            module.__dict__[weight] = compute(module, weight).detach()
-    if isinstance(module, nn.RNNBase):
-        module._init_flat_weights()
-
-
-def _enter_class(module: nn.Module, bayesian: dict[str, Settings]) -> None:
+def enter_class(module: nn.Module, bayesian: dict[str, Settings]) -> None:
+    """Let ``module`` be of the class in which these of its parameters, and what it computes of them, are Bayesian."""
     computed = computed_weights(module, bayesian)
     stored = (*computed, "_flat_weights") if isinstance(module, nn.RNNBase) else computed
     for name in stored:
         module.__dict__.pop(name, None)  # where the layer or a hook has put it; reading gives it from now on
-    module.__class__ = bayesian_class(_plain_class(type(module)), tuple(bayesian), computed, _estimated(bayesian))
+    made = bayesian_class(plain_class(type(module)), tuple(bayesian), computed, _estimated(bayesian))
+    object.__setattr__(module, "__class__", made)  # past the module's own __setattr__
     module.__dict__["_bayesian"] = bayesian
 
 
-@functools.cache
+def remove_companions(module: nn.Module, attribute: str) -> None:
+    """Take away what stands beside the Bayesian parameter ``attribute``."""
+    for ending in COMPANIONS:
+        module._parameters.pop(attribute + ending, None)
+        module._buffers.pop(attribute + ending, None)
+
+
+_classes: weakref.WeakValueDictionary[tuple[Any, ...], type[nn.Module]] = weakref.WeakValueDictionary()
+"""The classes that are in use. A graph has one of its own, with its code, which must be able to go."""
+
+
 def bayesian_class(
     plain: type[nn.Module], attributes: tuple[str, ...], computed: tuple[str, ...] = (), estimated: bool = False
 ) -> type[nn.Module]:
     """The subclass of ``plain`` in which ``attributes`` are Bayesian: reading one gives the sample of the draw.
 
     Reading one of ``computed`` computes it anew, from such samples. An ``estimated`` layer lets its estimator compute.
+    It is one class for the same arguments, as long as anybody uses it.
 
     Example::
 
         >>> issubclass(bayesian_class(nn.Linear, ("weight", "bias")), nn.Linear)
         True
     """
+    key = (plain, attributes, computed, estimated)
+    made = _classes.get(key)
+    if made is None:
+        made = _classes[key] = _make_class(*key)
+    return made
+
+
+def _make_class(
+    plain: type[nn.Module], attributes: tuple[str, ...], computed: tuple[str, ...], estimated: bool
+) -> type[nn.Module]:
     namespace: dict[str, Any] = {attribute: _bayesian_property(attribute) for attribute in attributes}
     namespace |= {weight: _computed_property(plain, weight) for weight in computed} | cache_properties(attributes)
     if issubclass(plain, nn.RNNBase):
@@ -110,28 +93,33 @@ def bayesian_class(
         same = before is parameter or hasattr(parameter, "full_tensor")
         if name in settings_of(self) and None not in (before, parameter) and not same:
             _refuse_replacement(self, name)
+        if name in settings_of(self) and parameter is None:  # a bias that is done away with
+            remove_companions(self, name)
         plain.register_parameter(self, name, parameter)
 
-    def load_from_state_dict(self: nn.Module, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    def load_from_state_dict(
+        self: nn.Module,
+        state_dict: dict[str, Any],
+        prefix: str,
+        metadata: dict[str, Any],
+        strict: bool,
+        missing: list[str],
+        *args: Any,
+    ) -> None:
+        before, count = dict(self._parameters), len(missing)
         with replacing_allowed(self):  # as load_state_dict(assign=True) does
-            plain._load_from_state_dict(self, state_dict, prefix, *args)
-        for name, settings in settings_of(self).items():
-            parameter = BayesianParameter(prefix + name, self, name)
-            if f"{prefix}{name}{PRIOR_MEAN}" in state_dict:
-                parameter.refresh_initial_std()
-            if f"{prefix}{name}{RHO}" in state_dict:
-                settings.pruned = has_pruned(parameter.rho)
+            plain._load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, *args)
+        keep_ties(self, before, missing)
+        missing[count:] = follow(self, state_dict, prefix, missing[count:])
 
     namespace |= {"register_parameter": register_parameter, "_load_from_state_dict": load_from_state_dict}
     namespace |= {"_plain_class": plain, "extra_repr": extra_repr, "__reduce_ex__": reduce_ex}
     namespace |= {"__module__": plain.__module__, "__doc__": plain.__doc__}
     if issubclass(plain, GraphModule):  # each has a class of its own, which torch knows how to make
         namespace |= {"__deepcopy__": _copy_graph, "__reduce_ex__": _reduce_graph}
-    # Through the metaclass, which need not be `type`: a module may also be an abstract base class.
-    keywords = {"metaclass": _guarding(cast(type, type(plain)))} if computed else {}
-    made: type[nn.Module] = types.new_class(
-        f"Bayesian{plain.__name__}", (plain,), keywords, exec_body=lambda ns: ns.update(namespace)
-    )
+    # `remove_parametrizations` deletes computed weights from the class.
+    of_metaclass = {"__delattr__": _refuse_removal_from_class} if computed else {}
+    made: type[nn.Module] = quiet_subclass(plain, f"Bayesian{plain.__name__}", namespace, of_metaclass)
     return made
 
 
@@ -197,17 +185,9 @@ def _discard(module: nn.Module, value: Tensor) -> None:
     """What a hook assigns before each forward: it has computed it as reading does."""
 
 
-@functools.cache
-def _guarding(metaclass: type) -> type:
-    """The metaclass of classes with computed weights; ``remove_parametrizations`` deletes these from the class."""
-
-    def delete(cls: type, name: str) -> None:
-        # Nothing that torch calls earlier tells a removal from a read.
-        _refuse_removal(
-            cls, name, " torch has overwritten the parameter if it was a single one: load the weights again."
-        )
-
-    return type(f"Guarding{metaclass.__name__}", (metaclass,), {"__delattr__": delete})
+def _refuse_removal_from_class(cls: type, name: str) -> None:
+    # Nothing that torch calls earlier tells a removal from a read.
+    _refuse_removal(cls, name, " torch has overwritten the parameter if it was a single one: load the weights again.")
 
 
 def _refuse_removal(cls: type, weight: str, moreover: str = "") -> None:
@@ -218,20 +198,20 @@ def _refuse_removal(cls: type, weight: str, moreover: str = "") -> None:
 
 
 def _copy_graph(module: GraphModule, memo: dict[int, Any]) -> GraphModule:
-    made = plain_view(module, _plain_class(type(module))).__deepcopy__(memo)
+    made = plain_view(module, plain_class(type(module))).__deepcopy__(memo)
     memo[id(module)] = made
-    _enter_class(made, copy.deepcopy(settings_of(module), memo))
+    enter_class(made, copy.deepcopy(settings_of(module), memo))
     return made
 
 
 def _reduce_graph(module: GraphModule, protocol: Any) -> Any:
-    constructor, arguments = plain_view(module, _plain_class(type(module))).__reduce__()
+    constructor, arguments = plain_view(module, plain_class(type(module))).__reduce__()
     return _rebuild_graph, (constructor, arguments, settings_of(module))
 
 
 def _rebuild_graph(constructor: Any, arguments: tuple[Any, ...], bayesian: dict[str, Settings]) -> GraphModule:
     made: GraphModule = constructor(*arguments)
-    _enter_class(made, bayesian)
+    enter_class(made, bayesian)
     return made
 
 
@@ -262,7 +242,8 @@ def _flat_weights(module: Any) -> list[Tensor | None]:
     return [getattr(module, name, None) for name in module._flat_weights_names]
 
 
-def _plain_class(cls: type) -> Any:
+def plain_class(cls: type) -> Any:
+    """The class that a Bayesian one was made of; any other class itself."""
     return getattr(cls, "_plain_class", cls)
 
 
@@ -276,5 +257,5 @@ def _rebuild(
 ) -> Any:
     """Unpickle in any process: make an object of the plain class, then let it become Bayesian."""
     module = constructor(*arguments)
-    module.__class__ = bayesian_class(plain, attributes, computed, estimated)  # type: ignore[arg-type]
+    object.__setattr__(module, "__class__", bayesian_class(plain, attributes, computed, estimated))
     return module

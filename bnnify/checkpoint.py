@@ -3,7 +3,6 @@
 __all__ = ["build_without_values", "load", "save", "without_values"]
 
 import copy
-import math
 import os
 from collections.abc import Callable
 from typing import Any
@@ -11,12 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from .convert import convert
+from .convert import collapse, convert_with
 from .errors import CheckpointError, ConversionError
 from .files.transformers_model import load_by_config
 from .model import BayesianModel
 from .parameters import BayesianParameter, bayesian_parameters
-from .posterior_file import Origin, PosteriorFile, can_be_saved, open_posterior, write_posterior
+from .posterior_file import Origin, PosteriorFile, open_posterior, write_posterior
+from .settings_data import can_be_saved
 from .weights import load_weights
 
 
@@ -54,25 +54,12 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> Bayesi
             model, or does not fit the model.
     """
     file = open_posterior(path)
-    if model is None:
-        model, inplace = _make_model(file), True
-    else:
-        inplace = False
     try:
-        bnn = convert(
-            model,
-            select=list(file.settings),
-            prior={name: settings.prior for name, settings in file.settings.items()},
-            posterior_std={name: settings.posterior_std for name, settings in file.settings.items()},
-            estimator={name: settings.estimator for name, settings in file.settings.items()},
-            inplace=inplace,
-        )
+        model = _make_model(file) if model is None else collapse(model)
+        bnn = convert_with(model, file.settings, inplace=True)
     except ConversionError as error:
         raise CheckpointError(f"`{path}` does not fit the model ({type(model).__name__}): {error}") from error
     load_weights(bnn, file.state_dict)
-    for parameter in bayesian_parameters(bnn.module):
-        if math.isfinite(known := file.settings[parameter.name].initial_std):
-            parameter.settings.initial_std = known
     bnn.origin = file.origin
     return bnn
 

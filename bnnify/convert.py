@@ -1,36 +1,29 @@
 """Convert a model into a Bayesian one, and collapse it back."""
 
-__all__ = ["collapse", "convert"]
+__all__ = ["collapse", "convert", "convert_with"]
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
-from .bayesian import become_aware, become_bayesian, become_plain
-from .computed import copies, layer_weight
+from .bayesian import plain_class
+from .becoming import NewPosterior, become_aware, become_bayesian, become_plain
+from .computed import copies
 from .errors import ConversionError
-from .estimators import DEFAULT, POINT
+from .estimator_choice import fit_estimators
+from .estimators import DEFAULT
 from .model import BayesianModel
-from .parameters import BayesianParameter, Settings, is_bayesian, is_derived, settings_of
-from .posterior import (
-    Constant,
-    NamedPosteriorStd,
-    PosteriorStd,
-    Relative,
-    as_posterior_std,
-    fan_in_scale,
-    rho_from_std,
-    rms_std,
-)
-from .prior import Posterior, Prior, as_prior
+from .parameters import Settings, is_bayesian, is_derived, settings_of
+from .posterior import NamedPosteriorStd, PosteriorStd, Relative
+from .prior import Prior
 from .priors import Pretrained
-from .refusals import refuse_model, refuse_parameter
-from .registry import units_dim
-from .report import FROZEN, ConversionReport, ReportEntry
-from .selection import Holder, Select, Selection, Setting, holders_by_parameter, resolve, resolve_estimators
+from .refusals import refuse_model
+from .report import Reason
+from .selection import UNSET, Holder, Select, Selection, Setting, WhyNot, holders_by_parameter, known_names, resolve
+from .starting import Wanted, posterior_there, settings_there, start
+from .verdicts import conversion_report, nothing_to_convert, refuse_unsupported
 
 DEFAULT_PRIOR = Pretrained()
 DEFAULT_POSTERIOR_STD = Relative(0.2, full_width=32)
@@ -42,9 +35,9 @@ def convert(
     *,
     select: Select = None,
     exclude: str | Sequence[str] = (),
-    prior: Setting[Prior] = DEFAULT_PRIOR,
-    posterior_std: Setting[float | PosteriorStd | NamedPosteriorStd] = DEFAULT_POSTERIOR_STD,
-    estimator: Setting[str] = DEFAULT_ESTIMATOR,
+    prior: Setting[Prior] = UNSET,
+    posterior_std: Setting[float | PosteriorStd | NamedPosteriorStd] = UNSET,
+    estimator: Setting[str] = UNSET,
     inplace: bool = False,
     strict: bool = False,
 ) -> BayesianModel:
@@ -60,7 +53,9 @@ def convert(
             matches a module (``"layer4"``, ``"encoder.*"``) takes the layers in it; one that matches a parameter
             (``"fc.weight"``, ``"*.scale"``) takes exactly that parameter, whatever holds it, frozen or not.
         exclude: A glob or a list of globs: what to leave alone of what would be converted. Default: ``()``, nothing.
-        prior: p(w). Default: ``Pretrained()``, centred on the pretrained weights.
+        prior: p(w). Default: ``Pretrained()``, centred on the pretrained weights, which holds each weight near where it
+            is. A layer whose weights are not trained yet, such as a new head, wants another one:
+            ``prior={"fc": Gaussian(std="learned")}``.
         posterior_std: How σ starts: a number, ``Relative(fraction)``, ``Moped(delta)``, or a ``FisherStd``, which is
             made from data or from Adam's state. Default: ``Relative(0.2, full_width=32)``, a fifth of each tensor's rms
             and less for layers of few units.
@@ -70,10 +65,14 @@ def convert(
             ``"point"`` puts no noise anywhere: the posterior is a point, and ``-log p(w)`` takes the place of the KL,
             so that training finds the maximum a posteriori. Default: ``"reparameterization"``.
         inplace: Convert ``model`` itself. A conversion that fails leaves it as it was. Default: ``False``.
-        strict: Raise when a parameter is left alone for want of support. Default: ``False``.
+        strict: Raise when a parameter is left alone for want of support: in a layer of a type that nobody has
+            registered (see :func:`bnnify.register_layer`), or that cannot be converted. Default: ``False``.
 
     Each of ``prior``, ``posterior_std`` and ``estimator`` may be a mapping from globs to settings, of which the first
     that matches a parameter holds: ``prior={"fc.*": Gaussian(std=0.1)}``; where none matches, the default does.
+
+    What is Bayesian already stays as it is, and ``convert(bnn)`` adds what is not yet. An option that would have to
+    change it is refused: name in ``select``, or in the mapping, what is new; or collapse the model first.
 
     Returns:
         The model, wrapped so that calling it returns ``(output, kl_sum)``.
@@ -91,37 +90,49 @@ def convert(
         >>> torch.equal(bnnify.collapse(bnn).weight, bnn.module.weight)
         True
     """
-    if isinstance(model, BayesianModel):
-        model = model.module  # what is already Bayesian stays so, and is not wrapped twice
-    refuse_model(model)
-    if not inplace:
-        model = _copy(model)
-    holders = {
-        parameter: places
-        for parameter, places in holders_by_parameter(model).items()
-        if not is_derived(places[0].module, places[0].attribute)
+    root, holders = _prepare(model, inplace)
+    why_not = Selection(select, holders, exclude).why_not()
+    chosen = {parameter: holders[parameter] for parameter, reason in why_not.items() if reason is None}
+    already = {parameter: own for parameter, places in holders.items() if (own := settings_there(places))}
+    given: dict[str, Any] = {"prior": prior, "posterior_std": posterior_std, "estimator": estimator}
+    if not chosen and (not already or select is not None or any(value is not UNSET for value in given.values())):
+        raise ConversionError(nothing_to_convert(root, why_not))
+    found: dict[str, dict[Tensor, Any]] = {option: resolve(option, value, chosen) for option, value in given.items()}
+    asked = {p: found["estimator"].get(p, already[p].estimator if p in already else DEFAULT_ESTIMATOR) for p in chosen}
+    estimators = fit_estimators(asked, chosen, estimator)
+    _refuse_changes(already, holders, why_not, found, estimators)
+    wanted = {
+        parameter: Wanted(
+            found["prior"].get(parameter, DEFAULT_PRIOR),
+            found["posterior_std"].get(parameter, DEFAULT_POSTERIOR_STD),
+            *estimators[parameter],
+        )
+        for parameter in chosen.keys() - already.keys()
     }
-    reasons = Selection(select, holders, exclude).reasons()
-    chosen = {parameter: holders[parameter] for parameter, reason in reasons.items() if reason is None}
-    if not chosen:
-        raise ConversionError(_nothing_to_convert(model, reasons))
-    priors = resolve("prior", prior, DEFAULT_PRIOR, chosen)
-    stds = resolve("posterior_std", posterior_std, DEFAULT_POSTERIOR_STD, chosen)
-    estimators = resolve_estimators(estimator, DEFAULT_ESTIMATOR, chosen)
-    # Everything that can fail comes before the first change to the model.
-    posteriors = {
-        parameter: _start(parameter, places, priors[parameter], stds[parameter], *estimators[parameter])
-        for parameter, places in chosen.items()
-    }
-    report = _report(holders, reasons, posteriors)
-    if strict:
-        _refuse_unsupported(report)
-    for parameter, places in chosen.items():
-        for place in places:
-            posteriors[parameter].move_into(place)
-    for module in model.modules():
-        become_aware(module)
-    return BayesianModel(model, report)
+    return _convert(model, root, holders, wanted, why_not, strict)
+
+
+def convert_with(model: nn.Module, settings: Mapping[str, Settings], *, inplace: bool = False) -> BayesianModel:
+    """Make those parameters of a plain model Bayesian that ``settings`` has by their qualified names, as it says.
+
+    Of the settings their prior, their rule for σ and their estimator count; the rest is found out anew.
+
+    Raises:
+        ConversionError: The model has no parameter of that name, or it cannot be converted.
+    """
+    root, holders = _prepare(model, inplace)
+    by_name = {name: parameter for parameter, places in holders.items() for place in places for name in place.names}
+    unknown = next((name for name in settings if name not in by_name), None)
+    if unknown is not None:
+        raise ConversionError(f"There is no parameter `{unknown}` in the model; {known_names(holders)}.")
+    chosen: dict[Tensor, Settings] = {}
+    for name, each in settings.items():
+        chosen.setdefault(by_name[name], each)  # of a tied one the first name counts
+    asked = {parameter: each.estimator for parameter, each in chosen.items()}
+    estimators = fit_estimators(asked, {parameter: holders[parameter] for parameter in chosen})
+    wanted = {p: Wanted(each.prior, each.posterior_std, *estimators[p]) for p, each in chosen.items()}
+    not_selected = WhyNot(Reason.NOT_SELECTED, Reason.NOT_SELECTED.value)
+    return _convert(model, root, holders, wanted, dict.fromkeys(holders, not_selected), strict=False)
 
 
 def collapse(model: nn.Module, *, inplace: bool = False) -> nn.Module:
@@ -145,58 +156,56 @@ def collapse(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     return module
 
 
-@dataclass(frozen=True)
-class _NewPosterior:
-    """A posterior that is ready to move into the modules that hold its mean; making it has changed nothing."""
-
-    settings: Settings
-    rho: nn.Parameter | None
-    prior_mean: nn.Parameter | None
-    asked: str = ""
-    """The settings in words, where what was asked for says more than what is kept."""
-
-    @property
-    def description(self) -> str:
-        return self.asked or str(self.settings)
-
-    @property
-    def memory(self) -> int:
-        """What is new, in bytes."""
-        return sum(tensor.nbytes for tensor in (self.rho, self.prior_mean) if tensor is not None)
-
-    def move_into(self, place: Holder) -> None:
-        if place.attribute not in settings_of(place.module):
-            become_bayesian(place.module, place.attribute, self.settings.copy(), self.rho, self.prior_mean)
+_Holders: TypeAlias = dict[Tensor, list[Holder]]
 
 
-def _start(
-    parameter: Tensor, places: Sequence[Holder], prior: object, posterior_std: object, estimator: str, instead: str
-) -> _NewPosterior:
-    """The posterior with which ``parameter`` starts, or the one it has if it is tied to what is Bayesian already."""
-    for place in places:
-        if place.attribute in settings_of(place.module):
-            there = BayesianParameter(place.names[0], place.module, place.attribute)
-            return _NewPosterior(there.settings, there.rho, there.prior_mean)  # type: ignore[arg-type]
-    for place in places:
-        refuse_parameter(place.module_names[0], place.module, place.attribute, parameter)
-    rule: Any = as_posterior_std(posterior_std)
-    prior = as_prior(prior)
-    layer = places[0].layer
-    scale, dim = fan_in_scale(layer_weight(layer, parameter)), units_dim(layer, parameter)
-    settings = Settings(prior, rule, estimator, scale=scale, units_dim=dim, instead=instead)
-    asked, start = str(settings), None
-    if isinstance(rule, NamedPosteriorStd):
-        names = [name for place in places for name in place.names]
-        start = rho_from_std(rule.of(names, parameter.detach(), scale, dim).to(parameter.dtype)).contiguous()
-        settings.posterior_std = Constant(rms_std(start))  # of σ, all that settings and files keep is its size
-    rho = settings.initial_rho(places[0].names[0], parameter)
-    settings.initial_std = rms_std(rho)
-    rho = rho.expand_as(parameter).contiguous() if start is None else start
-    prior_mean = nn.Parameter(parameter.detach().clone(), requires_grad=False) if prior.centred else None
-    if estimator == POINT:
-        prior.penalty(Posterior(parameter, None, prior_mean, settings.initial_std))  # which may refuse
-        return _NewPosterior(settings, None, prior_mean)
-    return _NewPosterior(settings, nn.Parameter(rho), prior_mean, asked)
+def _prepare(model: nn.Module, inplace: bool) -> tuple[nn.Module, _Holders]:
+    """The module that is to be converted, a copy unless ``inplace``, and its parameters but for those of ours."""
+    root = model.module if isinstance(model, BayesianModel) else model
+    refuse_model(root)
+    if not inplace:
+        root = _copy(root)
+    holders = {
+        parameter: places
+        for parameter, places in holders_by_parameter(root).items()
+        if not is_derived(places[0].module, places[0].attribute)
+    }
+    return root, holders
+
+
+def _convert(
+    given: nn.Module,
+    root: nn.Module,
+    holders: _Holders,
+    wanted: Mapping[Tensor, Wanted],
+    why_not: Mapping[Tensor, WhyNot | None],
+    strict: bool,
+) -> BayesianModel:
+    """Give the wanted parameters, and whatever is tied to a Bayesian one, their posteriors."""
+    # Everything that can fail comes before the first change to the model.
+    posteriors, descriptions = dict[Tensor, NewPosterior](), dict[Tensor, str]()
+    for parameter, places in holders.items():
+        if there := posterior_there(places):
+            posteriors[parameter], descriptions[parameter] = there, str(there.settings)
+        elif parameter in wanted:
+            posteriors[parameter], descriptions[parameter] = start(parameter, places, wanted[parameter])
+    report = conversion_report(holders, why_not, posteriors, descriptions)
+    if strict:
+        refuse_unsupported(report)
+    new: dict[nn.Module, dict[str, NewPosterior]] = {}
+    for parameter, posterior in posteriors.items():
+        for place in holders[parameter]:
+            if place.attribute not in settings_of(place.module):
+                new.setdefault(place.module, {})[place.attribute] = posterior
+    modules = list(root.modules())
+    for module in reversed(modules):  # a layer after what its weights are computed from, which it looks at
+        if module in new:
+            become_bayesian(module, new[module])
+    for module in modules:
+        become_aware(module)
+    bnn = BayesianModel(root, report)
+    bnn.origin = given.origin if isinstance(given, BayesianModel) else None
+    return bnn
 
 
 def _copy(model: nn.Module) -> nn.Module:
@@ -209,39 +218,33 @@ def _copy(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def _report(
-    holders: dict[Tensor, list[Holder]],
-    reasons: dict[Tensor, str | None],
-    posteriors: dict[Tensor, _NewPosterior],
-) -> ConversionReport:
-    return ConversionReport(
-        tuple(
-            ReportEntry(
-                name=places[0].names[0],
-                module=type(places[0].module).__name__,
-                shape=tuple(parameter.shape),
-                bayesian=parameter in posteriors,
-                reason=reasons[parameter] or "",
-                settings=posteriors[parameter].description if parameter in posteriors else "",
-                memory=parameter.nbytes,
-                added_memory=posteriors[parameter].memory if parameter in posteriors else 0,
+def _refuse_changes(
+    already: Mapping[Tensor, Settings],
+    holders: _Holders,
+    why_not: Mapping[Tensor, WhyNot | None],
+    found: Mapping[str, Mapping[Tensor, Any]],
+    estimators: Mapping[Tensor, tuple[str, str]],
+) -> None:
+    """Raise if an option asks of what is Bayesian already to be so in another way, or not at all.
+
+    Raises:
+        ConversionError: Names the option, the parameter, and what to do.
+    """
+    for parameter, own in already.items():
+        reason, place = why_not[parameter], holders[parameter][0]
+        has = ""
+        if reason is not None and reason.reason is Reason.EXCLUDED:
+            option, has = "exclude", "a posterior"
+        elif parameter in found["prior"] and found["prior"][parameter] != own.prior:
+            option, has = "prior", f"prior={own.prior}"
+        elif parameter in found["posterior_std"]:
+            option, has = "posterior_std", "a σ, which has had its start"
+        elif parameter in found["estimator"] and estimators[parameter][0] != own.estimator:
+            option, has = "estimator", f"estimator={own.estimator!r}"
+        if has:
+            cls = plain_class(type(place.module)).__name__
+            raise ConversionError(
+                f"Cannot follow {option}= for `{place.names[0]}` ({cls}): it is Bayesian "
+                f"already and has {has}. Give the option for what is new alone (with `select`, or as a mapping from "
+                "globs), or call bnnify.collapse first and convert again."
             )
-            for parameter, places in holders.items()
-        )
-    )
-
-
-def _refuse_unsupported(report: ConversionReport) -> None:
-    if unsupported := [entry for entry in report.left_alone if entry.unsupported]:
-        listing = "; ".join(f"`{entry.name}` ({entry.module}): {entry.reason}" for entry in unsupported)
-        raise ConversionError(f"strict=True, but these parameters were left alone: {listing}.")
-
-
-def _nothing_to_convert(model: nn.Module, reasons: dict[Tensor, str | None]) -> str:
-    found = f"Nothing to convert in the model ({type(model).__name__}): "
-    if not reasons:
-        return found + "it has no parameters."
-    if FROZEN in reasons.values():
-        return found + "every layer that could be converted is frozen. Set requires_grad, or select parameters by name."
-    listing = "; ".join(dict.fromkeys(reason for reason in reasons.values() if reason))
-    return found + f"its {len(reasons)} parameters were left alone ({listing}). Name what to convert with `select`."

@@ -26,19 +26,18 @@ def can_fuse(mean: Tensor, rho: Tensor, terms: KLTerms) -> bool:
     that only looks on (a profiler, a counter of operations) makes no difference: a checkpointed region may be run again
     without it, and has to save the same tensors then.
     """
-    tensors = [mean, rho]
-    if isinstance(terms.mean, Tensor):
-        if terms.mean.requires_grad:
-            return False  # somebody learns it
-        tensors.append(terms.mean)
+    of_prior = [value for value in (terms.mean, terms.std) if isinstance(value, Tensor)]
+    if any(value.requires_grad for value in of_prior):
+        return False  # a prior of somebody's own learns it
+    same = [mean, rho, *([terms.mean] if isinstance(terms.mean, Tensor) else [])]
     return (
         mean.dtype in _CUT
-        and all(type(t) in (Tensor, nn.Parameter) and t.dtype == mean.dtype and not t.is_meta for t in tensors)
-        and isinstance(terms.offset, float)
-        and abs(terms.offset) <= 25
+        and all(type(t) in (Tensor, nn.Parameter) and not t.is_meta for t in (*same, *of_prior))
+        and all(t.dtype == mean.dtype for t in same)
         and not torch.compiler.is_compiling()
         and torch._C._functorch.peek_interpreter_stack() is None
         and not _is_traced()
+        and _is_in_range(terms)
     )
 
 
@@ -75,14 +74,16 @@ class _SampleAndKL(torch.autograd.Function):
     def forward(
         ctx: Any, mean: Tensor, rho: Tensor, noise: Tensor | None, terms: KLTerms
     ) -> tuple[Tensor | None, Tensor]:
-        cut, p = _CUT[rho.dtype], _precision(terms)
+        cut, s = _CUT[rho.dtype], _at_hand(terms.std)
+        p = _precision(s, rho)
         # Asked only where the answer is at hand: a GPU would have to be waited for.
         low, high = (limit.item() for limit in rho.aminmax()) if rho.is_cpu else (-math.inf, math.inf)
         ctx.may_underflow, ctx.is_negative = low < cut, high < 0
-        ctx.terms = terms
+        ctx.terms, ctx.precision = terms, p
         ctx.save_for_backward(mean, rho, noise)
         drawn, kls = None if noise is None else torch.empty_like(mean), []
-        factor = math.exp(-terms.offset)  # the constant joins each term before the sum, inside the logarithm
+        # The constant joins each term before the sum, inside the logarithm: at the optimum the terms cancel.
+        factor = math.exp(-terms.constant) / (1.0 if s is None else s)
         for mu, r, eps, w, m in _blocks(mean, rho, noise, drawn, terms.mean):
             sigma = std(r)
             if w is not None:
@@ -93,25 +94,25 @@ class _SampleAndKL(torch.autograd.Function):
             negative_kl = sigma.log()
             if ctx.may_underflow:
                 negative_kl += (r - cut).clamp_(max=0.0)  # there log σ is ρ
-            if p:
-                negative_kl.addcmul_(sigma, sigma, value=-0.5 * p / factor**2)
-                distance = _distance(mu, m, out=sigma)
-                negative_kl.addcmul_(distance, distance, value=-0.5 * p)
-            kls.append(negative_kl.sum())
-        return drawn, -functools.reduce(torch.add, kls)
+            if s is not None:
+                negative_kl.addcmul_(sigma, sigma, value=-0.5 * math.exp(2 * terms.constant))
+            kls.append(-negative_kl.sum())
+            if s is not None:  # what the distance adds cancels nothing, and can be summed by itself
+                kls.append(0.5 * p * torch.linalg.vector_norm(_distance(mu, m, out=sigma)).square())
+        return drawn, functools.reduce(torch.add, kls)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None, G: Tensor) -> tuple[Tensor | None, ...]:
         mean, rho, noise = saved_tensors(ctx)
         if torch.is_grad_enabled() or is_batched(g, G):
             return *_plain_backward(mean, rho, noise, ctx.terms, g, G), None, None
-        p, prior_mean = _precision(ctx.terms), ctx.terms.mean
+        p, prior_mean = ctx.precision, ctx.terms.mean
         if g is None or noise is None:  # of the KL alone
             g, noise = torch.zeros_like(mean), torch.zeros_like(mean)
         if g.layout is not torch.strided:  # of a sparse embedding
             g = g.to_dense()
         grad_mean, grad_rho = g, None
-        if ctx.needs_input_grad[0] and p:
+        if ctx.needs_input_grad[0] and ctx.terms.std is not None:
             grad_mean = torch.empty_like(mean)
             for out, dw, mu, m in _blocks(grad_mean, g, mean, prior_mean):
                 torch.addcmul(dw, _distance(mu, m), G * p, out=out)
@@ -154,7 +155,7 @@ def _plain_backward(
     """The same from operations that autograd and ``vmap`` know: for a gradient of the gradient, or many at once."""
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        outputs, grads = [terms.kl(Posterior(mean, rho, None, math.nan)).sum()], [G]
+        outputs, grads = [terms.kl(Posterior(mean, rho, None, None)).sum()], [G]
         if g is not None and noise is not None:
             outputs, grads = [*outputs, sample(mean, rho, noise)], [*grads, g]
     needed = [each for each in (mean, rho) if each.requires_grad]
@@ -163,5 +164,21 @@ def _plain_backward(
     return [found.get(mean), found.get(rho)]
 
 
-def _precision(terms: KLTerms) -> float:
-    return 1 / float(terms.std) ** 2
+def _at_hand(std: Tensor | float | None) -> Any:
+    """The prior's std as a number, if it is not on a GPU, which would have to be waited for."""
+    return std.item() if isinstance(std, Tensor) and std.is_cpu else std
+
+
+def _is_in_range(terms: KLTerms) -> bool:
+    """Whether squares of what is as small or as large as the prior's std are in range; :func:`_precision` sees to it
+    where the std is not at hand.
+    """
+    std = _at_hand(terms.std)
+    return std is None or isinstance(std, Tensor) or (std > 0 and abs(math.log(std)) <= 25)
+
+
+def _precision(std: Tensor | float | None, rho: Tensor) -> Any:
+    """1/std², zero without a std; as large as float32 can hold it where it is larger."""
+    if isinstance(std, Tensor):
+        return std.double().pow(-2).clamp(max=1e36).to(rho.dtype)
+    return 0.0 if std is None else 1 / std**2

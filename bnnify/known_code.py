@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
 
+from .companions import PriorMean
+
 _LIBRARIES = {"bnnify", "timm", "torch", "torchvision", "transformers"}
 """In eval mode their layers depend on nothing but inputs, tensors and random numbers, and keep nothing that matters."""
 
@@ -42,7 +44,7 @@ def is_plain(value: Any) -> bool:
 
 def is_plain_tensor(value: Any) -> bool:
     """Whether ``value`` is a tensor with memory of its own, and not one of another kind."""
-    plain = type(value) in (Tensor, nn.Parameter, nn.Buffer) and value.layout is torch.strided
+    plain = type(value) in (Tensor, nn.Parameter, nn.Buffer, PriorMean) and value.layout is torch.strided
     return plain and not (value.is_nested or value.is_quantized or value.is_meta or value.is_inference())
 
 

@@ -43,7 +43,7 @@ class _Reparameterization(nn.Module):
         prior = Gaussian(prior_mean, math.sqrt(prior_variance))
         start = std(torch.tensor(posterior_rho_init, dtype=torch.float64)).item()
         # Before the torch layer's own __init__, which already reads its weight.
-        self._bayesian = {name: Settings(prior, Constant(start), "reparameterization", start) for name in _BAYESIAN}
+        self._bayesian = {name: Settings(prior, Constant(start), "reparameterization") for name in _BAYESIAN}
         super().__init__(**layer)
         for name in _BAYESIAN:
             mean = self._parameters[name]

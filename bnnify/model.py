@@ -138,7 +138,9 @@ class BayesianModel(nn.Module):
         posteriors = list(unique_bayesian_parameters(self.module))
         means = {id(parameter.mean): parameter.mean for parameter in posteriors}
         rhos = {id(parameter.rho): parameter.rho for parameter in posteriors if not parameter.is_point}
-        others = {id(p): p for p in self.module.parameters() if id(p) not in means and id(p) not in rhos}
+        priors = {id(parameter.prior_mean) for parameter in posteriors}  # which nothing trains
+        known = means.keys() | rhos.keys() | priors
+        others = {id(p): p for p in self.module.parameters() if id(p) not in known}
         groups: list[tuple[str, Mapping[int, Tensor], float, float]] = [
             ("means", means, lr, 0.0),
             ("rho", rhos, lr if rho_lr is None else rho_lr, 0.0),

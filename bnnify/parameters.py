@@ -1,6 +1,7 @@
 """Bayesian parameters: where they stand in a model, their settings, and their posterior as it is now."""
 
 __all__ = [
+    "INITIAL_STD",
     "PRIOR_MEAN",
     "RHO",
     "BayesianParameter",
@@ -22,15 +23,13 @@ import torch
 from torch import Tensor, nn
 
 from . import fused
+from .companions import COMPANIONS, INITIAL_STD, PRIOR_MEAN, RHO, as_buffer, from_buffer
 from .draw import Active, has_draw, read
 from .errors import ConversionError, DrawError
 from .estimators import POINT
 from .posterior import PosteriorStd, is_pruned, rho_from_std, rms_std, sample
 from .prior import KLTerms, MonteCarloPrior, Posterior, Prior
 from .sharding import is_sharding, reshard
-
-RHO, PRIOR_MEAN = "_rho", "_prior_mean"
-"""What follows a parameter's own name in the name of its ρ, and of the pretrained value that a centred prior keeps."""
 
 
 @dataclass(eq=False)
@@ -42,7 +41,6 @@ class Settings:
         posterior_std: The rule for the σ that the posterior starts with.
         estimator: Where the noise is put.
         instead: Which estimator was asked for instead, and why the layer cannot have it; empty if it has it.
-        initial_std: The root mean square of that σ, the scale of a prior that asks for it.
         scale: The std of the layer's initialisation, for the rule.
         units_dim: The dimension along which the layer's output units lie, for the rule.
         called_again: The number of the draw in which the layer was called more than once with an estimator other than
@@ -54,7 +52,6 @@ class Settings:
     prior: Prior
     posterior_std: PosteriorStd
     estimator: str
-    initial_std: float = math.nan
     scale: float = math.nan
     units_dim: int = 0
     instead: str = ""
@@ -137,12 +134,25 @@ class BayesianParameter:
 
     @property
     def prior_mean(self) -> Tensor | None:
+        """The pretrained weights, for a prior that is centred on them; None otherwise."""
         return self.module._parameters.get(self.attribute + PRIOR_MEAN)
 
+    @property
+    def initial_std(self) -> Tensor | None:
+        """The root mean square of the σ that the posterior started with, of shape (1,), if the prior asks for it."""
+        return self.module._buffers.get(self.attribute + INITIAL_STD)
+
+    @torch.no_grad()
     def refresh_initial_std(self) -> None:
         """Let the prior that takes its scale from the initial σ follow pretrained weights that were loaded just now."""
+        if self.initial_std is None:
+            return
         weights = self.mean if self.prior_mean is None else self.prior_mean
-        self.settings.initial_std = rms_std(self.settings.initial_rho(self.name, weights))
+        known = as_buffer(rms_std(self.settings.initial_rho(self.name, weights)))
+        if self.initial_std.is_meta:
+            self.module._buffers[self.attribute + INITIAL_STD] = known
+        else:
+            self.initial_std.copy_(known)
 
     def kl(self) -> Tensor:
         """KL(q‖p) of this parameter in nats, summed over its elements; if by Monte Carlo, on the draw in effect.
@@ -155,7 +165,7 @@ class BayesianParameter:
         terms = self._terms()
         if terms is not None:
             return self._with_density(fused.kl(self.mean, self.rho, terms), self._drawn())
-        prior, posterior = self.settings.prior, self._posterior()
+        prior, posterior = self.settings.prior, self._posterior_for_kl()
         kl = self._checked(prior.penalty(posterior) if self.is_point else prior.kl(posterior))
         kl = (kl if posterior.kept is None else torch.where(posterior.kept, kl, 0.0)).sum()
         # Of a sharded parameter it is a sum of which every rank has computed its part.
@@ -173,8 +183,7 @@ class BayesianParameter:
         """What the KL is made of, if it can be computed from that."""
         if self.settings.pruned or self.is_point:
             return None
-        posterior = Posterior(self.mean, self.rho, self.prior_mean, self.settings.initial_std)
-        terms = self.settings.prior.fast_terms(posterior)
+        terms = self.settings.prior.fast_terms(self._posterior(self.rho))
         return terms if terms is not None and fused.can_fuse(self.mean, self.rho, terms) else None
 
     def _with_density(self, kl: Tensor, drawn: Tensor | None) -> Tensor:
@@ -198,13 +207,23 @@ class BayesianParameter:
             )
         return kl
 
-    def _posterior(self) -> Posterior:
-        mean, rho, settings = self.mean, self.rho, self.settings
-        drawn, kept = self._drawn(), None
-        if settings.pruned:
+    def _posterior_for_kl(self) -> Posterior:
+        rho, drawn, kept = self.rho, self._drawn(), None
+        if self.settings.pruned:
             kept = ~is_pruned(rho)
             rho = torch.where(kept, rho, 0.0)  # what is discarded must be finite, for the sake of the gradient
-        return Posterior(mean, rho, self.prior_mean, settings.initial_std, drawn, kept)
+        return self._posterior(rho, drawn, kept)
+
+    def _posterior(self, rho: Tensor, drawn: Tensor | None = None, kept: Tensor | None = None) -> Posterior:
+        prior_mean, initial_std = self.prior_mean, self.initial_std
+        return Posterior(
+            self.mean,
+            rho,
+            None if prior_mean is None else prior_mean.detach(),  # nothing trains the prior, whatever flag it bears
+            None if initial_std is None else from_buffer(initial_std),
+            drawn,
+            kept,
+        )
 
 
 def bayesian_parameters(root: nn.Module) -> Iterator[BayesianParameter]:
@@ -250,7 +269,8 @@ def settings_of(module: nn.Module) -> dict[str, Settings]:
 
 def is_derived(module: nn.Module, attribute: str) -> bool:
     """Whether this parameter of ``module`` is the ρ or the prior mean of another one."""
-    return any(attribute in (name + RHO, name + PRIOR_MEAN) for name in settings_of(module))
+    settings = settings_of(module)
+    return any(attribute.endswith(ending) and attribute.removesuffix(ending) in settings for ending in COMPANIONS)
 
 
 def _refuse_surgery(parameter: BayesianParameter) -> None:

@@ -182,9 +182,9 @@ def fan_in_scale(weight: Tensor) -> float:
     return 1 / math.sqrt(3 * max(fan_in, 1))
 
 
-def rms_std(rho: Tensor) -> float:
-    """The root mean square of σ; NaN on the meta device, where there are no values yet."""
-    return math.nan if rho.is_meta else _root_mean_square(std(at_least_float32(rho))).item()
+def rms_std(rho: Tensor) -> Tensor:
+    """The root mean square of σ: a scalar, in float32 or better."""
+    return _root_mean_square(std(at_least_float32(rho)))
 
 
 def check_positive(name: str, value: Any) -> None:

@@ -1,6 +1,6 @@
 """What one of bnnify's own files holds: tensors and, as plain data, how the model they belong to is Bayesian."""
 
-__all__ = ["Origin", "PosteriorFile", "can_be_saved", "open_posterior", "settings_as_data", "write_posterior"]
+__all__ = ["Origin", "PosteriorFile", "open_posterior", "write_posterior"]
 
 import copy
 import dataclasses
@@ -16,24 +16,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .bayesian import become_bayesian
+from .becoming import NewPosterior, become_bayesian
+from .companions import COMPANIONS, PriorMean
 from .errors import BnnifyError, CheckpointError
-from .estimators import ESTIMATORS, POINT
+from .estimators import POINT
 from .files.atomic import replace_atomically
 from .files.foreign import Foreign, read
 from .files.formats import import_safetensors
 from .files.layout import Layout
 from .files.recipes import Recipe
 from .model import BayesianModel
-from .parameters import PRIOR_MEAN, RHO, Settings
-from .posterior import Constant, Moped, Relative, has_pruned
-from .priors import Gaussian, Laplace, Pretrained, ScaleMixture
+from .parameters import INITIAL_STD, PRIOR_MEAN, RHO, Settings
+from .posterior import has_pruned
+from .settings_data import initial_std_from_data, settings_as_data, settings_from_data
 
-FORMAT = 2
-"""The format of the files that are written. Format 1 had neither the model nor where its weights came from."""
-
-# What a file may name. A prior or a rule of the user's own has no place in a file that must load without running code.
-_KINDS = {kind.__name__: kind for kind in (Constant, Moped, Relative, Gaussian, Laplace, Pretrained, ScaleMixture)}
+FORMAT = 3
+"""The format of the files that are written. Format 1 had neither the model nor where its weights came from; up to
+format 2 the scale of a prior stood among the settings, and not among the tensors.
+"""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class PosteriorFile:
     @property
     def plain_state_dict(self) -> dict[str, Tensor]:
         """The posterior means and everything that is not Bayesian, under the original names."""
-        derived = {name + ending for name in self.settings for ending in (RHO, PRIOR_MEAN)}
+        derived = {name + ending for name in self.settings for ending in COMPANIONS}
         plain = copy.copy(self.state_dict)  # unlike a new dict, with what torch notes about the versions of the modules
         for name in derived & plain.keys():
             del plain[name]
@@ -98,6 +98,7 @@ class PosteriorFile:
                 return None
             return shared.setdefault(_place(tensor) or (name,), nn.Parameter(tensor, requires_grad=False))
 
+        posteriors: dict[nn.Module, dict[str, NewPosterior]] = {}
         for name, settings in self.settings.items():
             module = root
             *path, attribute = name.split(".")
@@ -106,9 +107,17 @@ class PosteriorFile:
                     module.add_module(part, nn.Module())
                 module = module._modules[part]  # type: ignore[assignment]
             module.register_parameter(attribute, parameter(name))
-            rho = parameter(name + RHO)
+            rho, prior_mean = parameter(name + RHO), parameter(name + PRIOR_MEAN)
             settings = dataclasses.replace(settings, pruned=rho is not None and has_pruned(rho))
-            become_bayesian(module, attribute, settings, rho, parameter(name + PRIOR_MEAN))
+            initial_std = self.state_dict.get(name + INITIAL_STD, torch.tensor([math.nan]))
+            posteriors.setdefault(module, {})[attribute] = NewPosterior(
+                settings,
+                rho,
+                None if prior_mean is None else PriorMean(prior_mean.data),
+                initial_std if settings.prior.needs_initial_std else None,
+            )
+        for module, new in posteriors.items():
+            become_bayesian(module, new)
         return BayesianModel(root)
 
 
@@ -143,7 +152,7 @@ def open_posterior(path: str | os.PathLike[str]) -> PosteriorFile:
         record = _parsed(path, foreign.rest.get("__metadata__", {}).get("bnnify"))
     _check_format(path, record)
     try:
-        settings = {name: _settings_from_data(data) for name, data in record["settings"].items()}
+        settings = {name: settings_from_data(data) for name, data in record["settings"].items()}
         origin = Origin(
             _optional(Recipe.from_data, record.get("recipe")),
             _optional(dict, record.get("config")),
@@ -152,6 +161,10 @@ def open_posterior(path: str | os.PathLike[str]) -> PosteriorFile:
         )
         for alias, name in (record.get("aliases") or {}).items():
             foreign.state_dict[alias] = foreign.state_dict[name]
+        for name, data in record["settings"].items():
+            known = initial_std_from_data(data)
+            if known is not None and settings[name].prior.needs_initial_std:
+                foreign.state_dict[name + INITIAL_STD] = known
         file = PosteriorFile(path, foreign.state_dict, settings, origin)
         _check_tensors(file)
     except (AttributeError, KeyError, TypeError, ValueError, BnnifyError) as error:
@@ -159,16 +172,6 @@ def open_posterior(path: str | os.PathLike[str]) -> PosteriorFile:
             f"`{path}` is damaged: {type(error).__name__}: {error}. Convert the model again."
         ) from error
     return file
-
-
-def settings_as_data(settings: Mapping[str, Settings]) -> dict[str, Any]:
-    """The settings of parameters, by name, as they stand in a file."""
-    return {name: _as_plain(each) for name, each in settings.items()}
-
-
-def can_be_saved(what: object) -> bool:
-    """Whether a prior, or a rule for σ, is one that a file may name."""
-    return _KINDS.get(type(what).__name__) is type(what)
 
 
 def _check_format(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
@@ -197,36 +200,13 @@ def _check_tensors(file: PosteriorFile) -> None:
         for key in (name, *wanted):
             if _kind(file.state_dict.get(key)) != _kind(file.state_dict.get(name)) or name not in file.state_dict:
                 raise ValueError(f"`{key}` is missing, or its shape or dtype is not that of `{name}`")
+        initial_std = file.state_dict.get(name + INITIAL_STD)
+        if initial_std is not None and not (initial_std.is_floating_point() and initial_std.shape == (1,)):
+            raise ValueError(f"`{name}{INITIAL_STD}` is not one number")
 
 
 def _kind(tensor: Any) -> Any:
     return (tensor.shape, tensor.dtype) if isinstance(tensor, Tensor) and tensor.is_floating_point() else None
-
-
-def _as_plain(settings: Settings) -> dict[str, Any]:
-    return {
-        "prior": _as_data(settings.prior),
-        "posterior_std": _as_data(settings.posterior_std),
-        "estimator": settings.estimator,
-        "initial_std": settings.initial_std,
-    }
-
-
-def _as_data(value: Any) -> dict[str, Any]:
-    return {"kind": type(value).__name__, **dataclasses.asdict(value)}
-
-
-def _settings_from_data(data: Mapping[str, Any]) -> Settings:
-    estimator = data["estimator"]
-    if estimator not in ESTIMATORS:
-        raise ValueError(f"unknown estimator {estimator!r}")
-    known = data.get("initial_std", math.nan)
-    return Settings(_from_data(data["prior"]), _from_data(data["posterior_std"]), estimator, initial_std=float(known))
-
-
-def _from_data(data: Mapping[str, Any]) -> Any:
-    arguments = dict(data)
-    return _KINDS[arguments.pop("kind")](**arguments)
 
 
 def _optional(make: Callable[[Any], Any], data: Any) -> Any:

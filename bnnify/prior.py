@@ -21,7 +21,8 @@ class Posterior(NamedTuple):
         mean: μ, of the weight's shape.
         rho: ρ, of the weight's shape; None where the posterior is a point.
         prior_mean: The pretrained weights, of the weight's shape, for a prior that is ``centred``; None otherwise.
-        initial_std: The root mean square of the σ that the posterior had when it was converted.
+        initial_std: The root mean square of the σ that the posterior had when it was converted, a scalar, for a prior
+            with ``needs_initial_std``; None otherwise.
         sample: For a prior with ``needs_sample``, w ~ q of the weight's shape: that of the draw in effect, or a fresh
             one outside of a draw; None otherwise.
         kept: Which weights count, of the weight's shape; None for all of them. What a prior says of the others, which
@@ -31,7 +32,7 @@ class Posterior(NamedTuple):
     mean: Tensor
     rho: Tensor | None
     prior_mean: Tensor | None
-    initial_std: float
+    initial_std: Tensor | None
     sample: Tensor | None = None
     kept: Tensor | None = None
 
@@ -55,28 +56,29 @@ class Posterior(NamedTuple):
 
 @dataclass(frozen=True)
 class KLTerms:
-    """A KL of the form ``-log σ + offset + (σ² + (μ - mean)²) / (2·std²)``, in nats, of each weight.
+    """A KL of the form ``log(std / σ) + constant + (σ² + (μ - mean)²) / (2·std²)``, in nats, of each weight.
 
     Attributes:
-        offset: A constant.
+        constant: Minus a half for a Gaussian prior.
         mean: The prior's mean, one for all weights or of their shape.
-        std: The prior's standard deviation; infinite where the prior looks at the sample instead.
+        std: The prior's standard deviation, one for all weights. None where the prior looks at the sample instead, and
+            the KL is ``-log σ + constant``.
     """
 
-    offset: Tensor | float
+    constant: float
     mean: Tensor | float = 0.0
-    std: Tensor | float = math.inf
+    std: Tensor | float | None = None
 
     def kl(self, posterior: Posterior) -> Tensor:
         """It, of the weights' shape, in float32 or better."""
         mean, rho = posterior.wide_mean, posterior.wide_rho
-        result = self.offset - log_std(rho)
-        if isinstance(self.std, float) and math.isinf(self.std):
-            return result
+        if self.std is None:
+            return self.constant - log_std(rho)
+        log_scale = self.std.log() if isinstance(self.std, Tensor) else math.log(self.std)
         # Divided before they are squared: the square of a small std is zero in float32.
         squares = (std(rho) / self.std).square() + ((mean - self.mean) / self.std).square()
         # The constant joins each term before the sum: at the optimum the terms cancel, and their sums would not.
-        return 0.5 * squares + result
+        return 0.5 * squares + (log_scale + self.constant - log_std(rho))
 
 
 class Prior(ABC):
@@ -90,6 +92,11 @@ class Prior(ABC):
 
     needs_sample: bool = False
     """Whether the KL is estimated from a sample of the posterior; then it differs from draw to draw."""
+
+    @property
+    def needs_initial_std(self) -> bool:
+        """Whether it looks at the σ that the posterior started with, which is then kept as ``*_initial_std``."""
+        return True
 
     @abstractmethod
     def kl(self, posterior: Posterior) -> Tensor:
@@ -129,6 +136,7 @@ class MonteCarloPrior(Prior):
     """
 
     needs_sample = True
+    needs_initial_std = False
 
     @abstractmethod
     def log_prob(self, weights: Tensor) -> Tensor:
@@ -139,7 +147,7 @@ class MonteCarloPrior(Prior):
         return self.terms(posterior).kl(posterior) - self.log_prob(at_least_float32(posterior.sample))
 
     def terms(self, posterior: Posterior) -> KLTerms:
-        return KLTerms(offset=-0.5 * math.log(2 * math.pi * math.e))  # the entropy of N(0, 1)
+        return KLTerms(constant=-0.5 * math.log(2 * math.pi * math.e))  # the entropy of N(0, 1)
 
 
 def as_prior(prior: object) -> Prior:

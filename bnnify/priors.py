@@ -30,6 +30,7 @@ class Gaussian(Prior):
 
     mean: float = 0.0
     std: float | Literal["learned"] = 1.0
+    needs_initial_std = False
 
     def __post_init__(self) -> None:
         _check_finite("Gaussian(mean)", self.mean)
@@ -39,7 +40,7 @@ class Gaussian(Prior):
         return _gaussian_kl(posterior, self.mean, self.std)
 
     def terms(self, posterior: Posterior) -> KLTerms | None:
-        return None if self.std == LEARNED else _gaussian_terms(self.mean, self.std)
+        return None if isinstance(self.std, str) else KLTerms(-0.5, self.mean, self.std)
 
     def log_prob(self, weights: Tensor) -> Tensor:
         return _gaussian_log_prob(weights - self.mean, _fixed(self, self.std))
@@ -76,15 +77,22 @@ class Pretrained(Prior):
         assert posterior.prior_mean is not None
         s = self._std(posterior)
         # As it stands: in half precision, which is not computed this way, widening it would be a copy for nothing.
-        return None if s == LEARNED else _gaussian_terms(posterior.prior_mean, s)
+        return None if isinstance(s, str) else KLTerms(-0.5, posterior.prior_mean, s)
 
     def penalty(self, posterior: Posterior) -> Tensor:
         assert posterior.prior_mean is not None
         distance = posterior.wide_mean - at_least_float32(posterior.prior_mean)
         return -_gaussian_log_prob(distance, _fixed(self, self._std(posterior)))
 
-    def _std(self, posterior: Posterior) -> float | Literal["learned"]:
-        return self.scale * posterior.initial_std if self.std is None else self.std
+    @property
+    def needs_initial_std(self) -> bool:
+        return self.std is None
+
+    def _std(self, posterior: Posterior) -> Tensor | float | Literal["learned"]:
+        if self.std is not None:
+            return self.std
+        assert posterior.initial_std is not None  # `needs_initial_std` promised it
+        return self.scale * at_least_float32(posterior.initial_std)
 
 
 @dataclass(frozen=True)
@@ -99,6 +107,7 @@ class Laplace(Prior):
 
     mean: float = 0.0
     scale: float | Literal["learned"] = 1.0
+    needs_initial_std = False
 
     def __post_init__(self) -> None:
         _check_finite("Laplace(mean)", self.mean)
@@ -211,29 +220,25 @@ def _log_ratio(weights: Tensor, wide: tuple[float, float], narrow: tuple[float, 
     return weights.square().mul_(0.5 * (wide[0] ** -2 - narrow[0] ** -2)).add_(constant)
 
 
-def _gaussian_log_prob(distance: Tensor, std: float) -> Tensor:
-    return -0.5 * (distance / std).square() - (math.log(std) + 0.5 * math.log(2 * math.pi))
+def _gaussian_log_prob(distance: Tensor, std: Tensor | float) -> Tensor:
+    return -0.5 * (distance / std).square() - (_log(std) + 0.5 * math.log(2 * math.pi))
 
 
-def _gaussian_kl(posterior: Posterior, prior_mean: Tensor | float, prior_std: float | Literal["learned"]) -> Tensor:
-    """KL(N(μ, σ²) ‖ N(m, s²)) of each weight, in nats."""
-    if prior_std != LEARNED:
-        return _gaussian_terms(prior_mean, prior_std).kl(posterior)
-    distance = posterior.wide_mean - prior_mean
-    variance = posterior.average(std(posterior.wide_rho).square() + distance.square())
-    return _gaussian_terms(prior_mean, variance.sqrt()).kl(posterior)
-
-
-def _gaussian_terms(prior_mean: Tensor | float, prior_std: Any) -> KLTerms:
-    """KL(N(μ, σ²) ‖ N(m, s²)) = log(s/σ) + (σ² + (μ - m)²)/(2s²) - 1/2."""
-    return KLTerms(_log(prior_std) - 0.5, prior_mean, prior_std)
+def _gaussian_kl(
+    posterior: Posterior, prior_mean: Tensor | float, prior_std: Tensor | float | Literal["learned"]
+) -> Tensor:
+    """KL(N(μ, σ²) ‖ N(m, s²)) = log(s/σ) + (σ² + (μ - m)²)/(2s²) - 1/2 of each weight, in nats."""
+    if isinstance(prior_std, str):
+        distance = posterior.wide_mean - prior_mean
+        prior_std = posterior.average(std(posterior.wide_rho).square() + distance.square()).sqrt()
+    return KLTerms(-0.5, prior_mean, prior_std).kl(posterior)
 
 
 def _log(scale: Any) -> Any:
     return scale.log() if isinstance(scale, Tensor) else math.log(scale)
 
 
-def _fixed(prior: Prior, scale: float | Literal["learned"]) -> float:
+def _fixed(prior: Prior, scale: Tensor | float | Literal["learned"]) -> Any:
     """The scale of a prior whose density is asked for, which has to be a number.
 
     Raises:

@@ -1,6 +1,6 @@
 """What cannot be converted, and what to do about it."""
 
-__all__ = ["refuse_model", "refuse_parameter"]
+__all__ = ["is_quantized", "refuse_model", "refuse_parameter"]
 
 import re
 
@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from .companions import COMPANIONS
 from .errors import ConversionError
-from .parameters import PRIOR_MEAN, RHO, is_bayesian
+from .parameters import is_bayesian
 
 # By qualified class name, so that looking for a class never imports the part of torch that defines it.
 _REFUSED_CLASSES = {
@@ -58,10 +59,16 @@ def refuse_parameter(name: str, module: nn.Module, attribute: str, parameter: Te
     """Raise for a selected parameter that cannot have a Gaussian posterior.
 
     Raises:
-        ConversionError: It is lazy, not of a real floating-point type, or was made under ``inference_mode``; its layer
-            rewrites it during forward; or an attribute of the module has the name that ρ would take.
+        ConversionError: It is quantized, lazy, not of a real floating-point type, or was made under ``inference_mode``;
+            its layer rewrites it during forward; or an attribute of the module has the name that ρ would take.
     """
     where = _where(name, module)
+    if _is_foreign(parameter):
+        raise ConversionError(
+            f"Cannot convert {where}: its `{attribute}` is a {type(parameter).__name__}, which keeps its numbers in a "
+            "format of its own, as quantized weights do. It has no floating-point weights to learn: convert first, and "
+            "quantize what collapse gives back; or leave this layer alone with `exclude`."
+        )
     if is_lazy(parameter):
         raise ConversionError(
             f"Cannot convert {where}: it is lazy and has no shape yet. Run one forward through the model first."
@@ -69,7 +76,7 @@ def refuse_parameter(name: str, module: nn.Module, attribute: str, parameter: Te
     if parameter.dtype not in _FLOATING:
         raise ConversionError(
             f"Cannot convert {where}: its dtype is {parameter.dtype}, and the posterior is defined for "
-            "float64, float32, bfloat16 and float16. Exclude it with `select`."
+            "float64, float32, bfloat16 and float16. Exclude it with `exclude`, or convert before you quantize."
         )
     if parameter.is_inference():
         raise ConversionError(
@@ -81,12 +88,23 @@ def refuse_parameter(name: str, module: nn.Module, attribute: str, parameter: Te
             f"Cannot convert {where}: max_norm={module.max_norm} rewrites the weight during forward. "
             "Set max_norm=None or exclude this layer."
         )
-    for taken in (attribute + RHO, attribute + PRIOR_MEAN, "_bayesian"):
+    for taken in (*(attribute + ending for ending in COMPANIONS), "_bayesian"):
         if hasattr(module, taken) and not (taken == "_bayesian" and is_bayesian(module)):
             raise ConversionError(
                 f"Cannot convert {where}: the module already has an attribute `{taken}`, which the conversion "
                 "needs. Rename it."
             )
+
+
+def is_quantized(parameter: Tensor) -> bool:
+    """Whether a layer that holds ``parameter`` as its weight makes floating-point numbers of it only when it runs."""
+    return _is_foreign(parameter) or not (parameter.dtype in _FLOATING or parameter.is_complex())
+
+
+def _is_foreign(parameter: Tensor) -> bool:
+    """Whether it is of a subclass of tensor that computes in a way of its own, such as torchao's quantized ones."""
+    known = hasattr(parameter, "full_tensor") or hasattr(parameter, "fake_mode")  # DTensor, FakeTensor
+    return not known and type(parameter).__torch_dispatch__ is not Tensor.__torch_dispatch__
 
 
 def _where(name: str, module: nn.Module) -> str:

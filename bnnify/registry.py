@@ -36,6 +36,16 @@ class Layer:
             return isinstance(module, self.type)
         return any(fnmatchcase(f"{cls.__module__}.{cls.__qualname__}", self.type) for cls in type(module).__mro__)
 
+    def may_miss(self, module: nn.Module, name: str) -> bool:
+        """Whether the parameter ``name`` may be a weight unknown to this: added by a subclass that nobody has
+        registered, or in a class of which no more is known than that its name is that of a norm.
+        """
+        if name in self.names_in(module):
+            return False
+        if isinstance(self.type, str):
+            return not self.names
+        return self.by_default and getattr(type(module), "_plain_class", type(module)) is not self.type
+
     def names_in(self, module: nn.Module) -> Sequence[str]:
         """The names of the weights of ``module``, of which it may lack some."""
         return self.names(module) if callable(self.names) else self.names
@@ -112,6 +122,10 @@ _LAYERS = [
     Layer(nn.RNNCellBase, ("weight_ih", "weight_hh", "bias_ih", "bias_hh")),
     Layer(nn.Embedding, ("weight",), by_default=False),
     Layer(nn.EmbeddingBag, ("weight",), by_default=False),
+    # Known to have no weights that a module's name in `select` would take: these are scales, shifts and slopes.
+    *(Layer(norm, (), by_default=False) for norm in (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.PReLU)),
+    *(Layer(norm, (), by_default=False) for norm in (nn.LayerNorm, nn.RMSNorm)),
+    *(Layer(glob, (), by_default=False) for glob in ("*Norm", "*Norm[123]d", "*LayerScale*")),
     Layer("transformers.pytorch_utils.Conv1D", _WEIGHT_AND_BIAS, units_dim=1),
     Layer(
         "transformers.models.*Experts",

@@ -1,19 +1,35 @@
 """What a conversion did with every parameter of a model, and why."""
 
-__all__ = ["ConversionReport", "ReportEntry"]
+__all__ = ["ConversionReport", "Reason", "ReportEntry"]
 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from enum import Enum
 from math import prod
 
-NOT_SELECTED = "not selected"
-EXCLUDED = "excluded"
-FROZEN = "frozen (requires_grad=False); name the parameter itself in `select` to convert it"
-BY_TYPE = "not converted by default"
-UNKNOWN = "no weights are known of this layer type; name the parameter itself in `select`, or use bnnify.register_layer"
-EMPTY = "it has no elements"
-UNSUPPORTED = "unsupported: "
+
+class Reason(Enum):
+    """Why a parameter is left alone; the value is the sentence that says so."""
+
+    NOT_SELECTED = "not selected"
+    EXCLUDED = "excluded"
+    FROZEN = "frozen (requires_grad=False); name the parameter itself in `select` to convert it"
+    OFF_BY_DEFAULT = "not converted by default"
+    NOT_A_WEIGHT = (
+        "no weights are known of this layer type, or this is none of them; name the parameter itself in `select`"
+    )
+    EMPTY = "it has no elements"
+    UNKNOWN_LAYER = (
+        "unknown layer type {layer}: register it with bnnify.register_layer({layer}, [{names}]) "
+        "or name the parameter in `select`"
+    )
+    UNSUPPORTED = "unsupported: {why}"
+
+    @property
+    def is_want_of_support(self) -> bool:
+        """Whether it is for want of support, rather than by choice."""
+        return self in (Reason.UNKNOWN_LAYER, Reason.UNSUPPORTED)
 
 
 @dataclass(frozen=True)
@@ -25,10 +41,11 @@ class ReportEntry:
         module: The class of the module that holds it.
         shape: Its shape.
         bayesian: Whether it is Bayesian now.
-        reason: Why it was left alone; empty for a Bayesian parameter.
+        reason: Why it was left alone, as a sentence; empty for a Bayesian parameter.
         settings: Estimator, prior and initial σ of a Bayesian parameter; empty otherwise.
         memory: What the parameter itself takes, in bytes.
         added_memory: What being Bayesian adds, in bytes: its ρ, and the mean of its prior if that is kept.
+        unsupported: Whether it was left alone for want of support, rather than by choice.
     """
 
     name: str
@@ -39,15 +56,11 @@ class ReportEntry:
     settings: str = ""
     memory: int = 0
     added_memory: int = 0
+    unsupported: bool = False
 
     @property
     def numel(self) -> int:
         return prod(self.shape)
-
-    @property
-    def unsupported(self) -> bool:
-        """Whether it was left alone for want of support, rather than by choice."""
-        return self.reason.startswith(UNSUPPORTED)
 
 
 @dataclass(frozen=True)

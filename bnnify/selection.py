@@ -1,11 +1,20 @@
-"""Which parameters of a model become Bayesian, and with which settings."""
+"""Which parameters of a model become Bayesian, and which settings were given for them."""
 
-__all__ = ["Holder", "Select", "Selection", "Setting", "holders_by_parameter", "resolve", "resolve_estimators"]
+__all__ = [
+    "UNSET",
+    "Holder",
+    "Select",
+    "Selection",
+    "Setting",
+    "WhyNot",
+    "holders_by_parameter",
+    "known_names",
+    "resolve",
+]
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from typing import TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from torch import Tensor, nn
 from torch.fx import GraphModule
@@ -13,16 +22,27 @@ from torch.nn.parameter import is_lazy
 
 from .computed import parametrizations, unsupported, used_for
 from .errors import ConversionError
-from .estimators import DEFAULT, ESTIMATORS, known_forward
 from .exported import multiplied_parameters
-from .parameters import settings_of
-from .registry import Layer, layer_of
-from .report import BY_TYPE, EMPTY, EXCLUDED, FROZEN, NOT_SELECTED, UNKNOWN, UNSUPPORTED
+from .parameters import is_derived
+from .patterns import Patterns
+from .refusals import is_quantized
+from .registry import layer_of
+from .report import Reason
 
 Select: TypeAlias = str | Sequence[str] | Callable[[str, nn.Module], bool] | None
 
 _T = TypeVar("_T")
 Setting: TypeAlias = _T | Mapping[str, _T]
+
+
+class _Unset:
+    """The value of an option that was not given, which is another thing than giving its default."""
+
+    def __repr__(self) -> str:
+        return "default"
+
+
+UNSET: Any = _Unset()
 
 
 @dataclass(frozen=True)
@@ -32,7 +52,10 @@ class Holder:
     Attributes:
         layer: The layer that uses the parameter: the module, or the parametrized layer whose weight it computes.
         weight: The weight of that layer which the parameter is, or from which it is computed.
-        multiplied: Whether the module belongs to an exported program that uses the parameter as a layer's weight.
+        multiplied: Whether the exported program to which the module belongs uses the parameter as a layer's weight;
+            None outside of programs.
+        may_be_layer: Whether the module may be a layer: it has parameters, no module in it has, and it is not part of a
+            parametrization.
     """
 
     module_names: tuple[str, ...]
@@ -40,7 +63,8 @@ class Holder:
     attribute: str
     layer: nn.Module
     weight: str
-    multiplied: bool = False
+    multiplied: bool | None = None
+    may_be_layer: bool = True
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -63,16 +87,27 @@ def holders_by_parameter(model: nn.Module) -> dict[Tensor, list[Holder]]:
     parametrized: dict[nn.Module, tuple[nn.Module, str]] = {
         made: (module, weight) for module in module_names for weight, made in parametrizations(module).items()
     }
-    graphs = (module for module in module_names if isinstance(module, GraphModule))
+    parts = {part for made in parametrized for part in made.children()}
+    graphs = [module for module in module_names if isinstance(module, GraphModule)]
     multiplied = {parameter for graph in graphs for parameter in multiplied_parameters(graph)}
+    in_programs = {module for graph in graphs for module in graph.modules()}
     holders: dict[Tensor, list[Holder]] = {}
     for module, names in module_names.items():
+        may_be_layer = module not in parts and not any(True for child in module.children() for _ in child.parameters())
         for attribute, parameter in module._parameters.items():
             if parameter is not None:
                 layer, weight = parametrized.get(module) or (module, used_for(module, attribute))
-                place = Holder(tuple(names), module, attribute, layer, weight, parameter in multiplied)
+                in_program = parameter in multiplied if module in in_programs else None
+                place = Holder(tuple(names), module, attribute, layer, weight, in_program, may_be_layer)
                 holders.setdefault(parameter, []).append(place)
     return holders
+
+
+class WhyNot(NamedTuple):
+    """Why a parameter is left alone, and the sentence that says so of this one."""
+
+    reason: Reason
+    sentence: str
 
 
 class Selection:
@@ -91,147 +126,130 @@ class Selection:
         self, select: Select, holders: Mapping[Tensor, Sequence[Holder]], exclude: str | Sequence[str] = ()
     ) -> None:
         self._holders = holders
-        self._excluded = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+        self._excluded = Patterns((exclude,) if isinstance(exclude, str) else exclude)
         self._by_default = select is None
         self._choose = select if callable(select) else None
-        self._patterns: tuple[str, ...] = ()
+        self._selected = Patterns(())
         if isinstance(select, str):
-            self._patterns = (select,)
+            self._selected = Patterns((select,))
         elif isinstance(select, Sequence) and select and all(isinstance(pattern, str) for pattern in select):
-            self._patterns = tuple(select)
+            self._selected = Patterns(select)
         elif select is not None and not callable(select):
             raise ConversionError(
                 f"Unknown select {select!r}: give a glob, a list of globs, or a function (name, module) -> bool."
             )
-        for option, patterns in (("select", self._patterns), ("exclude", self._excluded)):
-            for pattern in patterns:
-                if not any(_matches(pattern, places) for places in holders.values()):
-                    known = ", ".join(f"`{places[0].names[0]}`" for places in list(holders.values())[:5])
-                    raise ConversionError(
-                        f"{option}={pattern!r} matches nothing; the model's parameters are {known}, …."
-                    )
+        for option, patterns in (("select", self._selected), ("exclude", self._excluded)):
+            if (unmatched := _first_unmatched(patterns, holders)) is not None:
+                raise ConversionError(f"{option}={unmatched!r} matches nothing; {known_names(holders)}.")
 
-    def reasons(self) -> dict[Tensor, str | None]:
+    def why_not(self) -> dict[Tensor, WhyNot | None]:
         """Why each parameter is left alone; None for one that is to become Bayesian, in any of its places."""
-        reasons: dict[Tensor, str | None] = {}
+        found: dict[Tensor, WhyNot | None] = {}
         for parameter, places in self._holders.items():
-            why_not = [self._why_not(place, parameter) for place in places]
-            reasons[parameter] = None if None in why_not else why_not[0]
-            if any(_matches(pattern, places) for pattern in self._excluded):
-                reasons[parameter] = EXCLUDED
-        return reasons
+            reasons = [self._why_not(place, parameter) for place in places]
+            found[parameter] = None if None in reasons else reasons[0]
+            if _matching(self._excluded, places):
+                found[parameter] = _because(Reason.EXCLUDED)
+        return found
 
-    def _why_not(self, place: Holder, parameter: Tensor) -> str | None:
-        if place.attribute in settings_of(place.module):
-            return None
+    def _why_not(self, place: Holder, parameter: Tensor) -> WhyNot | None:
         if not is_lazy(parameter) and parameter.numel() == 0:
-            return EMPTY
-        if reason := unsupported(place.module):
-            return UNSUPPORTED + reason
-        if any(_matches_parameter(p, place) and not _matches_module(p, place) for p in self._patterns):
+            return _because(Reason.EMPTY)
+        if why := unsupported(place.module):
+            return _because(Reason.UNSUPPORTED, why=why)
+        by_module = _by_module(self._selected, place)
+        if _by_name(self._selected, place) - by_module:
             return None
-        layer = layer_of(place.layer)
-        if not self._takes(place, layer):
-            return BY_TYPE if self._by_default else NOT_SELECTED
-        if layer is None and not place.multiplied:
-            return UNKNOWN
-        if layer is not None and place.weight not in layer.names_in(place.layer):
-            return BY_TYPE
-        return None if parameter.requires_grad else FROZEN
-
-    def _takes(self, place: Holder, layer: Layer | None) -> bool:
-        if self._by_default:
-            return place.multiplied if layer is None else layer.by_default
         if self._choose is not None:
-            return any(self._choose(name, place.layer) for name in place.layer_names)
-        return any(_matches_module(pattern, place) for pattern in self._patterns)
+            selected = any(self._choose(name, place.layer) for name in place.layer_names)
+        else:
+            selected = self._by_default or bool(by_module)
+        if not selected:
+            return _because(Reason.NOT_SELECTED)
+        return self._why_no_weight(place, parameter)
+
+    def _why_no_weight(self, place: Holder, parameter: Tensor) -> WhyNot | None:
+        """Why a parameter is left alone that stands where weights are asked for."""
+        layer = layer_of(place.layer)
+        names = layer.names_in(place.layer) if layer else ()
+        if layer is None and place.multiplied is None:
+            is_unknown, is_weight = place.may_be_layer or not _is_scale(parameter), False
+        elif layer is None:
+            is_unknown, is_weight = False, bool(place.multiplied)
+        else:
+            is_unknown = layer.may_miss(place.layer, place.weight) and not _is_scale(parameter)
+            is_weight = place.weight in names and (layer.by_default or not self._by_default)
+        if not (is_unknown or is_weight):
+            return _because(Reason.OFF_BY_DEFAULT if self._by_default else Reason.NOT_A_WEIGHT)
+        if not parameter.requires_grad and not is_quantized(parameter):
+            return _because(Reason.FROZEN)
+        return _unknown(place, names) if is_unknown else None
 
 
-def resolve(
-    option: str, setting: Setting[_T], default: _T, chosen: Mapping[Tensor, Sequence[Holder]]
-) -> dict[Tensor, _T]:
-    """The value of a setting for each chosen parameter: the same for all, or that of its first matching glob.
+def resolve(option: str, given: Setting[_T], chosen: Mapping[Tensor, Sequence[Holder]]) -> dict[Tensor, _T]:
+    """What was given for each chosen parameter: the same for all, or the value of its first matching glob.
 
     Raises:
         ConversionError: No chosen parameter answers to one of the globs, most likely a slip of the pen.
     """
-    if not isinstance(setting, Mapping):
-        return dict.fromkeys(chosen, setting)
-    for pattern in setting:
-        if not any(_matches(pattern, places) for places in chosen.values()):
-            raise ConversionError(f"The pattern {pattern!r} in {option}= matches none of the parameters to convert.")
-    return {
-        parameter: next((value for pattern, value in setting.items() if _matches(pattern, places)), default)
-        for parameter, places in chosen.items()
-    }
+    if given is UNSET:
+        return {}
+    if not isinstance(given, Mapping):
+        return dict.fromkeys(chosen, given)
+    patterns, values = Patterns(given), list(given.values())
+    if (unmatched := _first_unmatched(patterns, chosen)) is not None:
+        raise ConversionError(f"The pattern {unmatched!r} in {option}= matches none of the parameters to convert.")
+    matching = {parameter: _matching(patterns, places) for parameter, places in chosen.items()}
+    return {parameter: values[min(positions)] for parameter, positions in matching.items() if positions}
 
 
-def resolve_estimators(
-    setting: Setting[str], default: str, chosen: Mapping[Tensor, Sequence[Holder]]
-) -> dict[Tensor, tuple[str, str]]:
-    """The estimator of each chosen parameter, and which one was asked for instead and why it cannot have it.
-
-    Raises:
-        ConversionError: An estimator is unknown, or a glob names it for nothing but what cannot have it.
-    """
-    asked = resolve("estimator", setting, default, chosen)
-    for estimator in asked.values():
-        if estimator not in ESTIMATORS:
-            raise ConversionError(f"Unknown estimator {estimator!r}: known are {', '.join(map(repr, ESTIMATORS))}.")
-    for parameter, places in chosen.items():  # what is Bayesian already keeps its own
-        own = next(
-            (s[place.attribute] for place in places if place.attribute in (s := settings_of(place.module))), None
-        )
-        asked[parameter] = own.estimator if own else asked[parameter]
-    why_not = {parameter: _why_no_estimator(parameter, asked, chosen) for parameter in chosen}
-    if isinstance(setting, Mapping):
-        deciding = resolve("estimator", {pattern: pattern for pattern in setting}, "", chosen)
-        for pattern, estimator in setting.items():
-            decided = [parameter for parameter in chosen if deciding[parameter] == pattern]
-            if decided and all(why_not[parameter] for parameter in decided):
-                place = chosen[decided[0]][0]
-                raise ConversionError(
-                    f"Cannot use estimator={{{pattern!r}: {estimator!r}}} for `{place.names[0]}` "
-                    f"({type(place.module).__name__}): {why_not[decided[0]]}. Take it out of the pattern, or give it "
-                    f"{DEFAULT!r}."
-                )
-    return {
-        parameter: (DEFAULT, f"{asked[parameter]}: {reason}") if reason else (asked[parameter], "")
-        for parameter, reason in why_not.items()
-    }
+def known_names(holders: Mapping[Tensor, Sequence[Holder]]) -> str:
+    """The first names of the parameters, for a message."""
+    known = ", ".join(f"`{places[0].names[0]}`" for places in list(holders.values())[:5])
+    return f"the model's parameters are {known}{', …' if len(holders) > 5 else ''}"
 
 
-def _why_no_estimator(parameter: Tensor, asked: Mapping[Tensor, str], chosen: Mapping[Tensor, Sequence[Holder]]) -> str:
-    """Why ``parameter`` cannot have the estimator that was asked for; empty if it can."""
-    place, *ties = chosen[parameter]
-    if ESTIMATORS[asked[parameter]] is None or place.attribute in settings_of(place.module):
-        return ""
-    if ties:
-        return "it is tied to another parameter, and both must have the same value"
-    if len(place.module_names) > 1:
-        return "its layer has several names, and must have the same weights wherever it is called"
-    cls = getattr(type(place.module), "_plain_class", type(place.module))
-    if known_forward(cls) is None or "forward" in vars(place.module):
-        return f"only Linear and (transposed) convolutions with torch's own forward can have it, not {cls.__name__}"
-    if place.attribute == "weight":
-        return ""
-    weight = place.module._parameters.get("weight") if place.attribute == "bias" else None
-    if weight is None or weight not in chosen or asked[weight] != asked[parameter]:
-        return "only a layer whose `weight` has it too can have it"
-    return _why_no_estimator(weight, asked, chosen)
+def _because(reason: Reason, **details: str) -> WhyNot:
+    return WhyNot(reason, reason.value.format(**details))
 
 
-def _matches(pattern: str, places: Sequence[Holder]) -> bool:
-    return any(_matches_parameter(pattern, place) or _matches_module(pattern, place) for place in places)
+def _is_scale(parameter: Tensor) -> bool:
+    """Whether it is a vector or a number, as a scale, a temperature or a token is: no matrix of weights."""
+    return is_lazy(parameter) or sum(size > 1 for size in parameter.shape) < 2
 
 
-def _matches_parameter(pattern: str, place: Holder) -> bool:
-    return any(fnmatchcase(name, pattern) for name in place.names)
+def _unknown(place: Holder, known: Sequence[str]) -> WhyNot:
+    module = place.layer
+    names = [*known, *(name for name in module._parameters if name not in known and not is_derived(module, name))]
+    if place.weight not in names[:_FEW]:
+        names = [*names[: _FEW - 1], place.weight]
+    listed = ", ".join(f'"{name}"' for name in names[:_FEW])
+    return _because(Reason.UNKNOWN_LAYER, layer=type(module).__name__, names=listed)
 
 
-def _matches_module(pattern: str, place: Holder) -> bool:
-    """Whether the module, or one that contains it, has a name that the glob matches."""
-    return any(fnmatchcase(part, pattern) for name in place.module_names for part in _with_ancestors(name))
+_FEW = 4
+"""How many names of parameters a sentence lists."""
+
+
+def _first_unmatched(patterns: Patterns, holders: Mapping[Tensor, Sequence[Holder]]) -> str | None:
+    """The first of the globs that matches no parameter."""
+    matched = {position for places in holders.values() for position in _matching(patterns, places)}
+    return next((glob for position, glob in enumerate(patterns.globs) if position not in matched), None)
+
+
+def _matching(patterns: Patterns, places: Sequence[Holder]) -> set[int]:
+    """The positions of the globs that match a parameter, or a module that contains it."""
+    return {position for place in places for position in _by_name(patterns, place) | _by_module(patterns, place)}
+
+
+def _by_name(patterns: Patterns, place: Holder) -> set[int]:
+    return {position for name in place.names for position in patterns.matching(name)}
+
+
+def _by_module(patterns: Patterns, place: Holder) -> set[int]:
+    """Those that match the name of the module, or of one that contains it."""
+    parts = (part for name in place.module_names for part in _with_ancestors(name))
+    return {position for part in parts for position in patterns.matching(part)}
 
 
 def _with_ancestors(name: str) -> list[str]:

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from .bayesian import replacing_allowed
+from .companions import PriorMean
 from .errors import CheckpointError
 from .files.layout import without_wrappers
 from .files.shapes import COUNT, abridged
 from .model import BayesianModel
-from .parameters import PRIOR_MEAN, RHO, BayesianParameter, bayesian_parameters, is_derived, settings_of
+from .parameters import INITIAL_STD, PRIOR_MEAN, RHO, BayesianParameter, bayesian_parameters, is_derived, settings_of
 
 
 def load_weights(model: nn.Module, state_dict: Mapping[str, Any], *, share: bool = False) -> None:
@@ -171,8 +172,9 @@ def _start_anew(parameter: BayesianParameter, absent: set[str], share: bool) -> 
         _fill(slots, name, mean if share else mean.clone(), share)
     elif prior_mean is not None and prior_mean.data_ptr() == mean.data_ptr() != 0 and not share:
         # A file may hold the two as one. (Sharded tensors have no memory of their own: 0.)
-        slots[name] = nn.Parameter(prior_mean.clone(), requires_grad=False)
-    parameter.refresh_initial_std()
+        slots[name] = PriorMean(prior_mean.clone())
+    if parameter.name + INITIAL_STD in absent:
+        parameter.refresh_initial_std()
     if parameter.name + RHO in absent:
         parameter.settings.pruned = False
         rho = parameter.settings.initial_rho(parameter.name, parameter.mean)
@@ -181,6 +183,7 @@ def _start_anew(parameter: BayesianParameter, absent: set[str], share: bool) -> 
 
 def _fill(slots: dict[str, Any], name: str, value: Tensor, replace: bool = False) -> None:
     if slots[name].is_meta or replace:
-        slots[name] = nn.Parameter(value, requires_grad=slots[name].requires_grad)
+        kind = PriorMean if name.endswith(PRIOR_MEAN) else nn.Parameter
+        slots[name] = kind(value, requires_grad=slots[name].requires_grad)
     else:
         slots[name].copy_(value)

@@ -92,14 +92,6 @@ def test_a_tied_weight_may_be_in_the_file_once():
     assert torch.equal(bnn.module.embed.weight, trained.embed.weight)
 
 
-def test_loading_with_assign_unties_and_the_next_draw_sees_that():
-    bnn = bnnify.convert(zoo.TiedLanguageModel())
-    bnn.load_state_dict(bnn.state_dict(), assign=True)
-    with bnn.draw():
-        assert bnn.module.embed.weight is not bnn.module.head.weight
-    bnnify.load_weights(bnn, bnn.module.state_dict())
-
-
 def test_settings_per_parameter_survive_save_and_load(tmp_path):
     bnn = bnnify.convert(
         network(),
@@ -110,7 +102,7 @@ def test_settings_per_parameter_survive_save_and_load(tmp_path):
     bnnify.save(bnn, tmp_path / "x.pt")
     other = bnnify.load(tmp_path / "x.pt", network())
     ours, theirs = (
-        {p.name: (str(p.settings), p.settings.initial_std) for p in bayesian_parameters(b.module)} for b in (bnn, other)
+        {p.name: (str(p.settings), p.initial_std) for p in bayesian_parameters(b.module)} for b in (bnn, other)
     )
     assert ours == theirs
     assert len(ours) == 3
@@ -265,6 +257,8 @@ def tampered(path, change):
         lambda c: c["bnnify"]["settings"]["0.weight"].update(prior={"kind": "Gaussian", "std": -1.0}),
         lambda c: c["bnnify"]["settings"]["0.weight"].update(estimator="magic"),
         lambda c: c["bnnify"]["settings"]["0.weight"].update(initial_std="big"),
+        lambda c: c["state_dict"].update({"0.weight_initial_std": torch.ones(2)}),
+        lambda c: c["state_dict"].update({"0.weight_initial_std": "big"}),
         lambda c: c["bnnify"]["settings"].update(absent=c["bnnify"]["settings"]["0.weight"]),
         lambda c: c["bnnify"].update(format="two"),
         lambda c: c["bnnify"].pop("format"),
@@ -290,24 +284,109 @@ def test_a_damaged_file_is_refused_in_one_line(change, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_a_file_of_the_first_format_still_loads(tmp_path):
+def as_format_1(content, scales):
+    content["bnnify"] = {
+        "format": 1,
+        "bnnify": "0.1.0",
+        "torch": "2.12.0",
+        "settings": content["bnnify"]["settings"],
+    }
+
+
+def as_format_2(content, scales):
+    content["bnnify"]["format"] = 2
+    for name, settings in content["bnnify"]["settings"].items():
+        settings["initial_std"] = scales[name].item()
+
+
+@pytest.mark.parametrize("model", [None, network], ids=["alone", "with its model"])
+@pytest.mark.parametrize(("earlier", "posterior_std"), [(as_format_1, 0.03), (as_format_2, 0.03), (as_format_2, None)])
+def test_files_of_earlier_formats_without_the_scale_of_the_prior_still_load(earlier, posterior_std, model, tmp_path):
     path = tmp_path / "x.pt"
-    bnn = bnnify.convert(network())
+    bnn = bnnify.convert(network(), **({} if posterior_std is None else {"posterior_std": posterior_std}))
+    with torch.no_grad():
+        bnn.module[0].weight_rho.add_(1.0)
+        bnn.module[3].weight_initial_std.mul_(2.0)  # known to the file alone
     bnnify.save(bnn, path)
+    if earlier is as_format_1:
+        with torch.no_grad():
+            bnn.module[3].weight_initial_std.div_(2.0)
 
-    def of_the_first_format(content):
-        content["bnnify"] = {
-            "format": 1,
-            "bnnify": "0.1.0",
-            "torch": "2.12.0",
-            "settings": {
-                name: {key: value for key, value in settings.items() if key != "initial_std"}
-                for name, settings in content["bnnify"]["settings"].items()
-            },
-        }
+    def change(content):
+        state = content["state_dict"]
+        scales = {n.removesuffix("_initial_std"): state.pop(n) for n in list(state) if n.endswith("_initial_std")}
+        assert len(scales) == 4
+        earlier(content, scales)
 
-    tampered(path, of_the_first_format)
-    assert torch.equal(bnnify.load(path, network()).kl(), bnn.kl())
+    tampered(path, change)
+    if model is not None:
+        torch.testing.assert_close(bnnify.load(path, model()).kl(), bnn.kl())
+    elif earlier is as_format_2:  # what format 1 lacks follows from the model
+        torch.testing.assert_close(posterior_file.open_posterior(path).parameters_alone().kl(), bnn.kl())
+
+
+# Names and models of every kind
+
+
+def layers_named(*names):
+    torch.manual_seed(0)
+    return nn.ModuleDict({name: nn.Linear(2, 2) for name in names})
+
+
+NAMES = {
+    "brackets": (lambda: layers_named("stage[0]", "stage0"), "stage[0]"),
+    "a star": (lambda: layers_named("head*", "head_aux"), "head*"),
+    "a question mark": (lambda: layers_named("a?", "ab"), "a?"),
+    "an open bracket": (lambda: layers_named("[", "b"), "["),
+}
+
+
+@ENDINGS
+@pytest.mark.parametrize(("build", "chosen"), NAMES.values(), ids=NAMES.keys())
+def test_names_with_special_characters_save_and_load_exactly(build, chosen, ending, tmp_path):
+    if ending == ".safetensors":
+        pytest.importorskip("safetensors")
+    bnn = bnnify.convert(build(), select=lambda name, module: name == chosen)
+    bnnify.save(bnn, tmp_path / f"x{ending}")
+    loaded = bnnify.load(tmp_path / f"x{ending}", build())
+    assert (
+        [e.name for e in loaded.report.bayesian]
+        == [e.name for e in bnn.report.bayesian]
+        == [
+            f"{chosen}.weight",
+            f"{chosen}.bias",
+        ]
+    )
+    assert loaded.state_dict().keys() == bnn.state_dict().keys()
+
+
+def test_keys_of_a_parameter_dict_save_and_load(tmp_path):
+    model = nn.ParameterDict({"a[0]": torch.ones(2, 2), "a0": torch.ones(2, 2)})
+    bnn = bnnify.convert(model, select="a[0]")  # as a glob it means a0, and as a name itself
+    bnnify.save(bnn, tmp_path / "x.pt")
+    loaded = bnnify.load(tmp_path / "x.pt", model)
+    assert {entry.name for entry in loaded.report.bayesian} == {"a[0]", "a0"}
+
+
+def test_the_model_to_load_into_may_be_converted_already_in_any_way(tmp_path):
+    bnn = bnnify.convert(network(), prior=bnnify.Gaussian(std=0.3), posterior_std=0.05)
+    bnnify.save(bnn, tmp_path / "x.pt")
+    other = bnnify.convert(network(), select="3")
+    for model in (other, other.module):
+        loaded = bnnify.load(tmp_path / "x.pt", model)
+        assert loaded.report.bayesian == bnn.report.bayesian
+        assert torch.equal(loaded.kl(), bnn.kl())
+    assert "Pretrained" in str(other)
+
+
+def test_a_bias_that_was_done_away_with_leaves_nothing_in_the_file(tmp_path):
+    bnn = bnnify.convert(nn.Linear(4, 3))
+    bnn.module.bias = None
+    assert not [name for name in bnn.module.state_dict() if "bias" in name]
+    bnnify.save(bnn, tmp_path / "x.pt")
+    loaded = bnnify.load(tmp_path / "x.pt", nn.Linear(4, 3, bias=False))
+    assert torch.equal(loaded.kl(), bnn.kl())
+    assert bnnify.collapse(bnn).state_dict().keys() == {"weight"}
 
 
 def test_a_new_file_has_the_permissions_of_any_new_file(tmp_path):

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 import bnnify
+from bnnify.companions import COMPANIONS
 
 pytestmark = pytest.mark.skipif(
     not dist.is_gloo_available() or "forkserver" not in multiprocessing.get_all_start_methods(),
@@ -393,7 +394,7 @@ def checkpoint_round_trip(rank, parallelize, path):
 
     saved, loaded = trained(seed=1), trained(seed=2)
     state = saved.module.state_dict()
-    added = [f"{entry.name}{suffix}" for entry in saved.report.bayesian for suffix in ("_rho", "_prior_mean")]
+    added = [f"{entry.name}{suffix}" for entry in saved.report.bayesian for suffix in COMPANIONS]
     assert sorted(state) == sorted([*network().state_dict(), *added])
     dcp.save(state, checkpoint_id=path)
     state = loaded.module.state_dict()

@@ -674,10 +674,10 @@ def test_a_pattern_that_helps_some_of_its_parameters_holds_for_those():
         bnnify.convert(model, estimator={"1.bias": "flipout"})
 
 
-def test_what_is_bayesian_already_keeps_its_estimator():
+def test_the_bias_of_a_layer_whose_weight_is_bayesian_already_goes_with_that():
     model = nn.Sequential(nn.Linear(5, 5), nn.Linear(5, 5))
     bnn = bnnify.convert(model, select="0.weight", inplace=True)
-    bnn = bnnify.convert(bnn, estimator="local", inplace=True)
+    bnn = bnnify.convert(bnn, estimator={"0.bias": "reparameterization", "1": "local"}, inplace=True)
     assert bnn.module[0]._bayesian["weight"].estimator == "reparameterization"
     assert bnn.module[0]._bayesian["bias"].estimator == "reparameterization"
     assert bnn.module[1]._bayesian["weight"].estimator == "local"

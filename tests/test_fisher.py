@@ -310,7 +310,7 @@ def test_a_conversion_has_exactly_that_std(name):
     for parameter in bayesian_parameters(bnn.module):
         expected = expected_std(fisher, parameter.name).to(parameter.mean.dtype)
         torch.testing.assert_close(std(parameter.rho), expected)
-        assert parameter.settings.initial_std == pytest.approx(expected.square().mean().sqrt().item(), rel=1e-5)
+        assert parameter.initial_std.item() == pytest.approx(expected.square().mean().sqrt().item(), rel=1e-5)
     assert bnn(*inputs)[1].isfinite()
 
 

@@ -22,6 +22,7 @@ PRIORS = (
     bnnify.Gaussian(std=0.1),
     bnnify.Gaussian(mean=0.3, std=2.0),
     bnnify.Pretrained(std=0.05),
+    bnnify.Pretrained(),
     bnnify.ScaleMixture(),
     bnnify.ScaleMixture(0.25, 0.01, 1.0),
 )
@@ -37,7 +38,7 @@ class Tensors:
         self.prior, self.noise = prior, normal()
         self.mean = (0.3 * normal()).requires_grad_()
         self.rho = (rho + 0.1 * normal()).requires_grad_()
-        self.posterior = Posterior(self.mean, self.rho, 0.3 * normal(), 0.1)
+        self.posterior = Posterior(self.mean, self.rho, 0.3 * normal(), torch.tensor(0.1, dtype=dtype))
         self.grads = normal(), torch.tensor(0.7, dtype=dtype)
         monkeypatch.setattr(fused, "noise_like", lambda mean: self.noise.clone())
 
@@ -157,7 +158,7 @@ def test_only_the_noise_is_kept_for_backward_beside_the_sample():
 
 
 @pytest.mark.parametrize("name", zoo.ZOO)
-@pytest.mark.parametrize("prior", PRIORS[2:4], ids=str)
+@pytest.mark.parametrize("prior", PRIORS[3:5], ids=str)
 def test_a_forward_computes_every_parameter_and_its_kl_in_one_function(name, prior):
     bnn = bnnify.convert(zoo.build(name)[0], prior=prior)
     noise = ForwardNoise()
@@ -227,6 +228,7 @@ def test_mixed_dtypes_are_left_to_autograd():
     assert can_fuse(one, one, KLTerms(0.0, one, 1.0))
     assert not can_fuse(one, one, KLTerms(0.0, one.double(), 1.0))
     assert not can_fuse(one, one.double(), KLTerms(0.0, one, 1.0))
+    assert can_fuse(one, one, KLTerms(0.0, one, torch.tensor(1.0, dtype=torch.float64)))  # a number beside them
 
 
 def test_a_sparse_gradient_is_made_dense(monkeypatch):
@@ -239,13 +241,25 @@ def test_a_sparse_gradient_is_made_dense(monkeypatch):
     torch.testing.assert_close(tensors.gradients((drawn, kl)), expected)
 
 
-def test_a_prior_mean_that_is_learned_gets_its_gradient():
-    bnn = bnnify.convert(nn.Linear(3, 2), prior=bnnify.Pretrained(std=0.5))
-    with torch.no_grad():
-        bnn.module.weight += 1
-    bnn.module.weight_prior_mean.requires_grad_()
+class Learning(bnnify.Pretrained):
+    """Centred on a tensor that somebody trains."""
+
+    def __init__(self, centre):
+        super().__init__(0.5)
+        object.__setattr__(self, "centre", centre)
+
+    def kl(self, posterior):
+        return self.terms(posterior).kl(posterior)
+
+    def terms(self, posterior):
+        return KLTerms(-0.5, self.centre, self.std)
+
+
+def test_a_prior_of_the_users_own_that_learns_its_mean_gets_its_gradient():
+    centre = torch.zeros(2, 3, requires_grad=True)
+    bnn = bnnify.convert(nn.Linear(3, 2, bias=False), prior=Learning(centre))
     bnn(torch.ones(1, 3))[1].backward()
-    torch.testing.assert_close(bnn.module.weight_prior_mean.grad, torch.full((2, 3), -1 / 0.5**2))
+    torch.testing.assert_close(centre.grad, -bnn.module.weight / 0.5**2)
 
 
 class Doubled(bnnify.Gaussian):

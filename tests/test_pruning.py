@@ -154,7 +154,7 @@ def test_the_kl_is_that_of_the_weights_that_are_left(prior, monkeypatch):
     assert len(left) == 3
     alone = layer([means[i] for i in left], [stds[i] for i in left], prior=prior)
     if prior == bnnify.Pretrained():
-        alone.module._bayesian["weight"].initial_std = whole.module._bayesian["weight"].initial_std
+        alone.module.weight_initial_std.copy_(whole.module.weight_initial_std)
     noise = torch.randn(1, 5)
     kls = []
     for bnn, its_noise in ((whole, noise), (alone, noise[:, left])):

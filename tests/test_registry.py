@@ -106,7 +106,7 @@ def narrow(model, **settings):
         model, prior=bnnify.Pretrained(), posterior_std=bnnify.Relative(1.0, full_width=16), **settings
     )
     rms = {parameter.name: parameter.mean.square().mean().sqrt() for parameter in bayesian_parameters(bnn.module)}
-    return {p.name: round((p.settings.initial_std / rms[p.name]).item(), 3) for p in bayesian_parameters(bnn.module)}
+    return {p.name: round((p.initial_std / rms[p.name]).item(), 3) for p in bayesian_parameters(bnn.module)}
 
 
 @pytest.mark.parametrize(

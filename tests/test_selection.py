@@ -1,12 +1,14 @@
 """What becomes Bayesian: defaults, globs, functions, ties, frozen parameters, settings by pattern, and the report."""
 
+from fnmatch import fnmatchcase
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import bnnify
-from bnnify import ConversionReport, Gaussian, Pretrained, Relative
+from bnnify import ConversionReport, Gaussian, Pretrained, Relative, patterns
 from bnnify.posterior import std
 from bnnify.report import ReportEntry
 
@@ -298,7 +300,9 @@ def classes(model):
 @pytest.mark.parametrize("inplace", [False, True])
 def test_converting_again_nests_nothing_and_changes_nothing(again, inplace):
     bnn = bnnify.convert(Everything(), prior=Gaussian(std=0.3))
-    twice = bnnify.convert(again(bnn), prior=Pretrained(), posterior_std=0.7, inplace=inplace)
+    bnn.origin = "a file"
+    twice = bnnify.convert(again(bnn), inplace=inplace)
+    assert twice.origin == (bnn.origin if again(bnn) is bnn else None)
     assert isinstance(twice, bnnify.BayesianModel)
     assert not isinstance(twice.module, bnnify.BayesianModel)
     assert classes(twice.module) == classes(bnn.module)
@@ -325,7 +329,7 @@ def test_rho_and_prior_means_cannot_be_selected():
 def test_a_converted_submodule_keeps_its_posterior_and_counts_once():
     inner = bnnify.convert(nn.Linear(4, 4), prior=Gaussian(std=0.3), posterior_std=0.05)
     outer = nn.Sequential(inner.module, nn.Linear(4, 2))
-    bnn = bnnify.convert(outer, prior=Gaussian())
+    bnn = bnnify.convert(outer, prior={"1": Gaussian()})
     rest = bnnify.convert(outer[1], prior=Gaussian())
     assert bayesian_names(bnn) == {"0.weight", "0.bias", "1.weight", "1.bias"}
     torch.testing.assert_close(bnn.kl(), inner.kl() + rest.kl())
@@ -344,6 +348,77 @@ def test_more_of_a_converted_layer_can_be_converted_later():
         assert torch.equal(both.module(x), F.linear(x, both.module.weight, both.module.bias))
 
 
+REFUSED_CHANGES = {
+    "another prior": ({"prior": Gaussian(std=1.0)}, "prior= for `0.weight`", "prior=Gaussian(mean=0.0, std=0.3)"),
+    "another prior for some": ({"prior": {"0.bias": Pretrained()}}, "prior= for `0.bias`", "std=0.3"),
+    "another sigma": ({"posterior_std": 1e-6}, "posterior_std= for `0.weight`", "a σ, which has had its start"),
+    "the same sigma, which training has moved": ({"posterior_std": 0.05}, "posterior_std= for `0.weight`", "a σ"),
+    "another estimator": ({"estimator": "local"}, "estimator= for `0.weight`", "estimator='reparameterization'"),
+    "no noise": ({"estimator": {"0": "point"}}, "estimator= for `0.weight`", "estimator='reparameterization'"),
+    "to be left alone": ({"exclude": "0.weight"}, "exclude= for `0.weight`", "a posterior"),
+    "to be left alone, all of it": ({"exclude": ["0", "1"]}, "exclude= for `0.weight`", "a posterior"),
+    "another prior where it is selected": ({"select": "0", "prior": Gaussian()}, "prior= for `0.weight`", "std=0.3"),
+}
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize(("options", "named", "has"), REFUSED_CHANGES.values(), ids=REFUSED_CHANGES.keys())
+def test_an_option_that_would_change_what_is_bayesian_is_refused(options, named, has, inplace):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    bnn = bnnify.convert(model, select="0", prior=Gaussian(std=0.3), posterior_std=0.05)
+    before = {name: tensor.clone() for name, tensor in bnn.state_dict().items()}
+    with pytest.raises(bnnify.ConversionError) as error:
+        bnnify.convert(bnn, **options, inplace=inplace)
+    for part in (f"Cannot follow {named}", has, "collapse first"):
+        assert part in str(error.value)
+    assert bnn.state_dict().keys() == before.keys()
+    assert classes(bnn.module)[2] is nn.Linear
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"prior": Gaussian(std=0.3)},
+        {"estimator": "reparameterization"},
+        {"select": "1", "prior": Gaussian(), "posterior_std": 0.2, "estimator": "local"},
+        {"prior": {"1": Gaussian()}, "posterior_std": {"1": 0.2}, "estimator": {"1.*": "local"}},
+        {"exclude": "1"},
+    ],
+    ids=str,
+)
+def test_an_option_for_what_is_new_or_that_changes_nothing_is_followed(options):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    first = bnnify.convert(model, select="0", prior=Gaussian(std=0.3), posterior_std=0.05)
+    bnn = bnnify.convert(first, **options)
+    assert bnn.report.entries[:2] == first.report.entries[:2]
+    assert torch.equal(bnn.module[0].weight_rho, first.module[0].weight_rho)
+    if options != {"exclude": "1"}:
+        fresh = bnnify.convert(model, **{name: value for name, value in options.items() if name != "select"})
+        assert bnn.report.entries[2:] == fresh.report.entries[2:]
+
+
+@pytest.mark.parametrize(
+    "options", [{"select": "1"}, {"select": "1", "prior": Gaussian()}, {"prior": Gaussian()}], ids=str
+)
+def test_options_with_which_nothing_is_left_to_convert_are_refused(options):
+    bnn = bnnify.convert(nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)))
+    bnn.requires_grad_("select" in options)  # what is frozen would be left alone
+    with pytest.raises(bnnify.ConversionError, match="Nothing to convert"):
+        bnnify.convert(bnn, **options)
+    assert reported(bnnify.convert(bnn)) == {"0.weight", "0.bias"}
+
+
+def test_a_new_head_is_added_to_a_converted_model():
+    bnn = bnnify.convert(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)))
+    with torch.no_grad():
+        bnn.module[0].weight_rho.add_(1.0)
+    bnn.module[1] = nn.Linear(4, 7)
+    again = bnnify.convert(bnn, prior={"1": Gaussian(std="learned")})
+    assert torch.equal(again.module[0].weight_rho, bnn.module[0].weight_rho)
+    assert "learned" in again.report.bayesian[2].settings
+    assert again(torch.ones(1, 4))[0].shape == (1, 7)
+
+
 def test_a_weight_tied_to_a_converted_one_joins_its_posterior():
     model = TiedHead()
     bnnify.convert(model.head, inplace=True, posterior_std=0.05)
@@ -351,6 +426,21 @@ def test_a_weight_tied_to_a_converted_one_joins_its_posterior():
     bnn = bnnify.convert(model, inplace=True)
     assert model.embed.weight_rho is model.head.weight_rho
     torch.testing.assert_close(initial(bnn, "embed.weight"), torch.full((7, 4), 0.05))
+
+
+# How long it takes
+
+
+def test_patterns_are_compared_with_names_that_begin_as_they_do(monkeypatch):
+    compared = []
+    monkeypatch.setattr(patterns, "fnmatchcase", lambda name, glob: compared.append(name) or fnmatchcase(name, glob))
+    model = nn.ModuleDict({"layers": nn.ModuleList(nn.Linear(2, 2) for _ in range(200))})
+    names = [name for name, _ in model.named_parameters()]
+    by_layer = {f"layers.{number}.*": Gaussian(std=1.0 + number) for number in range(200)}
+    bnn = bnnify.convert(model, select=names, exclude=names[-1], prior=by_layer | {"*": Gaussian()})
+    assert len(compared) < 40 * len(names)
+    for entry in bnn.report.bayesian:
+        assert f"std={1.0 + int(entry.name.split('.')[1])}" in entry.settings
 
 
 # The report

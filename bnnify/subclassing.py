@@ -1,0 +1,51 @@
+"""Subclasses that nobody wakes up for: neither the class nor its metaclass learns that it has been derived from."""
+
+__all__ = ["quiet_subclass"]
+
+from abc import ABCMeta
+from collections.abc import Mapping
+from typing import Any
+
+
+class _Unheard:
+    """Stands before the other bases of a class, so that Python calls this hook of theirs and no other."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        pass
+
+
+def _mro_with_unheard(cls: type) -> list[type]:
+    own, *others = type.mro(cls)
+    return [own, _Unheard, *others]
+
+
+def quiet_subclass(
+    plain: type, name: str, namespace: Mapping[str, Any], metaclass_namespace: Mapping[str, Any] | None = None
+) -> type:
+    """A subclass of ``plain`` of which neither its ``__init_subclass__`` nor its metaclass is told.
+
+    A class may keep a registry of its subclasses, or refuse to have any; what it would do with a class that a user
+    wrote, it need not do with one that only adds properties.
+
+    Args:
+        plain: The class; its metaclass may be any.
+        name: The name of the subclass.
+        namespace: What stands in it.
+        metaclass_namespace: What its metaclass has beyond that of ``plain``. Default: ``None``, nothing.
+
+    Example::
+
+        >>> quiet_subclass(nn.Linear, "Named", {"name": "one"}).name
+        'one'
+    """
+    metaclass: type = type(plain)
+    added = dict(metaclass_namespace or {})
+    if hasattr(plain.__init_subclass__, "__func__"):  # one that is written in Python
+        # As a base it would change the layout, which a module cannot do that becomes an instance.
+        added["mro"] = _mro_with_unheard
+    if added:
+        metaclass = type.__new__(type(metaclass), f"{name}Type", (metaclass,), added)
+    # Where the code of a metaclass of somebody's own would run, that of its base does the same without side effects.
+    maker: Any = ABCMeta if issubclass(metaclass, ABCMeta) else type
+    made: type = maker.__new__(metaclass, name, (plain,), dict(namespace))
+    return made
