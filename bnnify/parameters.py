@@ -219,7 +219,8 @@ class BayesianParameter:
         return Posterior(
             self.mean,
             rho,
-            None if prior_mean is None else prior_mean.detach(),  # nothing trains the prior, whatever flag it bears
+            # Nothing trains the prior, whatever flag it bears as a DTensor.
+            prior_mean.detach() if prior_mean is not None and prior_mean.requires_grad else prior_mean,
             None if initial_std is None else from_buffer(initial_std),
             drawn,
             kept,
