@@ -51,7 +51,7 @@ _entered: ContextVar[tuple[Entered, ...]] = ContextVar("bnnify_draws", default=(
 
 
 def enter(draw: "Draw", undo: Callable[[], None]) -> Entered:
-    """Put ``draw`` in effect, before those that are: in this thread or task, and in what these start from now on."""
+    """Put ``draw`` in effect, before those that are: in this thread or task, and in tasks that start in it."""
     entered = Entered(draw, undo)
     entered.token = _entered.set((*(each for each in _entered.get() if not each.is_left), entered))
     return entered

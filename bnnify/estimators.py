@@ -181,7 +181,7 @@ def check_input(layer: nn.Module, estimator: str, input: Tensor) -> None:
     if input.is_nested:
         raise DrawError(
             f"A {type(layer).__name__} with estimator={estimator!r} was called with a nested tensor, for which only "
-            "the weight sample works: convert the model, or this layer by its name, with estimator='reparameterization', "
+            "the weight sample works: convert the model, or this layer by name, with estimator='reparameterization', "
             "or pad the input (input.to_padded_tensor(0.0))."
         )
 

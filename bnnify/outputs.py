@@ -37,8 +37,8 @@ def hook_outputs(root: nn.Module | None) -> Callable[[], None]:
     """Let the outputs of ``root`` and of the modules in it be remembered, and return a function that ends this."""
     hooked = []
     with _lock:
-        for module in () if root is None else _eager_modules(root):
-            hook = next((each for each in module._forward_hooks.values() if isinstance(each, _ModuleHook)), None)
+        for module in [] if root is None else _eager_modules(root, set()):
+            hook = next((each for each in list(module._forward_hooks.values()) if isinstance(each, _ModuleHook)), None)
             if hook is None:
                 hook = _ModuleHook()
                 hook.remove = module.register_forward_hook(hook).remove
@@ -62,7 +62,7 @@ def take_off_copied_hooks(module: nn.Module) -> None:
             del module._forward_hooks[number]
 
 
-_lock = threading.Lock()
+_lock = threading.RLock()  # within it, the garbage collector may close a generator that leaves a draw
 
 
 class _ModuleHook:
@@ -100,12 +100,13 @@ class _TensorHook:
             self._draws = ()
 
 
-def _eager_modules(root: nn.Module) -> Iterator[nn.Module]:
+def _eager_modules(root: nn.Module, seen: set[nn.Module]) -> Iterator[nn.Module]:
     # Compiled code needs no hook, and would be compiled anew for those inside of it.
-    if root._compiled_call_impl is None:
+    if root._compiled_call_impl is None and root not in seen:
+        seen.add(root)
         yield root
         for child in root.children():
-            yield from _eager_modules(child)
+            yield from _eager_modules(child, seen)
 
 
 def tensors_in(output: Any) -> Iterator[Tensor]:
