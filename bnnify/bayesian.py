@@ -110,7 +110,8 @@ def _make_class(
         with replacing_allowed(self):  # as load_state_dict(assign=True) does
             plain._load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, *args)
         keep_ties(self, before, missing)
-        missing[count:] = follow(self, state_dict, prefix, missing[count:])
+        assigned = bool(metadata.get("assign_to_params_buffers"))
+        missing[count:] = follow(self, state_dict, prefix, missing[count:], assigned)
 
     namespace |= {"register_parameter": register_parameter, "_load_from_state_dict": load_from_state_dict}
     namespace |= {"_plain_class": plain, "extra_repr": extra_repr, "__reduce_ex__": reduce_ex}

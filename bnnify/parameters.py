@@ -143,13 +143,16 @@ class BayesianParameter:
         return self.module._buffers.get(self.attribute + INITIAL_STD)
 
     @torch.no_grad()
-    def refresh_initial_std(self) -> None:
-        """Let the prior that takes its scale from the initial σ follow pretrained weights that were loaded just now."""
+    def refresh_initial_std(self, assign: bool = False) -> None:
+        """Let the prior that takes its scale from the initial σ follow pretrained weights that were loaded just now.
+
+        With ``assign`` another buffer takes the place of the one that is there, which stays as it is.
+        """
         if self.initial_std is None:
             return
         weights = self.mean if self.prior_mean is None else self.prior_mean
         known = as_buffer(rms_std(self.settings.initial_rho(self.name, weights)))
-        if self.initial_std.is_meta:
+        if assign or self.initial_std.is_meta:
             self.module._buffers[self.attribute + INITIAL_STD] = known
         else:
             self.initial_std.copy_(known)

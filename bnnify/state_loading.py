@@ -12,7 +12,9 @@ from .parameters import BayesianParameter, settings_of
 from .posterior import has_pruned
 
 
-def follow(module: nn.Module, state_dict: Mapping[str, Any], prefix: str, missing: list[str]) -> list[str]:
+def follow(
+    module: nn.Module, state_dict: Mapping[str, Any], prefix: str, missing: list[str], assign: bool
+) -> list[str]:
     """Let what is derived from the loaded tensors follow them; returns those of the ``missing`` keys that really are.
 
     State dicts of version 0.1 have no scale of the prior: it follows the prior's mean.
@@ -21,7 +23,7 @@ def follow(module: nn.Module, state_dict: Mapping[str, Any], prefix: str, missin
     for name, settings in settings_of(module).items():
         parameter = BayesianParameter(prefix + name, module, name)
         if prefix + name + PRIOR_MEAN in state_dict and prefix + name + INITIAL_STD not in state_dict:
-            parameter.refresh_initial_std()
+            parameter.refresh_initial_std(assign)
             derived.add(prefix + name + INITIAL_STD)
         if prefix + name + RHO in state_dict:
             settings.pruned = has_pruned(parameter.rho)

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 import bnnify
 from bnnify.companions import COMPANIONS
+from bnnify.parameters import unique_bayesian_parameters
 
 pytestmark = pytest.mark.skipif(
     not dist.is_gloo_available() or "forkserver" not in multiprocessing.get_all_start_methods(),
@@ -173,6 +174,75 @@ def test_ddp_averages_the_gradients_of_the_draws_of_all_ranks(in_processes):
 
 
 # FSDP2
+
+
+def ddp_from_rank_0(rank):
+    bnn = bnnify.convert(network(seed=rank))  # as where only the first rank has read the pretrained weights
+    with torch.no_grad():
+        for parameter in unique_bayesian_parameters(bnn.module):
+            parameter.rho.add_(1.0)
+    DistributedDataParallel(bnn)
+    for tensor in (*bnn.parameters(), *bnn.buffers(), bnn.kl()):
+        assert_same_on_every_rank(tensor)
+
+
+def test_ddp_sends_the_prior_of_the_first_rank_to_all(in_processes):
+    in_processes(ddp_from_rank_0)
+
+
+def ddp_unfrozen(rank):
+    bnn = bnnify.convert(network(), posterior_std=CERTAIN)
+    bnn.requires_grad_(False)
+    bnn.requires_grad_(True)
+    parallel = DistributedDataParallel(bnn)
+    optimizer = torch.optim.SGD(parallel.parameters(), lr=0.1, weight_decay=0.1)
+    priors = [p.prior_mean.clone() for p in unique_bayesian_parameters(bnn)]
+    for _ in range(3):  # from the second step on DDP would wait for a gradient that never comes
+        optimizer.zero_grad()
+        objective(parallel, batch_of(rank)).backward()
+        optimizer.step()
+    for parameter, before in zip(unique_bayesian_parameters(bnn), priors, strict=True):
+        assert torch.equal(parameter.prior_mean, before)
+
+
+def test_ddp_trains_a_model_that_was_unfrozen_and_not_its_prior(in_processes):
+    in_processes(ddp_unfrozen)
+
+
+def ddp_several_forwards(rank):
+    """Buffers are sent around before each forward, and a backward of the one before may still be to come."""
+    bnn = bnnify.convert(network().bfloat16())
+    parallel = DistributedDataParallel(bnn)
+    objective(parallel, batch_of(rank).bfloat16(), forwards=2).backward()
+    assert all(p.grad.isfinite().all() for p in bnn.parameters() if p.requires_grad)
+
+
+def test_several_forwards_under_ddp_may_precede_one_backward(in_processes):
+    in_processes(ddp_several_forwards)
+
+
+def fsdp_default_prior(rank, unfrozen):
+    reference, bnn = bnnify.convert(network()), bnnify.convert(network())
+    for each in (reference, bnn):
+        with torch.no_grad():
+            for parameter in unique_bayesian_parameters(each.module):
+                parameter.rho.add_(1.0)
+                parameter.mean.add_(0.01)
+    shard(bnn)
+    if unfrozen:
+        bnn.requires_grad_(True)
+    torch.testing.assert_close(bnn.kl(), reference.kl())
+    for each in (reference, bnn):
+        each.kl().backward()
+    expected = {name: p.grad for name, p in reference.named_parameters() if p.grad is not None}
+    torch.testing.assert_close({n: full(p.grad) for n, p in bnn.named_parameters() if p.grad is not None}, expected)
+    grouped = {id(p) for group in bnn.parameter_groups(lr=0.1) for p in group["params"]}
+    assert not grouped & {id(p) for name, p in bnn.named_parameters() if name.endswith("_prior_mean")}
+
+
+@pytest.mark.parametrize("unfrozen", [False, True])
+def test_a_sharded_model_has_the_prior_that_it_was_converted_with(in_processes, unfrozen):
+    in_processes(fsdp_default_prior, unfrozen)
 
 
 def fsdp_joint_batch(rank, root):
@@ -415,7 +485,7 @@ def resharded_checkpoint(rank, path):
     dcp.save(saved.module.state_dict(), checkpoint_id=path)
     plain = bnnify.convert(network(seed=1), posterior_std=0.2)
     state = plain.module.state_dict()
-    dcp.load({name: value for name, value in state.items() if not name.endswith("_prior_mean")}, checkpoint_id=path)
+    dcp.load({name: value for name, value in state.items() if not name.endswith(COMPANIONS[1:])}, checkpoint_id=path)
     for name, value in saved.module.state_dict().items():
         assert torch.equal(state[name], full(value)), name
 
