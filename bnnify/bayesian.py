@@ -20,6 +20,7 @@ from .estimators import ESTIMATORS, known_forward, may_note
 from .exported import plain_view
 from .parameters import PRIOR_MEAN, RHO, BayesianParameter, Settings, settings_of
 from .posterior import has_pruned
+from .ties import ties_kept
 
 
 def become_bayesian(
@@ -113,7 +114,8 @@ def bayesian_class(
         plain.register_parameter(self, name, parameter)
 
     def load_from_state_dict(self: nn.Module, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        with replacing_allowed(self):  # as load_state_dict(assign=True) does
+        derived = [name + ending for name in settings_of(self) for ending in ("", RHO, PRIOR_MEAN)]
+        with replacing_allowed(self), ties_kept(self, derived, args[-1]):  # as load_state_dict(assign=True) does
             plain._load_from_state_dict(self, state_dict, prefix, *args)
         for name, settings in settings_of(self).items():
             parameter = BayesianParameter(prefix + name, self, name)

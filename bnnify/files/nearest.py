@@ -2,8 +2,9 @@
 
 __all__ = ["describe_nearest"]
 
+from .builders import families
 from .known_shapes import shapes_of_recipe
-from .recipes import Recipe, families
+from .recipes import Recipe
 from .shapes import Difference, Shapes, abridged, printable
 
 # Of so many families one model is made, and of the likeliest one so many, to find the nearest builder.

@@ -10,11 +10,11 @@ from importlib.util import find_spec
 from typing import Any
 
 from ..errors import CheckpointError
+from .builders import likely_builders
 from .known_shapes import Kernels, kernels_of, shapes_of_recipe, shapes_unless_far
 from .nearest import describe_nearest
-from .recipes import Recipe, likely_builders
+from .recipes import Recipe
 from .shapes import COUNT, Difference, Shapes, printable, shapes_of
-
 
 _MAX_PREFIXES = 4
 
@@ -93,7 +93,8 @@ def _notes(recipe: Recipe, given: Shapes) -> tuple[str, ...]:
     """Where torchvision makes its pretrained models otherwise than models without weights."""
     if recipe.library == "torchvision" and recipe.builder in ("googlenet", "inception_v3"):
         return ("transform_input is False here; torchvision's pretrained weights go with transform_input=True.",)
-    counts = {name for name in shapes_of_recipe(recipe) or () if name.startswith("backbone.body.") and name.endswith(COUNT)}
+    own = shapes_of_recipe(recipe) or ()
+    counts = {name for name in own if name.startswith("backbone.body.") and name.endswith(COUNT)}
     if counts - given.keys():
         return (
             "The backbone's BatchNorm was frozen, as in torchvision's pretrained models; here it is not, and its eps "
