@@ -54,16 +54,17 @@ def recognise(state_dict: Mapping[str, Any]) -> Recognition:
     if not given:
         raise CheckpointError("No model can be recognised: the file holds no tensors under names.")
     libraries = [library for library in ("torchvision", "timm") if find_spec(library)]
-    prefix, inner = "", given
-    for shorter in _without_shared_prefixes(given):
-        prefix, inner = next(iter(given)).removesuffix(next(iter(shorter))), shorter
-        if (found := _match(shorter, libraries)) is not None:
+    prefix, readings = "", list(_without_shared_prefixes(given))
+    for reading in readings:
+        prefix = next(iter(given)).removesuffix(next(iter(reading)))
+        if (found := _match(reading, libraries)) is not None:
             return replace(found, prefix=prefix)
     asked = " and ".join(libraries) if libraries else "no library, as neither torchvision nor timm is installed"
     without = f", with {printable(prefix)} or without" if prefix else ""
+    nearest = describe_nearest(readings, libraries)
     raise CheckpointError(
-        f"The model was not recognised{without} (asked: {asked}). {describe_nearest(inner, libraries)} Say what makes "
-        "the model: --model package.module:factory, and --model-args for its arguments."
+        f"The model was not recognised{without} (asked: {asked}). {nearest} Say what makes the model: "
+        "--model package.module:factory, and --model-args for its arguments."
     )
 
 
