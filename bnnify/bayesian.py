@@ -19,8 +19,9 @@ from .errors import DrawError
 from .estimators import ESTIMATORS, check_input, known_forward, may_note
 from .exported import plain_view
 from .parameters import Settings, settings_of
-from .state_loading import follow, keep_ties
+from .state_loading import follow, freeze_prior_means
 from .subclassing import quiet_subclass
+from .ties import ties_kept
 
 
 def enter_class(module: nn.Module, bayesian: dict[str, Settings]) -> None:
@@ -106,10 +107,10 @@ def _make_class(
         missing: list[str],
         *args: Any,
     ) -> None:
-        before, count = dict(self._parameters), len(missing)
-        with replacing_allowed(self):  # as load_state_dict(assign=True) does
+        count, own = len(missing), [name + ending for name in settings_of(self) for ending in ("", *COMPANIONS)]
+        with replacing_allowed(self), ties_kept(self, own, missing):  # as load_state_dict(assign=True) does
             plain._load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, *args)
-        keep_ties(self, before, missing)
+            freeze_prior_means(self)
         assigned = bool(metadata.get("assign_to_params_buffers"))
         missing[count:] = follow(self, state_dict, prefix, missing[count:], assigned)
 

@@ -4,7 +4,7 @@ __all__ = ["build_without_values", "load", "save", "without_values"]
 
 import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from .convert import collapse, convert_with
 from .errors import CheckpointError, ConversionError
 from .files.transformers_model import load_by_config
 from .model import BayesianModel
-from .parameters import BayesianParameter, bayesian_parameters
+from .parameters import PRIOR_MEAN, RHO, BayesianParameter, bayesian_parameters, settings_of
 from .posterior_file import Origin, PosteriorFile, open_posterior, write_posterior
 from .settings_data import can_be_saved
 from .weights import load_weights
@@ -28,14 +28,17 @@ def save(bnn: BayesianModel, path: str | os.PathLike[str]) -> None:
     ``.safetensors`` gets a file of that format, in which a tied parameter stands once.
 
     Raises:
-        CheckpointError: A prior or a rule for σ is not one of bnnify's own, so that no file could restore it; or the
-            file cannot be written.
+        CheckpointError: A prior or a rule for σ is not one of bnnify's own, so that no file could restore it; the model
+            holds something that :func:`load` would not read; or the file cannot be written.
     """
     parameters = list(bayesian_parameters(bnn.module))
     for parameter in parameters:
         _check_savable(parameter)
     settings = {parameter.name: parameter.settings for parameter in parameters}
-    write_posterior(path, bnn.module.state_dict(), settings, bnn.origin or Origin())
+    state_dict = bnn.module.state_dict()
+    for name in _left_behind(bnn.module):
+        del state_dict[name]
+    write_posterior(path, state_dict, settings, bnn.origin or Origin())
 
 
 def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> BayesianModel:
@@ -105,6 +108,15 @@ def _lacks_values(model: nn.Module) -> bool:
         for module in model.modules()
         for name, buffer in module._buffers.items()
     )
+
+
+def _left_behind(root: nn.Module) -> Iterator[str]:
+    """The names of what belongs to a parameter that is no longer there, such as a bias that was set to None."""
+    for prefix, module in root.named_modules(remove_duplicate=False):
+        for attribute in settings_of(module):
+            for ending in (RHO, PRIOR_MEAN) if module._parameters.get(attribute) is None else ():
+                if module._parameters.get(attribute + ending) is not None:
+                    yield f"{prefix}.{attribute}{ending}".removeprefix(".")
 
 
 def _check_savable(parameter: BayesianParameter) -> None:

@@ -57,12 +57,12 @@ def convert_checkpoint(
     foreign = read(path, key=key, names=None if model is None else model.state_dict().keys(), trust=trust)
     if names := not_finite(foreign.state_dict):
         raise CheckpointError(
-            f"`{path}` has weights that are NaN or infinite: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}. "
-            "It was saved after the training had diverged; use an earlier checkpoint."
+            f"`{path}` has weights that are NaN or infinite: {abridged(names)}. It was saved after the "
+            "training had diverged; use an earlier checkpoint."
         )
-    notes = [f"left out, as it is no plain data: {abridged(foreign.left_out)}"] if foreign.left_out else []
     recipe: Recipe | None = None
-    if model is None and foreign.module is None and foreign.config is not None:
+    notes = [f"left out, as it is no plain data: {abridged(foreign.left_out)}"] if foreign.left_out else []
+    if model is None and foreign.config is not None:
         model, foreign, unused = _by_config(foreign, foreign.config)
         notes += [f"left out, as the model has no place for it: {abridged(map(printable, unused))}"] if unused else []
     elif model is None and foreign.module is None:
@@ -74,7 +74,9 @@ def convert_checkpoint(
         notes += found.notes
     if beside := foreign.beside:
         notes.append(f"beside the model, and not converted: {abridged(map(printable, beside))}")
-    bnn = convert(foreign.module if model is None else model, inplace=True, **options)
+    unconverted = foreign.module if model is None else model
+    assert unconverted is not None  # a file without a module has had its model made
+    bnn = convert(unconverted, inplace=True, **options)
     if model is not None:
         load_weights(bnn, foreign.state_dict, share=for_writing)
     bnn.origin = Origin(recipe, foreign.config, foreign.layout, foreign.rest, tuple(notes))

@@ -2,9 +2,10 @@
 
 __all__ = ["load_weights"]
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from .bayesian import replacing_allowed
 from .companions import PriorMean
 from .errors import CheckpointError
-from .files.layout import without_wrappers
+from .files.prefixes import without_wrappers
 from .files.shapes import COUNT, abridged
 from .model import BayesianModel
 from .parameters import INITIAL_STD, PRIOR_MEAN, RHO, BayesianParameter, bayesian_parameters, is_derived, settings_of
@@ -37,6 +38,11 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Any], *, share: bool
         CheckpointError: Anything else is missing, unexpected, or of another shape; or a buffer that no state_dict holds
             has no value, because it was made on the meta device. Nothing has been loaded then.
     """
+    if not isinstance(state_dict, Mapping) or not all(isinstance(name, str) for name in state_dict):
+        raise CheckpointError(
+            f"load_weights takes a state_dict, a mapping of names to tensors; the {type(state_dict).__name__} given is "
+            "none. bnnify.convert_checkpoint reads a file."
+        )
     root = model.module if isinstance(model, BayesianModel) else model
     _refuse_valueless_buffers(root)
     state_dict = without_wrappers(state_dict, root.state_dict().keys())
@@ -86,7 +92,8 @@ def _put(holders: Iterable[_Holder], tensor: Any) -> None:
 
 def _must_be_replaced(tensor: Tensor, given: Any) -> bool:
     """Whether ``tensor`` cannot take the values of ``given``: it has no memory, or its module gives it another form."""
-    return given is None or tensor.is_meta or tensor.shape != given.shape or tensor.layout != torch.strided
+    expanded = tensor.layout == torch.strided and tensor.numel() > 1 and 0 in tensor.stride()
+    return given is None or tensor.is_meta or tensor.shape != given.shape or tensor.layout != torch.strided or expanded
 
 
 def _assign(root: nn.Module, state_dict: Mapping[str, Any], places: Mapping[Tensor, list[_Holder]]) -> set[str]:
@@ -99,53 +106,69 @@ def _assign(root: nn.Module, state_dict: Mapping[str, Any], places: Mapping[Tens
         CheckpointError: It does not fit. Everything is where it was.
     """
     settings = [(each, dict(vars(each))) for module in root.modules() for each in settings_of(module).values()]
-    missing: list[str] = []
-    unexpected: list[str] = []
-
-    def note(_: nn.Module, incompatible: Any) -> None:
-        missing.extend(incompatible.missing_keys)
-        unexpected.extend(incompatible.unexpected_keys)
-
-    error, hook = None, root.register_load_state_dict_post_hook(note)
+    found, errors = _Incompatible([], []), list[str]()
     try:
-        root.load_state_dict(state_dict, strict=False, assign=True)
-    except Exception as raised:
-        error = raised
-    finally:
-        hook.remove()
+        _load(root, OrderedDict(state_dict), "", getattr(state_dict, "_metadata", None) or {}, found, errors)
+    except Exception as error:  # of a hook or loader of a module's own
+        errors.append(f"{type(error).__name__}: {error}")
+    missing = set(found.missing_keys)
     given = {id(tensor) for tensor, holders in places.items() if any(h.name not in missing for h in holders)}
-    absent = set(missing) - {h.name for tensor, holders in places.items() if id(tensor) in given for h in holders}
+    absent = missing - {h.name for tensor, holders in places.items() if id(tensor) in given for h in holders}
     derived = {h.name for holders in places.values() for h in holders if is_derived(h.module, h.attribute)}
     # torch itself counts from zero where an old file has no count of batches.
     needed = sorted(name for name in absent - derived if not name.endswith(COUNT))
-    if error or needed or unexpected:
+    if needed or found.unexpected_keys or errors:
         for tensor, holders in places.items():
             _put(holders, tensor)
         for each, before in settings:
             vars(each).update(before)
-        raise CheckpointError(
-            f"The state_dict does not fit the model. {_complaint(places, state_dict, needed, unexpected, error)}. "
-            "Nothing was loaded."
-        ) from error
+        complaints = {
+            "missing": needed,
+            "unexpected": found.unexpected_keys,
+            "of another shape": _reshaped(places, state_dict) if errors else [],
+            "not loaded": [" ".join(text.split())[:300] for text in errors if not text.startswith("size mismatch")],
+        }
+        listing = "; ".join(f"{what}: {abridged(names)}" for what, names in complaints.items() if names)
+        raise CheckpointError(f"The state_dict does not fit the model. {listing}. Nothing was loaded.")
     return absent
 
 
-def _complaint(
-    places: Mapping[Tensor, list[_Holder]],
-    state_dict: Any,
-    missing: Sequence[str],
-    unexpected: Sequence[str],
-    error: Exception | None,
-) -> str:
-    reshaped = [
+def _reshaped(places: Mapping[Tensor, list[_Holder]], state_dict: Mapping[str, Any]) -> list[str]:
+    return [
         f"{holder.name} {tuple(state_dict[holder.name].shape)} for {tuple(tensor.shape)}"
-        for tensor, holders in (places.items() if error else ())
+        for tensor, holders in places.items()
         for holder in holders
-        if tensor.shape != getattr(state_dict.get(holder.name), "shape", tensor.shape)
+        if getattr(state_dict.get(holder.name), "shape", tensor.shape) != tensor.shape
     ]
-    listings = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
-    listed = "; ".join(f"{what}: {abridged(names)}" for what, names in listings.items() if names)
-    return listed or f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+class _Incompatible(NamedTuple):
+    """What torch gives to hooks after loading, under the names that it has there."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+
+def _load(
+    module: nn.Module,
+    state_dict: dict[str, Any],
+    prefix: str,
+    metadata: Mapping[str, Any],
+    found: _Incompatible,
+    errors: list[str],
+) -> None:
+    """Do as ``load_state_dict(strict=False, assign=True)`` does, which looks at every name for every module."""
+    local = {**metadata.get(prefix[:-1], {}), "assign_to_params_buffers": True}
+    module._load_from_state_dict(state_dict, prefix, local, True, *found, errors)
+    parts: dict[str, dict[str, Any]] = {}
+    for name, value in state_dict.items():
+        if name.startswith(prefix):
+            parts.setdefault(name[len(prefix) :].partition(".")[0], OrderedDict())[name] = value
+    for name, child in module._modules.items():
+        if child is not None:
+            _load(child, parts.get(name, OrderedDict()), f"{prefix}{name}.", metadata, found, errors)
+    for hook in module._load_state_dict_post_hooks.values():
+        hook(module, found)
 
 
 def _refuse_valueless_buffers(root: nn.Module) -> None:

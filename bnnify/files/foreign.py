@@ -5,23 +5,21 @@ __all__ = ["Foreign", "not_finite", "read", "write"]
 import math
 import os
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import CheckpointError
 from . import folder, program_file
 from .archive import Archive, Refusal
 from .atomic import replace_atomically
+from .content import Foreign, from_content
 from .formats import OpenFile, import_safetensors, is_safetensors, read_legacy, read_safetensors, read_zip
-from .layout import Layout, find, has_state_dict, put_back
-from .modules import build_module
-from .records import is_module, modules_as_state_dicts, plain
+from .layout import Layout, find, put_back
 
 _SAFETENSORS_METADATA = "__metadata__"
 # What a file of another kind begins with, and what to do about it.
@@ -40,36 +38,6 @@ _OTHER_SUFFIXES = {
 }
 
 
-@dataclass(frozen=True)
-class Foreign:
-    """What a checkpoint of somebody else holds.
-
-    Attributes:
-        state_dict: The model's weights under the model's names, on the CPU; mapped from the file if it can be.
-        layout: How the file held them.
-        rest: The other content, as plain data, with what is left of the state_dict where it stood.
-        module: The pickled module or the exported program's module, where the file held one.
-        config: The parsed ``config.json`` of a Hugging Face model directory.
-        left_out: What the file held beside the weights that is no plain data and cannot be kept: where it stood, and
-            its class.
-    """
-
-    state_dict: dict[str, Tensor]
-    layout: Layout
-    rest: Mapping[str, Any] = field(default_factory=dict)
-    module: nn.Module | None = None
-    config: Mapping[str, Any] | None = None
-    left_out: Sequence[str] = ()
-
-    @property
-    def beside(self) -> list[str]:
-        """The names of the tensors that stood in one mapping with the weights, and are not the model's."""
-        mapping: Any = self.rest
-        for key in self.layout.keys:
-            mapping = mapping.get(key, {}) if isinstance(mapping, Mapping) else {}
-        return [name for name, value in mapping.items() if isinstance(value, Tensor)]
-
-
 def read(
     path: str | os.PathLike[str],
     *,
@@ -80,12 +48,13 @@ def read(
     """Read a checkpoint of unknown origin.
 
     A state_dict or a training checkpoint that torch.save wrote in any of its formats; a pickled module, of torch or
-    torchvision if ``names`` are not given; safetensors; a ``*.index.json`` with its shards; a Hugging Face model directory; an exported program.
-    The state_dict is found by its structure: a mapping of names to tensors. Where there are several, it is the one that
-    ``key`` says, else the only one that has all of ``names``, else the only one under a usual key such as
-    ``state_dict`` or ``model``. Without ``names``, prefixes of wrappers are removed which all names begin with:
-    ``module.``, ``_orig_mod.`` and ``model.``. An ``argparse.Namespace`` is read as a dict, a NumPy scalar as a number;
-    whatever else stands beside the weights and is no plain data, such as a date or an optimizer, is left out.
+    torchvision if ``names`` are not given; safetensors; a ``*.index.json`` with its shards; a Hugging Face model
+    directory; an exported program. The state_dict is found by its structure: a mapping of names to tensors. Where there
+    are several, it is the one that ``key`` says, else the only one that has all of ``names``, else the only one under a
+    usual key such as ``state_dict`` or ``model``. Without ``names``, prefixes of wrappers are removed which all names
+    begin with: ``module.``, ``_orig_mod.``, ``model.``, and in a Lightning checkpoint the attribute that is the model.
+    An ``argparse.Namespace`` is read as a dict, a NumPy scalar as a number; whatever else stands beside the weights and
+    is no plain data, such as a date or an optimizer, is left out.
 
     Args:
         path: The file or directory.
@@ -168,7 +137,7 @@ def _read_file(path: Path, key: str | None, names: Collection[str] | None, trust
             return _read_archive(source, key, names, trust)
         if head.startswith(b"\x80"):
             content = _unpickle_freely(path) if trust else read_legacy(source)
-            return _from_content(content, "torch-legacy", key, names)
+            return from_content(content, "torch-legacy", key, names)
     advice = next((text for start, text in _OTHER_FILES.items() if head.lstrip().startswith(start)), None)
     raise Refusal(
         advice
@@ -186,48 +155,7 @@ def _read_archive(source: OpenFile, key: str | None, names: Collection[str] | No
     if "data.pkl" not in archive:
         raise Refusal("it is a zip archive, but torch.save did not write it. Extract the checkpoint from it first.")
     content = _unpickle_freely(source.path) if trust else read_zip(source, archive)
-    return _from_content(content, "torch", key, names)
-
-
-def _from_content(content: Any, kind: str, key: str | None, names: Collection[str] | None) -> Foreign:
-    """The weights in what was unpickled: a module, or a state_dict somewhere in it.
-
-    Where the model is known, only the tensors of a pickled module are needed, and its class may be anybody's.
-    """
-    if names is not None:
-        content = modules_as_state_dicts(content)
-    elif (place := _place_of_module(content, key)) is not None:
-        value = content.get(place[0]) if place else content
-        try:
-            module = value if isinstance(value, nn.Module) else build_module(value)
-        except Refusal:
-            if not has_state_dict(content):
-                raise
-        else:
-            rest, left_out = plain(
-                {name: other for name, other in content.items() if name != place[0]} if place else {}
-            )
-            state_dict = module.state_dict()
-            return Foreign(state_dict, Layout(kind, place, "", tuple(state_dict)), rest, module, left_out=left_out)
-    return _found(content, kind, key, names)
-
-
-def _found(content: Any, kind: str, key: str | None, names: Collection[str] | None) -> Foreign:
-    state_dict, layout, rest = find(content, kind, key, names)
-    rest, left_out = plain(rest)
-    return Foreign(state_dict, layout, rest, left_out=left_out)
-
-
-def _place_of_module(content: Any, key: str | None) -> tuple[str, ...] | None:
-    """The key of a mapping under which a module stands, ``()`` if it is the whole content, None if there is none."""
-    if isinstance(content, Mapping):
-        usual = (key,) if key is not None else ("model", "module", "net", "network", "state_dict")
-        return next(((name,) for name in usual if _is_module(content.get(name))), None)
-    return () if _is_module(content) else None
-
-
-def _is_module(value: Any) -> bool:
-    return isinstance(value, nn.Module) or is_module(value)
+    return from_content(content, "torch", key, names)
 
 
 def _unpickle_freely(path: Path) -> Any:

@@ -1,10 +1,9 @@
 """Where a state_dict stands in a checkpoint, and how to put one back there."""
 
-__all__ = ["Layout", "find", "has_state_dict", "put_back", "without_wrappers"]
+__all__ = ["Layout", "find", "has_state_dict", "put_back"]
 
 import copy
-import re
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +13,9 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from .archive import Refusal
+from .prefixes import common_prefix, is_weight, prefix_by_names, within
 from .records import record_in
 
-# The names of what wraps a model, as its parameters' names begin with them.
-_WRAPPERS = ("module.", "_orig_mod.", "model.")
 # Which of several state_dicts is the model's. They are never needed where there is one.
 _USUAL = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params", "module")
 _MAX_DEPTH = 6
@@ -76,29 +74,11 @@ def find(
         candidates = {(): content}
     keys = _choose(candidates, key, names, content)
     found = candidates[keys]
-    prefix = _prefix_by_names(found, names) if names is not None else _common_prefix(found, content)
-    state_dict = _within(found, prefix)
+    prefix = prefix_by_names(found, names) if names is not None else common_prefix(found, content)
+    state_dict = within(found, prefix)
     taken = {prefix + name for name in state_dict}
     others = {name: value for name, value in found.items() if name not in taken}
     return state_dict, Layout(kind, keys, prefix, tuple(state_dict)), _replaced(content, keys, others)
-
-
-def _within(found: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """The weights whose names begin with ``prefix``, without it, and the versions of the modules there."""
-    state_dict: dict[str, Any] = OrderedDict(
-        (name[len(prefix) :], value.detach() if isinstance(value, Tensor) else value)
-        for name, value in found.items()
-        if name.startswith(prefix) and _can_be_taken(name, value)
-    )
-    metadata = getattr(found, "_metadata", None)
-    if metadata is not None:
-        # The metadata has the modules' names: `module` for the prefix `module.`.
-        state_dict._metadata = OrderedDict(  # type: ignore[attr-defined]
-            (f"{name}.".removeprefix(prefix).removesuffix(".") if name else "", value)
-            for name, value in metadata.items()
-            if f"{name}.".startswith(prefix) and _is_metadata(name, value)
-        )
-    return state_dict
 
 
 def has_state_dict(content: Any) -> bool:
@@ -138,7 +118,7 @@ def _candidates(
         return
     seen.add(id(content))
     values = content.items()
-    if any(map(_is_dense, content.values())) and all(_is_weight(*item) for item in values):
+    if any(map(_is_dense, content.values())) and all(is_weight(*item) for item in values):
         yield path, content
     elif len(path) < _MAX_DEPTH:
         for name, value in values:
@@ -147,24 +127,6 @@ def _candidates(
 
 def _is_dense(value: Any) -> bool:
     return isinstance(value, Tensor) and value.layout == torch.strided
-
-
-def _is_weight(name: str, value: Any) -> bool:
-    return isinstance(value, Tensor) or name.rpartition(".")[2] == "_extra_state"
-
-
-def _can_be_taken(name: str, value: Any) -> bool:
-    return _is_weight(name, value) and record_in(value) is None
-
-
-def _is_metadata(name: Any, value: Any) -> bool:
-    """Whether load_state_dict can do with it: it compares versions without a look at what they are."""
-    return (
-        isinstance(name, str)
-        and isinstance(value, dict)
-        and isinstance(value.get("version"), int | None)
-        and all(isinstance(field, str) for field in value)
-    )
 
 
 def _is_mixed(content: Any) -> bool:
@@ -187,9 +149,9 @@ def _choose(
         raise Refusal(f"it has no state_dict under `{key}`. " + (f"It has {listing}." if listing else "It has none."))
     if not candidates and (record := record_in(content)):
         raise Refusal(
-            f"no state_dict was found in it, but a pickled `{record}`, which is not loaded. Save model.state_dict(); "
-            "for a module of an unknown class, say what makes it (--model, make_model=) and choose it with --key (key=) "
-            "if there are several; or pass --trust (trust=True), which runs the file's code."
+            f"no state_dict was found in it, but a pickled `{record}`, which is not loaded. Save model.state_dict(). "
+            "Of a module, say what makes it with --model (make_model=), and which it is with --key (key=) if there are "
+            "several; or pass --trust (trust=True), which runs the file's code."
         )
     if not candidates:
         what = f"a {type(content).__name__}"
@@ -207,57 +169,8 @@ def _choose(
 
 
 def _fits(found: Mapping[str, Any], names: Collection[str]) -> bool:
-    prefix = _prefix_by_names(found, names)
+    prefix = prefix_by_names(found, names)
     return all(prefix + name in found for name in names if not name.endswith(_COUNT))
-
-
-def _prefix_by_names(found: Mapping[str, Any], names: Collection[str]) -> str:
-    """The prefix under which most of ``names`` are there."""
-    counts: Counter[str] = Counter()
-    own = set(names)
-    for name in found:
-        starts = [0] + [match.end() for match, _ in zip(re.finditer(r"\.", name), range(32), strict=False)]
-        counts.update(name[:start] for start in starts if name[start:] in own)
-    return min(counts, key=lambda prefix: (-counts[prefix], len(prefix)), default="")
-
-
-def without_wrappers(state_dict: Mapping[str, Any], names: Collection[str]) -> Mapping[str, Any]:
-    """``state_dict`` without the prefixes of wrappers that all of its names begin with, and none of ``names``."""
-    prefix = _common_prefix(state_dict, None, names)
-    return _within(state_dict, prefix) if prefix else state_dict
-
-
-def _common_prefix(found: Mapping[str, Any], content: Any, own: Collection[str] = ()) -> str:
-    """The wrappers that every name begins with, and none of the model's ``own``.
-
-    In a Lightning checkpoint one of them is the attribute of the LightningModule that is the model, whatever its name;
-    losses and metrics may stand beside it.
-    """
-    lightning = isinstance(content, Mapping) and "pytorch-lightning_version" in content
-    prefix = ""
-    for _ in range(_MAX_DEPTH):
-        wrappers = [wrapper for wrapper in _WRAPPERS if not any(name.startswith(wrapper) for name in own)]
-        longer = next((prefix + w for w in wrappers if all(_is_below(prefix + w, name) for name in found)), None)
-        if longer is None and lightning:
-            longer, lightning = _prefix_of_matrices(found, prefix), False
-        if longer is None:
-            break
-        prefix = longer
-    return prefix
-
-
-def _is_below(prefix: str, name: str) -> bool:
-    return name.startswith(prefix) and name != prefix
-
-
-def _prefix_of_matrices(found: Mapping[str, Any], prefix: str) -> str | None:
-    """``model.`` if there is one, else the one attribute under which everything is that has two dimensions or more."""
-    if any(_is_below(prefix + "model.", name) for name in found):
-        return prefix + "model."
-    tensors = {name: value for name, value in found.items() if isinstance(value, Tensor) and value.ndim > 1}
-    attributes = {name[len(prefix) :].partition(".")[:2] for name in tensors}
-    attribute, dot = attributes.pop() if len(attributes) == 1 else ("", "")
-    return f"{prefix}{attribute}." if dot else None
 
 
 def _place(tensor: Any) -> Any:

@@ -19,8 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .archive import Refusal
-from .records import MAX_NAMES
-from .vocabulary import Instance, Name
+from .records import MAX_NAMES, Instance, Name
 
 _PARALLEL = "torch.nn.parallel.data_parallel.DataParallel"
 _ACTIVATIONS = ("elu", "gelu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "relu6", "silu", "softplus")

@@ -2,8 +2,11 @@
 
 __all__ = ["describe_nearest"]
 
+from collections.abc import Sequence
+
+from .builders import families
 from .known_shapes import shapes_of_recipe
-from .recipes import Recipe, families
+from .recipes import Recipe
 from .shapes import Difference, Shapes, abridged, printable
 
 # Of so many families one model is made, and of the likeliest one so many, to find the nearest builder.
@@ -13,8 +16,22 @@ _FAMILIES, _RELATIVES = 5, 6
 _NEAR, _WORTH_A_LOOK, _ENOUGH = 0.25, 0.1, 0.5
 
 
-def describe_nearest(given: Shapes, libraries: list[str]) -> str:
-    """A sentence on the builder whose model has most in common with ``given``, and on what differs."""
+def describe_nearest(readings: Sequence[Shapes], libraries: Sequence[str]) -> str:
+    """A sentence on the builder whose model has most in common with one of the ``readings`` of a file's names.
+
+    The readings are the names as they are, and without a prefix that they share.
+    """
+    name, best = max((_nearest(given, libraries) for given in readings), key=lambda found: found[1].similarity)
+    if best.similarity < _NEAR:
+        if best.shared:
+            return f"None is near: {name} has {best.shared} of the file's {best.named} names."
+        return f"None is near; the file's names are {abridged(map(printable, readings[0]))}."
+    names = "" if 2 * best.fitting > best.shared else f", though {best.shared} of the file's {best.named} names are its"
+    return f"Nearest is {name}: {best.fitting} of its {len(best.model)} tensors fit{names} ({best})."
+
+
+def _nearest(given: Shapes, libraries: Sequence[str]) -> tuple[str, Difference]:
+    """The builder that is nearest to ``given``, and how its model differs."""
     name, best = "", Difference.between({}, given)
     for library in libraries:
         if best.similarity > _ENOUGH:
@@ -25,12 +42,7 @@ def describe_nearest(given: Shapes, libraries: list[str]) -> str:
         relatives = next((members for members in likely if name == f"{library} {members[0]}"), ())
         for builder in relatives[:_RELATIVES] if best.similarity > _WORTH_A_LOOK else ():
             name, best = _nearer(name, best, Recipe(library, builder), given)
-    if best.similarity < _NEAR:
-        if best.shared:
-            return f"None is near: {name} has {best.shared} of the file's {best.named} names."
-        return f"None is near; the file's names are {abridged(map(printable, given))}."
-    names = "" if 2 * best.fitting > best.shared else f", though {best.shared} of the file's {best.named} names are its"
-    return f"Nearest is {name}: {best.fitting} of its {len(best.model)} tensors fit{names} ({best})."
+    return name, best
 
 
 def _nearer(name: str, best: Difference, recipe: Recipe, given: Shapes) -> tuple[str, Difference]:

@@ -14,7 +14,9 @@ from typing import Any, BinaryIO, TypeAlias
 import torch
 
 from .archive import Refusal
-from .vocabulary import Instance, Name, Storage, Vocabulary, as_key, as_size, of_type, storage_dtype
+from .checked import as_key, as_size, of_type
+from .records import Instance, Name
+from .vocabulary import Storage, Vocabulary, storage_dtype
 
 # Bounds what a small file can make of itself: an empty set takes 216 bytes of memory and one in the file.
 _MAX_OPERATIONS = 2_000_000

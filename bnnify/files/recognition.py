@@ -10,9 +10,10 @@ from importlib.util import find_spec
 from typing import Any
 
 from ..errors import CheckpointError
+from .builders import likely_builders
 from .known_shapes import Kernels, kernels_of, shapes_of_recipe, shapes_unless_far
 from .nearest import describe_nearest
-from .recipes import Recipe, likely_builders
+from .recipes import Recipe
 from .shapes import COUNT, Difference, Shapes, printable, shapes_of
 
 _MAX_PREFIXES = 4
@@ -53,16 +54,17 @@ def recognise(state_dict: Mapping[str, Any]) -> Recognition:
     if not given:
         raise CheckpointError("No model can be recognised: the file holds no tensors under names.")
     libraries = [library for library in ("torchvision", "timm") if find_spec(library)]
-    prefix, inner = "", given
-    for shorter in _without_shared_prefixes(given):
-        prefix, inner = next(iter(given)).removesuffix(next(iter(shorter))), shorter
-        if (found := _match(shorter, libraries)) is not None:
+    prefix, readings = "", list(_without_shared_prefixes(given))
+    for reading in readings:
+        prefix = next(iter(given)).removesuffix(next(iter(reading)))
+        if (found := _match(reading, libraries)) is not None:
             return replace(found, prefix=prefix)
     asked = " and ".join(libraries) if libraries else "no library, as neither torchvision nor timm is installed"
     without = f", with {printable(prefix)} or without" if prefix else ""
+    nearest = describe_nearest(readings, libraries)
     raise CheckpointError(
-        f"The model was not recognised{without} (asked: {asked}). {describe_nearest(inner, libraries)} Say what makes "
-        "the model: --model package.module:factory, and --model-args for its arguments."
+        f"The model was not recognised{without} (asked: {asked}). {nearest} Say what makes the model: "
+        "--model package.module:factory, and --model-args for its arguments."
     )
 
 
@@ -92,9 +94,8 @@ def _notes(recipe: Recipe, given: Shapes) -> tuple[str, ...]:
     """Where torchvision makes its pretrained models otherwise than models without weights."""
     if recipe.library == "torchvision" and recipe.builder in ("googlenet", "inception_v3"):
         return ("transform_input is False here; torchvision's pretrained weights go with transform_input=True.",)
-    counts = {
-        name for name in shapes_of_recipe(recipe) or () if name.startswith("backbone.body.") and name.endswith(COUNT)
-    }
+    own = shapes_of_recipe(recipe) or ()
+    counts = {name for name in own if name.startswith("backbone.body.") and name.endswith(COUNT)}
     if counts - given.keys():
         return (
             "The backbone's BatchNorm was frozen, as in torchvision's pretrained models; here it is not, and its eps "

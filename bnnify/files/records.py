@@ -1,20 +1,36 @@
 """The inert records that stand for the objects of a pickle: plain data without them, and the tensors in them."""
 
-__all__ = ["MAX_NAMES", "is_module", "modules_as_state_dicts", "plain", "record_in"]
+__all__ = ["MAX_NAMES", "Instance", "Name", "is_module", "modules_as_state_dicts", "plain", "record_in"]
 
 from collections import Counter, OrderedDict
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from .archive import Refusal
-from .vocabulary import Instance, Name, of_type
 
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
 _MAPPINGS = (dict, OrderedDict, Counter)
 _COLLECTIONS = (list, tuple, set, frozenset)
 # A module registered twice, in a module registered twice, …: few objects can have more names than can be walked.
 MAX_NAMES = 200_000
+
+
+@dataclass(eq=False, frozen=True)
+class Name:
+    """A class or function that the file names. It stays a name."""
+
+    name: str
+
+
+@dataclass(eq=False)
+class Instance:
+    """An object of a class that the file names: what would have been its arguments and its ``__dict__``."""
+
+    name: str
+    arguments: tuple[Any, ...] = ()
+    state: Any = None
 
 
 def plain(value: Any) -> tuple[Any, list[str]]:
@@ -102,7 +118,7 @@ def _state_dict_of(instance: Instance) -> dict[str, Tensor]:
         if id(module) in open_modules or left < 0:
             raise Refusal("its modules are registered in each other too often. Save model.state_dict() instead.")
         open_modules.add(id(module))
-        unsaved = of_type(state.get("_non_persistent_buffers_set", set()), set)
+        unsaved = found if isinstance(found := state.get("_non_persistent_buffers_set"), set) else ()
         for name, tensor in (*state["_parameters"].items(), *state["_buffers"].items()):
             if isinstance(tensor, Tensor) and name not in unsaved:
                 tensors[f"{prefix}{name}"] = tensor.detach()

@@ -1,6 +1,6 @@
 """What a pickle may name, and what becomes of it: plain data, tensors, and inert records of modules."""
 
-__all__ = ["Instance", "Name", "Storage", "Vocabulary", "as_key", "as_size", "of_type", "storage_dtype"]
+__all__ = ["Storage", "Vocabulary", "storage_dtype"]
 
 import struct
 import warnings
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from .archive import Refusal
+from .checked import as_key, as_size, of_type
+from .records import Instance, Name
 
 # Beyond what the file holds, for tensors that were expanded or overlap.
 _SPARE_BYTES = 64 << 20
@@ -43,22 +45,6 @@ _FORMATS = {"f2": "e", "f4": "f", "f8": "d", "b1": "?"} | dict(
 # They take the class of the object as their first argument.
 _MAKERS_OF_ANY_CLASS = ("copyreg._reconstructor", "numpy.core.multiarray._reconstruct")
 _OLD_NAMES = {"__builtin__": "builtins", "numpy._core.multiarray": "numpy.core.multiarray"}
-
-
-@dataclass(eq=False, frozen=True)
-class Name:
-    """A class or function that the file names. It stays a name."""
-
-    name: str
-
-
-@dataclass(eq=False)
-class Instance:
-    """An object of a class that the file names: what would have been its arguments and its ``__dict__``."""
-
-    name: str
-    arguments: tuple[Any, ...] = ()
-    state: Any = None
 
 
 @dataclass(eq=False, frozen=True)
@@ -155,35 +141,6 @@ class Vocabulary:
         return of_type(result, Tensor, nn.Parameter)
 
 
-def of_type(value: Any, *types: type) -> Any:
-    if type(value) not in types:
-        raise Refusal(f"it has a {type(value).__name__} where torch.save writes something else. Get the file again.")
-    return value
-
-
-def as_size(value: Any) -> int:
-    if type(value) is not int or not 0 <= value < 1 << 60:
-        raise Refusal("it has a number that can be no size: it is damaged. Get the file again.")
-    return value
-
-
-def as_key(value: Any) -> Any:
-    """``value``, once it is known that hashing it is quick, cannot recurse and cannot be made to collide."""
-    if type(value) is tuple and len(value) <= 16:
-        for element in value:
-            if type(element) is tuple:
-                break
-            as_key(element)
-        else:
-            return value
-    elif type(value) is int:
-        if abs(value) < 1 << 60:
-            return value
-    elif value is None or type(value) in (str, bytes, float, bool, torch.dtype, torch.device, Instance, Name):
-        return value
-    raise Refusal(f"it has a {type(value).__name__} as the key of a mapping. Save the state_dict alone.")
-
-
 def storage_dtype(dotted: str) -> torch.dtype | None:
     module, _, attribute = dotted.rpartition(".")
     return _STORAGES.get(attribute) if module in ("torch", "torch.cuda", "torch.storage") else None
@@ -218,14 +175,16 @@ def _sparse(layout: Any, indices: Any, second: Any, third: Any, *more: Any) -> T
     """A sparse tensor, such as an adjacency matrix among the buffers; its indices are compared with its size."""
     of_type(layout, torch.layout)
     compressed = layout != torch.sparse_coo
-    tensors = (indices, second, third) if compressed else (indices, second)
-    size = tuple(map(as_size, more[0] if compressed else third))
-    tensors = tuple(of_type(tensor, Tensor, nn.Parameter).detach() for tensor in tensors)
+    parts = [of_type(part, Tensor, nn.Parameter).detach() for part in (indices, second)]
+    size = list(map(as_size, more[0] if compressed else third))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's, that compressed layouts are in beta state
         if compressed:
-            return torch.sparse_compressed_tensor(*tensors, size, layout=layout, check_invariants=True)
-        tensor = torch.sparse_coo_tensor(*tensors, size, check_invariants=True)
+            values = of_type(third, Tensor, nn.Parameter).detach()
+            return torch.sparse_compressed_tensor(
+                parts[0], parts[1], values, size, layout=layout, check_invariants=True
+            )
+        tensor = torch.sparse_coo_tensor(parts[0], parts[1], size, check_invariants=True)
     return tensor.coalesce() if more and more[0] else tensor
 
 
