@@ -112,6 +112,14 @@ def test_what_stands_beside_the_weights_is_left_out_and_named(model, capsys):
     assert torch.load("back.pt").keys() == content.keys() - {"day"}
 
 
+def test_with_trust_too_only_plain_data_is_kept(model, capsys):
+    torch.save(torch.load("model.pt") | {"day": datetime.date(2026, 1, 1)}, "model.pt")
+    assert main(["convert", "model.pt", *MADE, "--trust"]) == 0
+    assert "`day` (datetime.date)" in capsys.readouterr().out
+    assert main(["collapse", "model.bnn.pt", "-o", "back.pt"]) == 0
+    assert torch.load("back.pt").keys() == {"state_dict", "epoch"}
+
+
 def test_a_module_of_ones_own_class_converts_by_the_model_without_trust(model, tmp_path, capsys):
     class Ours(nn.Sequential):
         pass

@@ -6,6 +6,7 @@ from collections import Counter, OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .archive import Refusal
@@ -13,6 +14,9 @@ from .archive import Refusal
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
 _MAPPINGS = (dict, OrderedDict, Counter)
 _COLLECTIONS = (list, tuple, set, frozenset)
+_SCALARS = (type(None), bool, int, float, complex, str, bytes, bytearray)
+_OF_TORCH = (torch.Size, torch.device, torch.dtype, torch.layout)
+_PLAIN = frozenset((*_MAPPINGS, *_COLLECTIONS, *_SCALARS, *_OF_TORCH))
 # A module registered twice, in a module registered twice, …: few objects can have more names than can be walked.
 MAX_NAMES = 200_000
 
@@ -34,7 +38,7 @@ class Instance:
 
 
 def plain(value: Any) -> tuple[Any, list[str]]:
-    """``value`` without the records in it, and what was left out, each as its place and its class."""
+    """``value`` without all that is no plain data, and what was left out, each as its place and its class."""
     walk = _Plain()
     return walk.visit(value, ""), walk.left_out
 
@@ -47,16 +51,24 @@ def record_in(value: Any) -> str | None:
     return None
 
 
-def modules_as_state_dicts(content: Any) -> Any:
+def modules_as_state_dicts(content: Any, done: dict[int, Any] | None = None) -> Any:
     """``content`` with a state_dict in the place of each pickled module that has tensors, whatever its class.
 
     Modules are looked for in ``content`` itself and in mappings of it.
     """
-    if isinstance(content, Instance):
-        return _state_dict_of(content) or content
-    if type(content) in _MAPPINGS and any(isinstance(value, Instance) for value in content.values()):
-        return type(content)({name: modules_as_state_dicts(value) for name, value in content.items()})
-    return content
+    done = {} if done is None else done
+    if not isinstance(content, Instance) and type(content) not in _MAPPINGS:
+        return content
+    # A few mappings that hold each other a thousand times have more paths than can be walked.
+    if id(content) not in done:
+        done[id(content)] = content
+        if isinstance(content, Instance):
+            done[id(content)] = _state_dict_of(content) or content
+        else:
+            replaced = {name: modules_as_state_dicts(value, done) for name, value in content.items()}
+            if any(replaced[name] is not value for name, value in content.items()):
+                done[id(content)] = type(content)(replaced)
+    return done[id(content)]
 
 
 class _Plain:
@@ -79,7 +91,7 @@ class _Plain:
         for key, item in items:
             label = str(key)[:80] if isinstance(key, (str, int)) else "…"
             where = f"{place}.{label}".removeprefix(".")[:160]
-            if found := _record_of(item) or _record_of(key):
+            if found := _class_unless_plain(item) or _class_unless_plain(key):
                 self.left_out.append(f"`{where}` ({found[:80]})")
             else:
                 kept.append((key, self.visit(item, where)))
@@ -88,10 +100,14 @@ class _Plain:
         return type(value)(dict(kept) if isinstance(value, dict) else [item for _, item in kept])
 
 
-def _record_of(value: Any) -> str | None:
-    """What ``value`` is a record of; a tuple, as a key may be, of what the first record in it is."""
-    parts = value if type(value) is tuple else (value,)
-    return next((part.name for part in parts if isinstance(part, (Instance, Name))), None)
+def _class_unless_plain(value: Any) -> str | None:
+    """The class of what is no plain data; of a tuple, as a key may be, that of the first such part."""
+    for part in value if type(value) is tuple else (value,):
+        if isinstance(part, (Instance, Name)):
+            return part.name
+        if type(part) not in _PLAIN and not isinstance(part, Tensor):
+            return f"{type(part).__module__}.{type(part).__qualname__}"
+    return None
 
 
 def is_module(value: Any) -> bool:
