@@ -298,7 +298,7 @@ def test_training_bayesian_lora_moves_only_the_adapters_and_they_can_be_merged_a
         bnnify.elbo(output.loss, kl, num_data=20).backward()
         optimizer.step()
     for name, value in bnn.module.state_dict().items():
-        moves = "lora_" in name and not name.endswith("_prior_mean")
+        moves = "lora_" in name and not name.endswith(("_prior_mean", "_initial_std"))
         assert torch.equal(value, before[name]) != moves, name
 
     plain = bnnify.collapse(bnn)
@@ -372,7 +372,8 @@ def test_the_trainer_trains_means_and_rhos(train):
     for parameter in unique_bayesian_parameters(bnn):
         assert not torch.equal(parameter.mean, before[parameter.name]), parameter.name
         assert not torch.equal(parameter.rho, before[parameter.name + "_rho"]), parameter.name
-    assert trainer.evaluate()["eval_loss"] > 0
+    # The Trainer cannot gather a cache, and looks for its name in a config, which the wrapper does not have.
+    assert trainer.evaluate(ignore_keys=["past_key_values"])["eval_loss"] > 0
     found = trainer.predict(trainer.eval_dataset, ignore_keys=["past_key_values"])
     assert found.predictions.shape == (16, 2)
 
