@@ -24,8 +24,8 @@ def save(bnn: BayesianModel, path: str | os.PathLike[str]) -> None:
     """Write a converted model: its ``state_dict`` and, as plain data, how it was converted and how to make it again.
 
     The file is complete or not there: it is written beside ``path`` and renamed. It loads under ``weights_only=True``,
-    and its ``"state_dict"`` has the original keys plus ``*_rho`` and ``*_prior_mean``. A path that ends in
-    ``.safetensors`` gets a file of that format, in which a tied parameter stands once.
+    and its ``"state_dict"`` has the original keys plus ``*_rho``, ``*_prior_mean`` and ``*_initial_std``. A path that
+    ends in ``.safetensors`` gets a file of that format, in which a tied parameter stands once.
 
     Raises:
         CheckpointError: A prior or a rule for σ is not one of bnnify's own, so that no file could restore it; the model

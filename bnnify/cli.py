@@ -104,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     how.add_argument("--select", action="append", metavar="GLOB", help="convert these parameters or modules only")
     how.add_argument("--exclude", action="append", metavar="GLOB", help="leave these alone")
-    how.add_argument("--strict", action="store_true", help="refuse a model with layers that are not supported")
+    how.add_argument("--strict", action="store_true", help="refuse a model with layers of unknown or unsupported types")
     command.add_argument("--dry-run", action="store_true", help="show the report and write nothing")
 
     command = _command(commands, "inspect", _inspect, "σ, signal-to-noise ratio and KL of each parameter")

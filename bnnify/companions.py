@@ -4,6 +4,7 @@ __all__ = ["COMPANIONS", "INITIAL_STD", "PRIOR_MEAN", "RHO", "PriorMean", "as_bu
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 RHO, PRIOR_MEAN, INITIAL_STD = COMPANIONS = "_rho", "_prior_mean", "_initial_std"
@@ -38,6 +39,14 @@ def as_buffer(scalar: Tensor) -> Tensor:
     return (scalar.full_tensor() if hasattr(scalar, "full_tensor") else scalar).detach().clone().reshape(1)
 
 
-def from_buffer(buffer: Tensor) -> Tensor:
-    """The scalar to compute with: of shape (), and not the buffer itself, which DDP overwrites before each forward."""
-    return (buffer.full_tensor() if hasattr(buffer, "full_tensor") else buffer.clone()).reshape(())
+def from_buffer(buffer: Tensor) -> Tensor | float:
+    """The scalar to compute with: a number where it is at hand, which on a GPU would have to be waited for.
+
+    As a tensor it is not the buffer itself, which DDP overwrites before each forward.
+    """
+    if hasattr(buffer, "full_tensor"):
+        return buffer.full_tensor().reshape(())
+    is_plain = type(buffer) is Tensor and torch._C._functorch.peek_interpreter_stack() is None
+    if torch.compiler.is_compiling() or not (is_plain and buffer.is_cpu and torch._C._len_torch_dispatch_stack() == 0):
+        return buffer.clone().reshape(())
+    return buffer.item()

@@ -54,8 +54,8 @@ def convert(
             (``"fc.weight"``, ``"*.scale"``) takes exactly that parameter, whatever holds it, frozen or not.
         exclude: A glob or a list of globs: what to leave alone of what would be converted. Default: ``()``, nothing.
         prior: p(w). Default: ``Pretrained()``, centred on the pretrained weights, which holds each weight near where it
-            is. A layer whose weights are not trained yet, such as a new head, wants another one:
-            ``prior={"fc": Gaussian(std="learned")}``.
+            is. A layer whose weights are not trained yet, such as a new head, needs one with room:
+            ``prior={"fc": Gaussian(std=0.3)}``.
         posterior_std: How σ starts: a number, ``Relative(fraction)``, ``Moped(delta)``, or a ``FisherStd``, which is
             made from data or from Adam's state. Default: ``Relative(0.2, full_width=32)``, a fifth of each tensor's rms
             and less for layers of few units.
@@ -92,8 +92,8 @@ def convert(
     """
     root, holders = _prepare(model, inplace)
     why_not = Selection(select, holders, exclude).why_not()
-    chosen = {parameter: holders[parameter] for parameter, reason in why_not.items() if reason is None}
     already = {parameter: own for parameter, places in holders.items() if (own := settings_there(places))}
+    chosen = {p: holders[p] for p, reason in why_not.items() if reason is None or (p in already and reason.is_general)}
     given: dict[str, Any] = {"prior": prior, "posterior_std": posterior_std, "estimator": estimator}
     if not chosen and (not already or select is not None or any(value is not UNSET for value in given.values())):
         raise ConversionError(nothing_to_convert(root, why_not))

@@ -34,10 +34,10 @@ def can_fuse(mean: Tensor, rho: Tensor, terms: KLTerms) -> bool:
         mean.dtype in _CUT
         and all(type(t) in (Tensor, nn.Parameter) and not t.is_meta for t in (*same, *of_prior))
         and all(t.dtype == mean.dtype for t in same)
+        and _is_in_range(terms.std)
         and not torch.compiler.is_compiling()
         and torch._C._functorch.peek_interpreter_stack() is None
         and not _is_traced()
-        and _is_in_range(terms)
     )
 
 
@@ -74,8 +74,7 @@ class _SampleAndKL(torch.autograd.Function):
     def forward(
         ctx: Any, mean: Tensor, rho: Tensor, noise: Tensor | None, terms: KLTerms
     ) -> tuple[Tensor | None, Tensor]:
-        cut, s = _CUT[rho.dtype], _at_hand(terms.std)
-        p = _precision(s, rho)
+        cut, s, p = _CUT[rho.dtype], terms.std, _precision(terms.std, rho)
         # Asked only where the answer is at hand: a GPU would have to be waited for.
         low, high = (limit.item() for limit in rho.aminmax()) if rho.is_cpu else (-math.inf, math.inf)
         ctx.may_underflow, ctx.is_negative = low < cut, high < 0
@@ -164,16 +163,10 @@ def _plain_backward(
     return [found.get(mean), found.get(rho)]
 
 
-def _at_hand(std: Tensor | float | None) -> Any:
-    """The prior's std as a number, if it is not on a GPU, which would have to be waited for."""
-    return std.item() if isinstance(std, Tensor) and std.is_cpu else std
-
-
-def _is_in_range(terms: KLTerms) -> bool:
+def _is_in_range(std: Tensor | float | None) -> bool:
     """Whether squares of what is as small or as large as the prior's std are in range; :func:`_precision` sees to it
-    where the std is not at hand.
+    where the std is a tensor, on a GPU that would have to be waited for.
     """
-    std = _at_hand(terms.std)
     return std is None or isinstance(std, Tensor) or (std > 0 and abs(math.log(std)) <= 25)
 
 

@@ -31,7 +31,7 @@ class BayesianModel(nn.Module):
 
     Attributes:
         module: The model itself. Calling it outside a draw gives the posterior mean, which is the original network. Its
-            ``state_dict`` has the original keys plus ``*_rho`` and ``*_prior_mean``.
+            ``state_dict`` has the original keys plus ``*_rho``, ``*_prior_mean`` and ``*_initial_std``.
         report: What the conversion did with each parameter.
         origin: Where the weights came from, if from a file; :func:`bnnify.save` writes it down. None otherwise.
     """

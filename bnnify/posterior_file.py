@@ -63,7 +63,7 @@ class PosteriorFile:
 
     Attributes:
         path: The file.
-        state_dict: The original names plus ``*_rho`` and ``*_prior_mean``.
+        state_dict: The original names plus ``*_rho``, ``*_prior_mean`` and ``*_initial_std``.
         settings: How each Bayesian parameter is Bayesian, by name.
         origin: Where the weights came from.
     """

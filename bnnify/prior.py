@@ -32,7 +32,7 @@ class Posterior(NamedTuple):
     mean: Tensor
     rho: Tensor | None
     prior_mean: Tensor | None
-    initial_std: Tensor | None
+    initial_std: Tensor | float | None
     sample: Tensor | None = None
     kept: Tensor | None = None
 

@@ -92,7 +92,7 @@ class Pretrained(Prior):
         if self.std is not None:
             return self.std
         assert posterior.initial_std is not None  # `needs_initial_std` promised it
-        return self.scale * at_least_float32(posterior.initial_std)
+        return self.scale * posterior.initial_std
 
 
 @dataclass(frozen=True)

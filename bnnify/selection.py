@@ -109,6 +109,11 @@ class WhyNot(NamedTuple):
     reason: Reason
     sentence: str
 
+    @property
+    def is_general(self) -> bool:
+        """Whether it is not ``select`` or ``exclude`` that leaves it alone."""
+        return self.reason not in (Reason.NOT_SELECTED, Reason.EXCLUDED)
+
 
 class Selection:
     """The meaning of ``select``: says of each parameter that it is to be converted, or why not.

@@ -35,8 +35,8 @@ def quiet_subclass(
 
     Example::
 
-        >>> quiet_subclass(nn.Linear, "Named", {"name": "one"}).name
-        'one'
+        >>> quiet_subclass(dict, "Table", {"unit": "nats"}).unit
+        'nats'
     """
     metaclass: type = type(plain)
     added = dict(metaclass_namespace or {})

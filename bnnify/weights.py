@@ -23,14 +23,15 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Any], *, share: bool
     """Load pretrained weights, or a converted model's own ``state_dict``, into a converted model.
 
     The weights become the posterior means. Where the file has no ρ for a parameter, σ starts anew from the loaded
-    weights by the rule that it was converted with; where it has no prior mean, the loaded weights are it. So a model
-    may be converted before it has its weights, also on the meta device, where the tensors of the state_dict become its
-    own. Parameters that were tied stay tied.
+    weights by the rule that it was converted with; where it has no prior mean, the loaded weights are it, and where it
+    has no scale of the prior, that follows them. So a model may be converted before it has its weights, also on the
+    meta device, where the tensors of the state_dict become its own. Parameters that were tied stay tied.
 
     Args:
         model: A converted model (a :class:`BayesianModel` or its ``module``).
         state_dict: Tensors under the original names, or names that the modules' own hooks and loaders bring into them;
-            ``*_rho`` and ``*_prior_mean`` may be missing. The prefixes of wrappers, such as ``module.``, are removed.
+            ``*_rho``, ``*_prior_mean`` and ``*_initial_std`` may be missing. The prefixes of wrappers, such as
+            ``module.``, are removed.
         share: Let a prior mean be the memory of the mean itself, for a model that is only to be written to a file:
             what trains the one would move the other. Default: ``False``.
 

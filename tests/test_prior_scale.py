@@ -7,9 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import bnnify
-from bnnify import fused
+from bnnify import parameters
 from bnnify.companions import INITIAL_STD, PriorMean
 from bnnify.parameters import unique_bayesian_parameters
 
@@ -35,6 +36,11 @@ def trained(**options):
 def without_scale(state):
     """As version 0.1 has written it."""
     return {name: tensor for name, tensor in state.items() if not name.endswith(INITIAL_STD)}
+
+
+class Watching(TorchDispatchMode):
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        return function(*args, **(kwargs or {}))
 
 
 # The scale
@@ -114,6 +120,11 @@ def test_a_cast_model_keeps_its_prior(dtype):
     assert bnn.to(dtype).kl().item() == pytest.approx(before, rel=0.05)
 
 
+def as_tensor(buffer):
+    """The form of a scale on a GPU."""
+    return buffer.clone().reshape(())
+
+
 def test_a_scale_that_is_not_at_hand_gives_the_same_sample_kl_and_gradients(monkeypatch):
     bnn, x = trained(), torch.ones(2, 6)
 
@@ -125,14 +136,14 @@ def test_a_scale_that_is_not_at_hand_gives_the_same_sample_kl_and_gradients(monk
         return output.detach(), kl.detach(), [p.grad for p in bnn.parameters() if p.grad is not None]
 
     at_hand = step()
-    monkeypatch.setattr(fused, "_at_hand", lambda std: std)  # as on a GPU
+    monkeypatch.setattr(parameters, "from_buffer", as_tensor)
     torch.testing.assert_close(step(), at_hand)
 
 
 def test_a_prior_far_narrower_than_numbers_have_squares_has_a_finite_gradient_where_its_scale_is_not_at_hand(
     monkeypatch,
 ):
-    monkeypatch.setattr(fused, "_at_hand", lambda std: std)
+    monkeypatch.setattr(parameters, "from_buffer", as_tensor)
     bnn = bnnify.convert(nn.Linear(4, 3, bias=False), posterior_std=1e-25)
     bnn(torch.ones(1, 4))[1].backward()
     assert bnn.module.weight.grad.isfinite().all()
@@ -141,8 +152,9 @@ def test_a_prior_far_narrower_than_numbers_have_squares_has_a_finite_gradient_wh
 
 def test_an_overwritten_scale_does_not_spoil_a_backward_that_is_still_to_come():
     """DDP sends buffers around before each forward, also between a forward and its backward."""
-    bnn = bnnify.convert(network().half())  # in half precision autograd computes the KL, and keeps the scale
-    kl = bnn.kl()
+    bnn = bnnify.convert(network())
+    with Watching():  # autograd computes the KL then, and keeps the scale, which is a tensor as on a GPU
+        kl = bnn.kl()
     for buffer in bnn.buffers():
         buffer.copy_(buffer.clone())
     kl.backward()

@@ -397,15 +397,21 @@ def test_an_option_for_what_is_new_or_that_changes_nothing_is_followed(options):
         assert bnn.report.entries[2:] == fresh.report.entries[2:]
 
 
-@pytest.mark.parametrize(
-    "options", [{"select": "1"}, {"select": "1", "prior": Gaussian()}, {"prior": Gaussian()}], ids=str
-)
+@pytest.mark.parametrize("options", [{"select": "1"}, {"select": "1", "prior": Gaussian()}], ids=str)
 def test_options_with_which_nothing_is_left_to_convert_are_refused(options):
     bnn = bnnify.convert(nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)))
-    bnn.requires_grad_("select" in options)  # what is frozen would be left alone
     with pytest.raises(bnnify.ConversionError, match="Nothing to convert"):
         bnnify.convert(bnn, **options)
     assert reported(bnnify.convert(bnn)) == {"0.weight", "0.bias"}
+
+
+def test_an_option_is_for_what_is_frozen_or_off_by_default_too_once_that_is_bayesian():
+    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+    for name, frozen in (("0.weight", True), ("1.weight", False)):
+        bnn = bnnify.convert(model, select=name)
+        bnn.module.get_parameter(name).requires_grad_(not frozen)
+        with pytest.raises(bnnify.ConversionError, match=f"Cannot follow prior= for `{name}`"):
+            bnnify.convert(bnn, prior=Gaussian())
 
 
 def test_a_new_head_is_added_to_a_converted_model():
