@@ -1,4 +1,4 @@
-"""What a pickle may name, and what becomes of it: plain data, tensors, and inert records of modules."""
+"""What a pickle may name, and what becomes of it: plain data, tensors, and inert records of all else."""
 
 __all__ = ["Storage", "Vocabulary", "storage_dtype"]
 
