@@ -13,7 +13,7 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 from .context import Active, Entry, enter, find, last_entered, leave
 from .errors import DrawError
 from .estimators import Estimator
-from .outputs import hook_outputs
+from .outputs import OutputsWithoutGraph, hook_outputs
 from .posterior import sample
 from .sharding import is_unsharded_form, unsharded
 
@@ -66,6 +66,7 @@ class Draw:
         self.forward_of = forward_of
         self.may_run_again = False
         """Whether a parameter was read in a region that may be run again in backward."""
+        self.outputs_without_graph = OutputsWithoutGraph()
         self._entered: list[Any] = []
         for parameter in parameters:
             if forward_of is not None and has_draw(parameter.active, forward_of):
@@ -93,6 +94,7 @@ class Draw:
         else:
             entered = last_entered(self) or self._entered[-1]  # the latter where another task or thread leaves
             self._entered.remove(entered)
+            self.outputs_without_graph.remember()
             leave(entered)
 
 

@@ -3,7 +3,9 @@
 __all__ = ["hook_outputs", "remember", "take_off_copied_hooks", "tensors_in"]
 
 import dataclasses
+import functools
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +26,45 @@ def remember(output: Any) -> None:
     hook on every tensor of the output fires before any of them does. Where no region can run again, nothing is kept.
     Compiled code has the draws in its graph and needs no hook.
     """
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+    if torch.compiler.is_compiling():
         return
     draws = in_effect()
-    if any(draw.may_run_again for draw in draws):
+    if not any(draw.may_run_again for draw in draws):
+        return
+    if torch.is_grad_enabled():
         for tensor in tensors_in(output):
             if tensor.grad_fn is not None and not torch._C._functorch.is_functorch_wrapped_tensor(tensor):
                 tensor.register_hook(_TensorHook(draws))
+    else:
+        draws[-1].outputs_without_graph.add(output, draws)
+
+
+class OutputsWithoutGraph:
+    """Outputs that were computed without a graph, as long as they live.
+
+    Re-entrant checkpointing makes those of a region, a tensor or a tuple of tensors, part of a graph afterwards.
+    """
+
+    def __init__(self) -> None:
+        self._outputs: dict[int, tuple[weakref.ref[Tensor], tuple[Draw, ...]]] = {}
+
+    def add(self, output: Any, draws: tuple["Draw", ...]) -> None:
+        """Note that ``output`` was computed in these draws."""
+        for tensor in output if isinstance(output, tuple) else (output,):
+            if isinstance(tensor, Tensor):
+                forget = functools.partial(self._forget, id(tensor))
+                self._outputs[id(tensor)] = weakref.ref(tensor, forget), draws
+
+    def remember(self) -> None:
+        """Put the draws back when a backward pass reaches one that is part of a graph now, and forget the others."""
+        for reference, draws in list(self._outputs.values()):
+            tensor = reference()
+            if tensor is not None and tensor.grad_fn is not None:
+                tensor.register_hook(_TensorHook(draws))
+        self._outputs.clear()
+
+    def _forget(self, key: int, reference: Any) -> None:
+        self._outputs.pop(key, None)
 
 
 def hook_outputs(root: nn.Module | None) -> Callable[[], None]:

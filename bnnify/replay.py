@@ -104,6 +104,8 @@ def keeps_graph() -> bool:
 
 def is_batched(*gradients: Tensor | None) -> bool:
     """Whether a pass computes many gradients at once (``is_grads_batched``, ``vmap``); then none can go in place."""
+    if torch.compiler.is_compiling():
+        return False
     functorch = torch._C._functorch
     given = (each for each in gradients if each is not None)
     return any(functorch.is_batchedtensor(each) or functorch.is_legacy_batchedtensor(each) for each in given)

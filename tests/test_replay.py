@@ -319,10 +319,29 @@ def draw_entered_around_each_step(run):
     return torch.cat(outputs), [bnn]
 
 
+def the_network_itself_as_a_region(run):
+    bnn = mlp(posterior_std=1.0)
+    with bnn.draw():
+        output = run(bnn.module, LEAF)
+    return output, [bnn]
+
+
+def inner_draw_that_is_left_first(run):
+    whole = mlp(posterior_std=1.0)
+    part = bnnify.convert(whole.module[0], inplace=True)
+    with whole.draw():
+        with part.draw():
+            hidden = run(whole.module, LEAF)
+        output = whole.module(hidden)
+    return output, [whole]
+
+
 @pytest.mark.parametrize("use_reentrant", [False, True])
 @pytest.mark.parametrize(
     "compute",
     [
+        the_network_itself_as_a_region,
+        inner_draw_that_is_left_first,
         two_models,
         whole_and_part,
         forward_of_a_part_in_that_of_the_whole,
