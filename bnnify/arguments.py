@@ -28,8 +28,9 @@ def factory(name: str, arguments: Mapping[str, Any]) -> Callable[[], nn.Module]:
         try:
             model = getattr(importlib.import_module(module_name), factory_name)(**arguments)
         except Exception as error:
+            reason = " ".join(str(error).split())[:200]
             raise CheckpointError(
-                f"Cannot make a model with --model {name}: {type(error).__name__}: {error}. "
+                f"Cannot make a model with --model {name}: {type(error).__name__}: {reason}. "
                 "Give package.module:factory, where factory(**model_args) returns the model."
             ) from error
         finally:

@@ -5,6 +5,8 @@ __all__ = ["avuc_loss", "uncertainty_threshold"]
 import torch
 from torch import Tensor
 
+from .checks import as_number, check_tensor
+from .likelihood import check_parts
 from .posterior import at_least_float32
 
 
@@ -31,6 +33,7 @@ def avuc_loss(
 
     Raises:
         ValueError: The shapes do not fit.
+        TypeError: An argument is no tensor, or the threshold no number.
 
     References:
         Krishnan, Tickoo 2020, "Improving model calibration with accuracy versus uncertainty optimization".
@@ -43,6 +46,8 @@ def avuc_loss(
         True
     """
     probabilities, uncertainty = _checked(probabilities, labels, uncertainty)
+    if not isinstance(threshold, Tensor):
+        as_number("avuc_loss(threshold)", threshold, "uncertainty_threshold gives one.")
     confidence, prediction = probabilities.max(-1)
     accurate = prediction == labels
     certain = uncertainty <= threshold
@@ -66,7 +71,9 @@ def uncertainty_threshold(probabilities: Tensor, labels: Tensor, uncertainty: Te
         uncertainty: As there.
 
     Raises:
-        ValueError: The shapes do not fit, or the predictions are all accurate or all inaccurate.
+        ValueError: The shapes do not fit, the probabilities are none, or the predictions are all accurate or all
+            inaccurate.
+        TypeError: An argument is no tensor.
 
     Example::
 
@@ -74,6 +81,7 @@ def uncertainty_threshold(probabilities: Tensor, labels: Tensor, uncertainty: Te
         0.3465735912322998
     """
     probabilities, uncertainty = _checked(probabilities, labels, uncertainty)
+    check_parts((probabilities,), "probabilities", class_dim=-1)
     accurate = probabilities.argmax(-1) == labels
     if accurate.all() or not accurate.any():
         kind = "accurate" if accurate.all() else "inaccurate"
@@ -85,6 +93,10 @@ def uncertainty_threshold(probabilities: Tensor, labels: Tensor, uncertainty: Te
 
 
 def _checked(probabilities: Tensor, labels: Tensor, uncertainty: Tensor | None) -> tuple[Tensor, Tensor]:
+    check_tensor("AvUC: the probabilities", probabilities, "Pass bnn.sample(x, num_samples=8).softmax(-1).mean(0).")
+    check_tensor("AvUC: the labels", labels)
+    if uncertainty is not None:
+        check_tensor("AvUC: the uncertainty", uncertainty)
     found = [tuple(probabilities.shape), tuple(labels.shape)]
     if probabilities.ndim == 0 or found[0][:-1] != found[1]:
         raise ValueError(

@@ -1,6 +1,6 @@
 """The class of a Bayesian module: a subclass of its own class, in which reading a weight gives the draw's sample."""
 
-__all__ = ["bayesian_class", "enter_class", "plain_class", "remove_companions"]
+__all__ = ["bayesian_class", "enter_class", "plain_class", "remove_companions", "replacing_allowed"]
 
 import copy
 import functools
@@ -16,11 +16,12 @@ from .companions import COMPANIONS
 from .computed import cache_properties, compute, computed_weights
 from .draw import note_replacement, read, unsampled
 from .errors import DrawError
-from .estimators import ESTIMATORS, known_forward, may_note
+from .estimators import ESTIMATORS, check_input, known_forward, may_note
 from .exported import plain_view
 from .parameters import Settings, settings_of
-from .state_loading import follow, keep_ties
+from .state_loading import follow, freeze_prior_means
 from .subclassing import quiet_subclass
+from .ties import ties_kept
 
 
 def enter_class(module: nn.Module, bayesian: dict[str, Settings]) -> None:
@@ -106,10 +107,10 @@ def _make_class(
         missing: list[str],
         *args: Any,
     ) -> None:
-        before, count = dict(self._parameters), len(missing)
-        with _replacing_allowed(self):  # as load_state_dict(assign=True) does
+        count, own = len(missing), [name + ending for name in settings_of(self) for ending in ("", *COMPANIONS)]
+        with replacing_allowed(self), ties_kept(self, own, missing):  # as load_state_dict(assign=True) does
             plain._load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, *args)
-        keep_ties(self, before, missing)
+            freeze_prior_means(self)
         assigned = bool(metadata.get("assign_to_params_buffers"))
         missing[count:] = follow(self, state_dict, prefix, missing[count:], assigned)
 
@@ -166,6 +167,7 @@ def _estimating_forward(plain: Any) -> Any:
         def linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             return known.apply(self, input, weight, bias, *args, **kwargs)
 
+        check_input(self, settings["weight"].estimator, input)
         return estimator.forward(linear, known.channel, input, bias, noisy_bias)
 
     return forward
@@ -219,7 +221,8 @@ _may_be_replaced: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 @contextmanager
-def _replacing_allowed(module: nn.Module) -> Iterator[None]:
+def replacing_allowed(module: nn.Module) -> Iterator[None]:
+    """Within this block a Bayesian parameter of ``module`` may be replaced by another, as assigning a file does."""
     _may_be_replaced.add(module)
     try:
         yield

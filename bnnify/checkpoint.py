@@ -1,19 +1,20 @@
 """A converted model into a file of bnnify's and out of it."""
 
-__all__ = ["build_without_values", "load", "make_from_config", "save"]
+__all__ = ["build_without_values", "load", "save", "without_values"]
 
+import copy
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .convert import collapse, convert_with
 from .errors import CheckpointError, ConversionError
-from .files.folder import model_from_config
+from .files.transformers_model import load_by_config
 from .model import BayesianModel
-from .parameters import BayesianParameter, bayesian_parameters
+from .parameters import PRIOR_MEAN, RHO, BayesianParameter, bayesian_parameters, settings_of
 from .posterior_file import Origin, PosteriorFile, open_posterior, write_posterior
 from .settings_data import can_be_saved
 from .weights import load_weights
@@ -27,14 +28,17 @@ def save(bnn: BayesianModel, path: str | os.PathLike[str]) -> None:
     ends in ``.safetensors`` gets a file of that format, in which a tied parameter stands once.
 
     Raises:
-        CheckpointError: A prior or a rule for σ is not one of bnnify's own, so that no file could restore it; or the
-            file cannot be written.
+        CheckpointError: A prior or a rule for σ is not one of bnnify's own, so that no file could restore it; the model
+            holds something that :func:`load` would not read; or the file cannot be written.
     """
     parameters = list(bayesian_parameters(bnn.module))
     for parameter in parameters:
         _check_savable(parameter)
     settings = {parameter.name: parameter.settings for parameter in parameters}
-    write_posterior(path, bnn.module.state_dict(), settings, bnn.origin or Origin())
+    state_dict = bnn.module.state_dict()
+    for name in _left_behind(bnn.module):
+        del state_dict[name]
+    write_posterior(path, state_dict, settings, bnn.origin or Origin())
 
 
 def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> BayesianModel:
@@ -65,7 +69,7 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> Bayesi
 
 def _make_model(file: PosteriorFile) -> nn.Module:
     if file.origin.config is not None:
-        return make_from_config(file.origin.config, file.plain_state_dict)
+        return without_values(load_by_config(file.origin.config, file.plain_state_dict)[0])
     recipe = file.origin.recipe
     if recipe is None:
         raise CheckpointError(
@@ -88,17 +92,13 @@ def build_without_values(make_model: Callable[[], nn.Module]) -> nn.Module:
     return make_model() if _lacks_values(model) else model
 
 
-def make_from_config(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> nn.Module:
-    """The model of transformers that ``config`` describes, on the meta device where that is enough.
-
-    Raises:
-        CheckpointError: transformers cannot make it, or it is larger than what ``state_dict`` fills.
-    """
-    model = model_from_config(config)
-    wanted, given = (sum(t.numel() for t in tensors) for tensors in (model.parameters(), state_dict.values()))
-    if wanted > given:
-        raise CheckpointError(f"The config is for a model of {wanted:,} weights, but the file has {given:,}.")
-    return model_from_config(config, "cpu") if _lacks_values(model) else model
+def without_values(model: nn.Module) -> nn.Module:
+    """A copy of ``model`` with its parameters on the meta device, tied as they were, and its buffers as they are."""
+    memo = {
+        id(parameter): nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
+        for parameter in model.parameters()
+    }
+    return copy.deepcopy(model, dict[int, Any](memo))
 
 
 def _lacks_values(model: nn.Module) -> bool:
@@ -108,6 +108,15 @@ def _lacks_values(model: nn.Module) -> bool:
         for module in model.modules()
         for name, buffer in module._buffers.items()
     )
+
+
+def _left_behind(root: nn.Module) -> Iterator[str]:
+    """The names of what belongs to a parameter that is no longer there, such as a bias that was set to None."""
+    for prefix, module in root.named_modules(remove_duplicate=False):
+        for attribute in settings_of(module):
+            for ending in (RHO, PRIOR_MEAN) if module._parameters.get(attribute) is None else ():
+                if module._parameters.get(attribute + ending) is not None:
+                    yield f"{prefix}.{attribute}{ending}".removeprefix(".")
 
 
 def _check_savable(parameter: BayesianParameter) -> None:

@@ -169,9 +169,8 @@ def _convert(options: argparse.Namespace) -> None:
         **{name: merged(given) for name, given in settings.items() if given},
     )
     if not options.quiet:
-        if bnn.origin.recipe is not None:
-            print(f"recognised: {bnn.origin.recipe}", *(f"note: {note}" for note in bnn.origin.notes), sep="\n")
-        print(bnn.report)
+        recognised = () if bnn.origin.recipe is None else (f"recognised: {bnn.origin.recipe}",)
+        print(*recognised, *(f"note: {note}" for note in bnn.origin.notes), bnn.report, sep="\n")
     if not options.dry_run:
         save(bnn, output)
         _say(options, f"wrote {output}")
@@ -245,3 +244,7 @@ def _as_json(file: PosteriorFile, summaries: Sequence[ParameterSummary]) -> dict
         "quantiles": QUANTILES,
         "parameters": [dataclasses.asdict(summary) for summary in summaries],
     }
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -8,6 +8,7 @@ __all__ = [
     "Flipout",
     "Forward",
     "Local",
+    "check_input",
     "known_forward",
     "may_note",
     "token",
@@ -24,8 +25,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .errors import DrawError
 from .noise import noise_like, standard_normal_
 from .posterior import at_least_float32, sample, std
+from .replay import is_batched
 
 Linear: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """What a layer computes of ``(input, weight, bias)``, linear in the input and linear in weight and bias."""
@@ -169,6 +172,20 @@ def _in_traced_region() -> bool:
 _in_traced_region._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+def check_input(layer: nn.Module, estimator: str, input: Tensor) -> None:
+    """Raise where a layer's input is of a kind with which its estimator cannot compute.
+
+    Raises:
+        DrawError: It is a nested tensor, whose examples have no common shape for noise or signs.
+    """
+    if input.is_nested:
+        raise DrawError(
+            f"A {type(layer).__name__} with estimator={estimator!r} was called with a nested tensor, for which only "
+            "the weight sample works: convert the model, or this layer by name, with estimator='reparameterization', "
+            "or pad the input (input.to_padded_tensor(0.0))."
+        )
+
+
 @dataclass(frozen=True)
 class Forward:
     """The forward of a layer type, told apart from the weights that it uses.
@@ -256,6 +273,8 @@ class _AddNoise(torch.autograd.Function):
             inverse = torch.where(variance > 0, variance, math.inf).rsqrt()
             return grad, 0.5 * wide * noise * inverse, None
         inverse = variance.rsqrt().nan_to_num_(nan=0.0, posinf=0.0)
+        if is_batched(grad):
+            return grad, 0.5 * wide * (noise * inverse), None
         return grad, inverse.mul_(noise).mul_(wide).mul_(0.5), None
 
 

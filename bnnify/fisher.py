@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from .adam import mean_squares
-from .batches import as_arguments, first_of
+from .batches import batches_of, check_batches
+from .checks import as_number, check_module, describe
 from .convert import DEFAULT_POSTERIOR_STD
 from .errors import ConversionError
 from .eval_mode import evaluating
@@ -54,6 +55,12 @@ class FisherStd:
     prior_std: float | PosteriorStd = DEFAULT_POSTERIOR_STD
 
     def __post_init__(self) -> None:
+        if not isinstance(self.fisher, Mapping):
+            raise TypeError(
+                f"FisherStd(fisher) must be a mapping of names to tensors, not {describe(self.fisher)}. "
+                "FisherStd.estimate makes one."
+            )
+        as_number("FisherStd(num_data)", self.num_data, "It is the size of the training set: len(loader.dataset).")
         check_positive("FisherStd(num_data)", self.num_data)
         if isinstance(as_posterior_std(self.prior_std), NamedPosteriorStd):
             raise ConversionError("FisherStd(prior_std) must be a number or a rule that knows no names.")
@@ -68,6 +75,7 @@ class FisherStd:
         prior_std: float | PosteriorStd = DEFAULT_POSTERIOR_STD,
         likelihood: Predictive = "logits",
         output: str | int | Callable[[Any], Any] | None = None,
+        class_dim: int | None = None,
         chunk_size: int | None = None,
     ) -> "FisherStd":
         """Estimate F in one pass over data, from the gradient of each example by itself, in eval mode.
@@ -81,24 +89,32 @@ class FisherStd:
 
         Args:
             model: The trained model, before its conversion.
-            loader: Batches of data. Of a batch that is a list or tuple the first element is the input, as in
-                ``predict``; some thousand examples usually do. The first dimension of every tensor in the input and of
-                the output counts examples.
+            loader: Any iterable of batches, of which the inputs are taken by the rule of
+                :func:`bnnify.prediction.predict`; some thousand examples usually do. The first dimension of every
+                tensor in the input and of the output counts examples.
             num_data: N, the examples in the whole training set, of which the loader may give a part. Default:
                 ``len(loader.dataset)``.
             prior_std: See :class:`FisherStd`. Default: ``Relative(0.2, full_width=32)``.
-            likelihood: What the output means: ``"logits"`` of classes along the last dimension, ``"binary_logits"``,
+            likelihood: What the output means: ``"logits"`` of classes along ``class_dim``, ``"binary_logits"``,
                 ``"gaussian"`` for a pair (mean, variance), or a function that makes a ``torch.distributions`` object of
                 it, such as ``lambda mean: Normal(mean, 0.1)``. Default: ``"logits"``.
             output: Which part of the model's output: a key or attribute, an index, or a function. Default: all of it.
+            class_dim: The dimension of the classes, as in ``predict``. Default: the last one.
             chunk_size: How many examples are differentiated at a time, by ``torch.func.vmap``; memory grows with it.
                 With ``1`` it goes without vmap, which some models do not bear. Default: up to 32, as long as their
                 gradients fit into 1 GiB.
 
         Raises:
             ConversionError: The model has nothing to differentiate, the loader is empty or does not tell its number of
-                data, or vmap cannot do the model.
+                data, tensors do not have examples along the first dimension, or vmap cannot do the model.
+            ValueError: The output cannot mean what the likelihood says, or is not finite.
+            TypeError: An argument is of a wrong type; ``loader`` is one batch; or it is not clear what of a batch are
+                inputs.
         """
+        check_batches(loader, "FisherStd.estimate")
+        check_module("FisherStd.estimate(model)", model)
+        if chunk_size is not None:
+            check_positive("FisherStd.estimate(chunk_size)", chunk_size)
         model = model.module if isinstance(model, BayesianModel) else model
         parameters = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         if not parameters:
@@ -112,9 +128,8 @@ class FisherStd:
         sums = {name: torch.zeros_like(at_least_float32(weight.detach())) for name, weight in parameters.items()}
         seen = 0
         with evaluating(model):
-            for batch in loader:
-                inputs = as_arguments(first_of(batch, next(iter(parameters.values())).device))
-                of_output = scores(model, inputs, likelihood, output)
+            for inputs in batches_of(loader, model):
+                of_output = scores(model, inputs, likelihood, output, class_dim)
                 seen += len(of_output[0])
                 for gradients in example_gradients(model, parameters, inputs, of_output, output, chunk_size):
                     for name, gradient in gradients.items():
@@ -155,8 +170,11 @@ class FisherStd:
 
         Raises:
             ConversionError: It is not the state of Adam, or not of this model.
+            TypeError: An argument is of a wrong type.
         """
+        as_number("FisherStd.from_adam(batch_size)", batch_size)
         check_positive("FisherStd.from_adam(batch_size)", batch_size)
+        check_module("FisherStd.from_adam(model)", model)
         squares = mean_squares(model, optimizer)
         return cls({name: batch_size * square for name, square in squares.items()}, num_data, prior_std)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .batches import check_num_samples
+from .checks import check_num_samples
 from .convert import collapse
 from .model import BayesianModel, stacked
 from .parameters import unique_bayesian_parameters

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .companions import PriorMean
 from .noise import noise_like
 from .posterior import sample, std
 from .prior import KLTerms, Posterior
-from .replay import saved_tensors
+from .replay import is_batched, keeps_graph, saved_tensors
+from .torch_internals import is_traced
 
 _CUT = {torch.float32: -60.0, torch.float64: -600.0}
 """A ρ at which σ = e^ρ, with room to the smallest number of the dtype for the prior's factor."""
@@ -22,7 +24,9 @@ _CUT = {torch.float32: -60.0, torch.float64: -600.0}
 def can_fuse(mean: Tensor, rho: Tensor, terms: KLTerms) -> bool:
     """Whether this is for these: plain tensors in eager mode, and a prior whose squares are in range.
 
-    Compilers fuse by themselves; ``torch.func`` and distributed tensors need operations that they can follow.
+    Compilers fuse by themselves; ``torch.func`` and distributed tensors need operations that they can follow. A mode
+    that only looks on (a profiler, a counter of operations) makes no difference: a checkpointed region may be run again
+    without it, and has to save the same tensors then.
     """
     of_prior = [value for value in (terms.mean, terms.std) if isinstance(value, Tensor)]
     if any(value.requires_grad for value in of_prior):
@@ -30,12 +34,12 @@ def can_fuse(mean: Tensor, rho: Tensor, terms: KLTerms) -> bool:
     same = [mean, rho, *([terms.mean] if isinstance(terms.mean, Tensor) else [])]
     return (
         mean.dtype in _CUT
-        and all(type(t) in (Tensor, nn.Parameter) and not t.is_meta for t in (*same, *of_prior))
+        and all(type(t) in (Tensor, nn.Parameter, PriorMean) and not t.is_meta for t in (*same, *of_prior))
         and all(t.dtype == mean.dtype for t in same)
         and _is_in_range(terms.std)
         and not torch.compiler.is_compiling()
         and torch._C._functorch.peek_interpreter_stack() is None
-        and torch._C._len_torch_dispatch_stack() == 0
+        and not is_traced()
     )
 
 
@@ -94,8 +98,8 @@ class _SampleAndKL(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor | None, G: Tensor) -> tuple[Tensor | None, ...]:
         mean, rho, noise = saved_tensors(ctx)
-        if torch.is_grad_enabled():
-            return *_differentiable_backward(ctx, g, G), None, None
+        if torch.is_grad_enabled() or is_batched(g, G):
+            return *_plain_backward(mean, rho, noise, ctx.terms, g, G), None, None
         p, prior_mean = ctx.precision, ctx.terms.mean
         if g is None or noise is None:  # of the KL alone
             g, noise = torch.zeros_like(mean), torch.zeros_like(mean)
@@ -108,7 +112,7 @@ class _SampleAndKL(torch.autograd.Function):
                 torch.addcmul(dw, _distance(mu, m), G * p, out=out)
         if ctx.needs_input_grad[1]:
             # Fresh memory is dear, and the noise has served unless this may run again.
-            again = torch._C._autograd._get_current_graph_task_keep_graph() or hasattr(ctx, "kept")
+            again = keeps_graph() or getattr(ctx, "kept", None) is not None
             grad_rho = noise.clone() if again else noise
             for out, dw, r in _blocks(grad_rho, g, rho):
                 if ctx.may_underflow:
@@ -139,14 +143,17 @@ def _distance(mean: Tensor, prior_mean: Tensor | float, out: Tensor | None = Non
     return mean if is_zero else torch.sub(mean, prior_mean, out=out)
 
 
-def _differentiable_backward(ctx: Any, g: Tensor | None, G: Tensor) -> list[Tensor | None]:
-    """The same from operations that autograd knows, for a gradient of the gradient."""
-    mean, rho, noise = ctx.saved_tensors
-    outputs, grads = [ctx.terms.kl(Posterior(mean, rho, None, None)).sum()], [G]
-    if g is not None and noise is not None:
-        outputs, grads = [*outputs, sample(mean, rho, noise)], [*grads, g]
+def _plain_backward(
+    mean: Tensor, rho: Tensor, noise: Tensor | None, terms: KLTerms, g: Tensor | None, G: Tensor
+) -> list[Tensor | None]:
+    """The same from operations that autograd and ``vmap`` know: for a gradient of the gradient, or many at once."""
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        outputs, grads = [terms.kl(Posterior(mean, rho, None, None)).sum()], [G]
+        if g is not None and noise is not None:
+            outputs, grads = [*outputs, sample(mean, rho, noise)], [*grads, g]
     needed = [each for each in (mean, rho) if each.requires_grad]
-    derivatives = torch.autograd.grad(outputs, needed, grads, create_graph=True, allow_unused=True)
+    derivatives = torch.autograd.grad(outputs, needed, grads, create_graph=create_graph, allow_unused=True)
     found = dict(zip(needed, derivatives, strict=True))
     return [found.get(mean), found.get(rho)]
 

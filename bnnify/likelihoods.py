@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .checks import as_number, check_integer, check_tensor
 from .posterior import at_least_float32
 
 
@@ -31,6 +32,7 @@ class CategoricalNLL(nn.Module):
 
     Raises:
         ValueError: The shapes do not fit, or the target does not hold integers.
+        TypeError: Output or target is no tensor, or an argument no integer.
 
     Example::
 
@@ -42,10 +44,13 @@ class CategoricalNLL(nn.Module):
 
     def __init__(self, class_dim: int = -1, ignore_index: int = -100) -> None:
         super().__init__()
+        check_integer("CategoricalNLL(class_dim)", class_dim)
+        check_integer("CategoricalNLL(ignore_index)", ignore_index)
         self.class_dim = class_dim
         self.ignore_index = ignore_index
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        _check_tensors("CategoricalNLL", output, target)
         if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
             raise ValueError(f"CategoricalNLL takes the numbers of classes as target, integers, not {target.dtype}.")
         draws = output.ndim - target.ndim - 1
@@ -72,6 +77,7 @@ class BernoulliNLL(nn.Module):
 
     Raises:
         ValueError: The shapes do not fit.
+        TypeError: Output or target is no tensor.
 
     Example::
 
@@ -100,6 +106,7 @@ class GaussianNLL(nn.Module):
 
     Raises:
         ValueError: ``std`` is not positive, or the shapes do not fit.
+        TypeError: ``std`` is neither a number nor a tensor, or output or target is no tensor.
 
     Example::
 
@@ -113,6 +120,8 @@ class GaussianNLL(nn.Module):
 
     def __init__(self, std: float | Tensor, learned: bool = False) -> None:
         super().__init__()
+        if not isinstance(std, Tensor):
+            as_number("GaussianNLL(std)", std, "It may be a tensor too, such as one std for each output.")
         log_std = torch.as_tensor(std, dtype=None if isinstance(std, Tensor) else torch.get_default_dtype()).log()
         if not log_std.isfinite().all():
             raise ValueError(f"std must be positive and finite, and is {std!r}.")
@@ -151,7 +160,7 @@ class HeteroscedasticGaussianNLL(nn.Module):
     Both have the shape of the target, and after ``bnn.sample`` a dimension of draws in front.
 
     Raises:
-        TypeError: The output is not a pair of tensors.
+        TypeError: The output is not a pair of tensors, or the target no tensor.
         ValueError: The shapes do not fit.
 
     References:
@@ -179,9 +188,15 @@ _HALF_LOG_TAU = math.log(2 * math.pi) / 2
 
 def _check(criterion: str, output: Tensor, target: Tensor) -> None:
     """Refuse shapes that would broadcast to something else, such as (B, 1) against (B,), which gives (B, B)."""
+    _check_tensors(criterion, output, target)
     drawn = target.ndim > 0 and output.shape[1:] == target.shape
     if output.shape != target.shape and not drawn:
         _refuse(criterion, output, target)
+
+
+def _check_tensors(criterion: str, output: Any, target: Any) -> None:
+    check_tensor(f"{criterion}: the output", output, "Of a converted model pass the first of output, kl = bnn(x).")
+    check_tensor(f"{criterion}: the target", target)
 
 
 def _refuse(criterion: str, output: Tensor, target: Tensor, found: str = "") -> None:

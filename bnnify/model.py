@@ -1,9 +1,8 @@
 """A converted model: calling it draws one network and returns its output and the KL."""
 
-__all__ = ["BayesianModel", "call_in_draw", "stacked", "total_kl"]
+__all__ = ["BayesianModel", "call_in_draw", "check_converted", "stacked", "total_kl"]
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -12,10 +11,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .averages import Prediction
-from .batches import check_num_samples
+from .batches import called_with
+from .checks import check_num_samples, describe
 from .draw import Draw
 from .forward import ForwardNoise
 from .likelihood import Likelihood
+from .outputs import remember, take_off_copied_hooks
 from .parameters import bayesian_parameters, unique_bayesian_parameters
 from .prediction import predict
 from .report import ConversionReport
@@ -42,6 +43,11 @@ class BayesianModel(nn.Module):
         self.origin: Any = None
         self.training = module.training
 
+    def __setstate__(self, state: Any) -> None:
+        super().__setstate__(state)
+        for module in self.modules():
+            take_off_copied_hooks(module)
+
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
         """One network from the posterior applied to the input.
 
@@ -58,12 +64,11 @@ class BayesianModel(nn.Module):
         """KL(q‖p) in nats, summed over all weights, a tied one once; a scalar in float32 or better, with gradient."""
         return total_kl(self)
 
-    @contextmanager
-    def draw(self) -> Iterator[Draw]:
-        """Draw one network, in effect for everything done in the ``with`` block by this thread.
+    def draw(self) -> Draw:
+        """Draw one network, in effect for everything that is done in the ``with`` block by this thread or task.
 
-        Draws nest; leaving one restores what was in effect before. The draw it yields can be entered again, but what is
-        computed then is not replayed in backward: do not combine that with activation checkpointing.
+        Draws nest; leaving one restores what was in effect before. The draw may be entered again, for the same network.
+        A generator that yields in the block leaves the draw in effect for its caller: see :class:`Draw`.
 
         Example::
 
@@ -72,12 +77,7 @@ class BayesianModel(nn.Module):
             >>> same
             True
         """
-        draw = Draw(bayesian_parameters(self))
-        with ExitStack() as stack:
-            stack.enter_context(draw)
-            for module in self.module.modules():
-                stack.callback(module.register_forward_hook(draw.output_hook).remove)
-            yield draw
+        return Draw(bayesian_parameters(self), outputs_of=self.module)
 
     def sample(self, *args: Any, num_samples: int, **kwargs: Any) -> Any:
         """The outputs of ``num_samples`` networks from the posterior, with gradient and in the current train/eval mode.
@@ -89,9 +89,9 @@ class BayesianModel(nn.Module):
         check_num_samples(num_samples)
         outputs = []
         for _ in range(num_samples):
-            with Draw(bayesian_parameters(self.module)) as draw:
+            with Draw(bayesian_parameters(self.module)), called_with(self.module, (args, kwargs)):
                 outputs.append(self.module(*args, **kwargs))
-            draw.replay_in_backward(outputs[-1])
+                remember(outputs[-1])
         return stacked(outputs)
 
     def predict(
@@ -101,8 +101,9 @@ class BayesianModel(nn.Module):
         *,
         likelihood: Likelihood = "values",
         output: str | int | Callable[[Any], Any] | None = None,
-        class_dim: int = -1,
+        class_dim: int | None = None,
         antithetic: bool = False,
+        pure: bool = False,
         progress: bool = False,
     ) -> Prediction:
         """The predictive distribution over networks from the posterior; see :func:`bnnify.prediction.predict`."""
@@ -114,6 +115,7 @@ class BayesianModel(nn.Module):
             output=output,
             class_dim=class_dim,
             antithetic=antithetic,
+            pure=pure,
             progress=progress,
         )
 
@@ -151,19 +153,23 @@ class BayesianModel(nn.Module):
         ]
 
 
+def check_converted(caller: str, bnn: Any) -> None:
+    """Raise a TypeError unless ``bnn``, which was given to ``caller``, is a converted model."""
+    if not isinstance(bnn, BayesianModel):
+        raise TypeError(f"{caller} takes a converted model, as bnnify.convert(model) gives it, not {describe(bnn)}.")
+
+
 def call_in_draw(root: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
     """``forward`` with one sample of every Bayesian parameter under ``root``, or its estimator's noise, and their KL.
 
     Parameters for which a draw is in effect already keep it.
     """
     noise = ForwardNoise()
-    draw = Draw(bayesian_parameters(root), noise, keep_active=True)
-    with draw:
-        kl = total_kl(
-            root, noise.kls
-        )  # before the forward, which under FSDP leaves parameters gathered for the backward
+    with Draw(bayesian_parameters(root), noise, forward_of=root):
+        # Before the forward, which under FSDP leaves parameters gathered for the backward.
+        kl = total_kl(root, noise.kls)
         output = forward(*args, **kwargs)
-    draw.replay_in_backward(output)
+        remember(output)
     return output, kl
 
 

@@ -8,16 +8,19 @@ from torch import Tensor
 from .sharding import sharded_noise
 
 
-def noise_like(tensor: Tensor) -> Tensor:
-    """ε ~ N(0, 1). Of a sharded tensor every shard gets noise of its own, and the replicas of a shard get the same."""
+def noise_like(tensor: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """ε ~ N(0, 1). Of a sharded tensor every shard gets noise of its own, and the replicas of a shard get the same.
+
+    The random numbers are those of ``generator``, on the device of the tensor. Default: ``None``, the program's own.
+    """
     if hasattr(tensor, "full_tensor"):
-        return sharded_noise(tensor)
+        return sharded_noise(tensor, generator)
     if torch.compiler.is_compiling():
         # Contiguous, whatever strides the compiler gives the tensor: see below.
         return torch.randn(tensor.shape, dtype=tensor.dtype, device=tensor.device)
-    if torch._C._functorch.peek_interpreter_stack() is not None or tensor.is_contiguous():
+    if generator is None and (torch._C._functorch.peek_interpreter_stack() is not None or tensor.is_contiguous()):
         return torch.randn_like(tensor)
-    return standard_normal_(torch.empty_like(tensor, requires_grad=False))
+    return standard_normal_(torch.empty_like(tensor, requires_grad=False), generator)
 
 
 def standard_normal_(tensor: Tensor, generator: torch.Generator | None = None) -> Tensor:

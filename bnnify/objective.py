@@ -3,8 +3,11 @@
 __all__ = ["elbo", "geometric_weight", "linear_warmup"]
 
 import math
+from typing import Any
 
 from torch import Tensor
+
+from .checks import as_number, check_tensor, describe
 
 
 def elbo(nll: Tensor, kl: Tensor, num_data: int, beta: float = 1.0) -> Tensor:
@@ -26,6 +29,7 @@ def elbo(nll: Tensor, kl: Tensor, num_data: int, beta: float = 1.0) -> Tensor:
     Raises:
         ValueError: ``nll`` or ``kl`` is neither a scalar nor one number for each draw, ``num_data`` is not a positive
             integer, or ``beta`` is negative.
+        TypeError: ``nll`` or ``kl`` is not a tensor of real numbers, or ``num_data`` or ``beta`` is no number.
 
     References:
         Blundell et al. 2015, "Weight Uncertainty in Neural Networks", eq. 1.
@@ -37,19 +41,28 @@ def elbo(nll: Tensor, kl: Tensor, num_data: int, beta: float = 1.0) -> Tensor:
         >>> elbo(torch.tensor([0.5, 0.7]), torch.tensor(2000.0), num_data=10_000)
         tensor(0.8000)
     """
+    _check_term("elbo(nll)", nll, "Pass the mean negative log likelihood, such as F.cross_entropy(output, y).")
+    _check_term("elbo(kl)", kl, "Pass the second of what the model returns: output, kl = bnn(x).")
+    count = as_number("elbo(num_data)", num_data, "It is the size of the training set: len(loader.dataset).")
     if nll.ndim > 1 or kl.shape not in ((), nll.shape):
         raise ValueError(
             "elbo takes the mean NLL of a batch and the summed KL: two scalars, or one of each for every draw; their "
             f"shapes are {tuple(nll.shape)} and {tuple(kl.shape)}. Reduce them first (reduction='mean' for the NLL)."
         )
-    if isinstance(num_data, bool) or not 1 <= num_data < math.inf or num_data != int(num_data):
+    if isinstance(count, bool) or not 1 <= count < math.inf or count != int(count):
         raise ValueError(
             f"num_data is the number of terms in the training set, a positive integer, not {num_data!r}. "
             "It is not the batch size."
         )
-    if not beta >= 0:
+    if not as_number("elbo(beta)", beta) >= 0:
         raise ValueError(f"beta must not be negative, and is {beta!r}.")
     return nll.mean() + (beta / num_data) * kl.mean()
+
+
+def _check_term(name: str, term: Any, hint: str) -> None:
+    check_tensor(name, term, hint)
+    if not term.is_floating_point():
+        raise TypeError(f"{name} must hold real numbers, and {describe(term)} has the dtype {term.dtype}. {hint}")
 
 
 def linear_warmup(step: int, warmup_steps: int, final: float = 1.0) -> float:
@@ -64,6 +77,7 @@ def linear_warmup(step: int, warmup_steps: int, final: float = 1.0) -> float:
 
     Raises:
         ValueError: A step is negative.
+        TypeError: One of them is no number.
 
     References:
         Sønderby et al. 2016, "Ladder Variational Autoencoders", section 2.3 (for latent variables).
@@ -73,6 +87,9 @@ def linear_warmup(step: int, warmup_steps: int, final: float = 1.0) -> float:
         >>> [linear_warmup(step, warmup_steps=4) for step in (0, 1, 4, 9)]
         [0.0, 0.25, 1.0, 1.0]
     """
+    as_number("linear_warmup(step)", step)
+    as_number("linear_warmup(warmup_steps)", warmup_steps)
+    as_number("linear_warmup(final)", final)
     if step < 0 or warmup_steps < 0:
         raise ValueError(f"Steps count from 0; found step={step!r} and warmup_steps={warmup_steps!r}.")
     return final if step >= warmup_steps else final * step / warmup_steps
@@ -90,6 +107,7 @@ def geometric_weight(batch: int, num_batches: int) -> float:
 
     Raises:
         ValueError: ``batch`` is not one of the epoch.
+        TypeError: One of them is no number.
 
     References:
         Blundell et al. 2015, "Weight Uncertainty in Neural Networks", section 3.4.
@@ -99,6 +117,8 @@ def geometric_weight(batch: int, num_batches: int) -> float:
         >>> [round(geometric_weight(batch, 3), 3) for batch in range(3)]
         [1.714, 0.857, 0.429]
     """
+    as_number("geometric_weight(batch)", batch, "It counts the batches of an epoch, as enumerate(loader) does.")
+    as_number("geometric_weight(num_batches)", num_batches, "It is len(loader).")
     if not 0 <= batch < num_batches:
         raise ValueError(f"batch counts from 0 to num_batches - 1; found {batch!r} of {num_batches!r}.")
     # Divided through by 2^M, which no float holds for an epoch of two thousand batches.

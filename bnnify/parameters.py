@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from . import fused
 from .companions import COMPANIONS, INITIAL_STD, PRIOR_MEAN, RHO, as_buffer, from_buffer
-from .draw import Active, read
+from .draw import Active, has_draw, read
 from .errors import ConversionError, DrawError
 from .estimators import POINT
 from .posterior import PosteriorStd, is_pruned, rho_from_std, rms_std, sample
@@ -200,7 +200,7 @@ class BayesianParameter:
         """The sample for a prior that needs one: that of the draw in effect, or else a fresh one."""
         if not self.settings.prior.needs_sample or self.is_point:
             return None
-        return sample(self.mean, self.rho) if self.active.entry is None else read(self.active, self.mean)
+        return read(self.active, self.mean) if has_draw(self.active) else sample(self.mean, self.rho)
 
     def _checked(self, kl: Tensor) -> Tensor:
         if kl.shape != self.mean.shape:
@@ -222,7 +222,8 @@ class BayesianParameter:
         return Posterior(
             self.mean,
             rho,
-            None if prior_mean is None else prior_mean.detach(),  # nothing trains the prior, whatever flag it bears
+            # Nothing trains the prior, whatever flag it bears as a DTensor.
+            prior_mean.detach() if prior_mean is not None and prior_mean.requires_grad else prior_mean,
             None if initial_std is None else from_buffer(initial_std),
             drawn,
             kept,

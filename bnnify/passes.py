@@ -1,87 +1,79 @@
 """Passes of the same networks over batches, of which the loader is read only once."""
 
-__all__ = ["GROUP_BYTES", "passes"]
+__all__ = ["GROUP_BATCHES", "GROUP_BYTES", "passes"]
 
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
+from .batches import Arguments
+from .outputs import tensors_in
 from .sampler import Sampler
-from .tape import Tape, Unsafe
 from .trunk import Trunk
 
 GROUP_BYTES = 2**28
-"""So much of the inputs, and of what is kept of their trunks, is held at a time."""
+"""So much of the inputs is held at a time."""
 
-Arguments = tuple[tuple[Any, ...], Mapping[str, Any]]
+GROUP_BATCHES = 256
+"""So many batches are held at a time, whatever they are made of."""
 
 
 def passes(
-    module: nn.Module, batches: Iterable[Arguments], num_samples: int, *, antithetic: bool, several: bool
-) -> Generator[tuple[int, Any], None, None]:
-    """The number of a batch and an output of ``module`` for it, ``num_samples`` times for each batch.
+    module: nn.Module,
+    batches: Iterable[Arguments],
+    num_samples: int,
+    *,
+    output: str | int | Callable[[Any], Any] | None = None,
+    antithetic: bool = False,
+    pure: bool = False,
+) -> Iterator[tuple[int, Any]]:
+    """The number of a batch and what ``module`` gives for it, ``num_samples`` times for each batch.
 
-    A network is drawn, runs over a group of batches, and makes room for the next one. For another group the same
-    networks are drawn again. While the caller looks at an output, its network is in effect.
+    A network is drawn, runs over a group of batches, and makes room for the next one. Where there is another group, the
+    same networks are drawn again for it.
 
     Args:
         module: The model, in the mode in which it is to run.
         batches: The arguments of its forward, read once.
         num_samples: The number of networks.
+        output: Which part of the model's output: a key or attribute, an index, or a function, which is called while the
+            network is in effect. Default: all of it.
         antithetic: See :class:`~bnnify.sampler.Sampler`.
-        several: Whether there may be more than one batch.
+        pure: See :func:`~bnnify.prediction.predict`.
     """
-    sampler = Sampler(module, antithetic=antithetic, repeatable=several)
-    trunk = Trunk(module, sampler) if num_samples > 1 else None
     unread = iter(batches)
-    arguments = next(unread, None)  # before the first draw, as when a list of the batches had been made first
+    group, following = _next_group([], unread)
+    # Where one group is all, no network has to be drawn twice.
+    sampler = Sampler(module, antithetic=antithetic, repeatable=bool(following))
+    trunk = Trunk(module, sampler, None if callable(output) else output, pure=pure, on=num_samples > 1)
     start = 0
-    while arguments is not None:
-        group: list[_Batch] = []
-        nbytes = 0
-        draw = sampler.draw(0)
-        while arguments is not None and (not group or nbytes < GROUP_BYTES):
-            batch = _Batch(module, arguments)
-            with draw:
-                yield start + len(group), batch.first(trunk)
-            group.append(batch)
-            nbytes += batch.nbytes
-            arguments = next(unread, None)
-        for number in range(1, num_samples):
-            del draw  # and with it the hold on the memory that the next one takes
+    while group:
+        for number in range(num_samples):
             draw = sampler.draw(number)
-            for index, batch in enumerate(group, start):
+            for index, arguments in enumerate(group, start):
                 with draw:
-                    yield index, batch.next(sampler)
+                    found = trunk.forward(index, *arguments)
+                    found = output(found) if callable(output) else found
+                yield index, found
+            del draw  # and with it the hold on the memory that the next one takes
         start += len(group)
+        del group, arguments  # which make room for the next group, as do their tapes
+        trunk.forget()
+        group, following = _next_group(following, unread)
 
 
-class _Batch:
-    """A batch through which networks pass, and how the next ones may do so."""
+def _next_group(first: list[Arguments], unread: Iterator[Arguments]) -> tuple[list[Arguments], list[Arguments]]:
+    """The batches from ``first`` on that are held at a time, and the one that comes after them, if there is one."""
+    group, nbytes = list(first), sum(map(_nbytes, first))
+    for arguments in unread:
+        if group and (nbytes >= GROUP_BYTES or len(group) >= GROUP_BATCHES):
+            return group, [arguments]
+        group.append(arguments)
+        nbytes += _nbytes(arguments)
+    return group, []
 
-    def __init__(self, module: nn.Module, arguments: Arguments) -> None:
-        self._module = module
-        self._args, self._kwargs = arguments
-        self._tape: Tape | None = None
 
-    @property
-    def nbytes(self) -> int:
-        leaves = pytree.tree_leaves((self._args, dict(self._kwargs)))
-        inputs = sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor))
-        return inputs + (self._tape.nbytes if self._tape else 0)
-
-    def first(self, trunk: Trunk | None) -> Any:
-        if trunk is None:
-            return self._module(*self._args, **self._kwargs)
-        output, self._tape = trunk.forward(self._args, self._kwargs)
-        return output
-
-    def next(self, sampler: Sampler) -> Any:
-        if self._tape is not None:
-            try:
-                return self._tape.replay(sampler.samples)
-            except Unsafe:
-                self._tape = None
-        return self._module(*self._args, **self._kwargs)
+def _nbytes(arguments: Arguments) -> int:
+    """The memory of the tensors of a batch, wherever in it they are; of sparse ones, what they would take if dense."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors_in(arguments))

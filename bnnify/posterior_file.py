@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import os
+import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -25,6 +26,7 @@ from .files.foreign import Foreign, read
 from .files.formats import import_safetensors
 from .files.layout import Layout
 from .files.recipes import Recipe
+from .files.shapes import abridged, printable
 from .model import BayesianModel
 from .parameters import INITIAL_STD, PRIOR_MEAN, RHO, Settings
 from .posterior import has_pruned
@@ -45,7 +47,7 @@ class Origin:
         config: The ``config.json`` of a Hugging Face model, from which transformers makes it.
         layout: How the file was laid out that held the weights.
         rest: What else that file held, such as the state of an optimizer.
-        notes: What the user should know of how the model was recognised; not written to files.
+        notes: What the user should know of how the file was read; not written to files.
     """
 
     recipe: Recipe | None = None
@@ -137,7 +139,29 @@ def write_posterior(
         _write_safetensors(path, state_dict, record)
         return
     with replace_atomically(path) as file:
-        torch.save({"state_dict": state_dict, "bnnify": record}, file)
+        try:
+            torch.save({"state_dict": state_dict, "bnnify": record}, file)
+        except (AttributeError, NotImplementedError, TypeError, pickle.PicklingError) as error:
+            raise CheckpointError(
+                f"Cannot write `{path}`: the model's state_dict holds what cannot be pickled ({error}). Keep it out of "
+                "the state_dict."
+            ) from error
+        file.flush()
+        _check_readable(path, file.name, state_dict)
+
+
+def _check_readable(path: str | os.PathLike[str], written: str, state_dict: Mapping[str, Any]) -> None:
+    """Raise unless the file that was just written can be read again, with all of ``state_dict``."""
+    try:
+        found = read(written, key="state_dict", names=()).state_dict
+        lost = abridged(printable(name) for name in state_dict if name not in found)
+    except CheckpointError as error:
+        lost = str(error).partition("`: ")[2].rstrip(".")
+    if lost:
+        raise CheckpointError(
+            f"Cannot write `{path}`: the model's state_dict holds what could not be read again without running code "
+            f"({lost}). Keep it out of the state_dict, or save bnn.module.state_dict() with torch.save."
+        )
 
 
 def open_posterior(path: str | os.PathLike[str]) -> PosteriorFile:
@@ -242,6 +266,11 @@ def _not_ours(path: str | os.PathLike[str]) -> CheckpointError:
 
 
 def _write_safetensors(path: str | os.PathLike[str], state_dict: Mapping[str, Tensor], record: dict[str, Any]) -> None:
+    if others := [printable(name) for name, value in state_dict.items() if not _is_dense(value)]:
+        raise CheckpointError(
+            f"Cannot write `{path}`: a .safetensors file holds nothing but dense tensors and text, and the model has "
+            f"{abridged(others)}. Choose a name that ends in .bnn.pt."
+        )
     aliases = _aliases(state_dict)
     try:
         metadata = {"bnnify": json.dumps(record | {"aliases": aliases})}
@@ -268,3 +297,7 @@ def _aliases(state_dict: Mapping[str, Tensor]) -> dict[str, str]:
 def _place(tensor: Tensor) -> tuple[Any, ...] | None:
     """What two names of one tied parameter have in common; None for a tensor that takes no place."""
     return (tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.numel() else None
+
+
+def _is_dense(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized

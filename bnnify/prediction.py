@@ -2,17 +2,17 @@
 
 __all__ = ["predict"]
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.data import DataLoader
 
 from .averages import Averages, Prediction, concatenate
-from .batches import as_arguments, check_num_samples, choose, first_of
+from .batches import Arguments, batches_of, count_batches, rows_of
+from .checks import check_num_samples
 from .eval_mode import evaluating
-from .likelihood import Likelihood
+from .likelihood import Likelihood, check_likelihood
 from .passes import passes
 
 if TYPE_CHECKING:
@@ -26,20 +26,39 @@ def predict(
     *,
     likelihood: Likelihood = "values",
     output: str | int | Callable[[Any], Any] | None = None,
-    class_dim: int = -1,
+    class_dim: int | None = None,
     antithetic: bool = False,
+    pure: bool = False,
     progress: bool = False,
 ) -> Prediction:
     """The predictive distribution of ``bnn`` for ``inputs``, in eval mode, without gradient, and in constant memory.
 
-    It is what ``num_samples`` rounds of ``with bnn.draw(): bnn.module(x)`` give under the same seed. All the batches of
-    a loader, which is read once, are seen by the same networks. What does not depend on the Bayesian weights is
-    computed once for each batch, where that is provably the same.
+    It is what ``num_samples`` rounds of ``with bnn.draw(): bnn.module(x)`` give, under the same seed where the batches
+    take less than 256 MiB together. All the batches of a loader, which is read once, are seen by the same networks.
+    The forward runs once for each network and batch. Where every layer is one of torch, torchvision, timm or
+    transformers as published, what comes before the Bayesian weights is computed once for each batch.
+
+    ``inputs`` is one batch, with which the model is called as it stands:
+
+    - a tensor, or any object that is not iterable or has a method ``to`` of its own: the only argument;
+    - a tuple: the arguments; so ``([x, y],)`` is one argument that is a list;
+    - a mapping, such as a ``BatchEncoding``: the keyword arguments;
+
+    or anything that gives batches: a ``DataLoader`` or another loader, a generator, a list. Then results are
+    concatenated along the first dimension, and each batch is moved to the device of the model's first parameter, with
+    all that is nested in it, unless a tensor of it is on another accelerator of the model already. A batch may be
+
+    - a list or tuple ``(inputs,)`` or ``(inputs, target)``, with inputs as above; the target is left out;
+    - a mapping of keyword arguments; its ``labels`` are left out (to pass them on, give ``(mapping,)``);
+    - anything else: the only argument.
+
+    A batch ``(x, t, y)`` does not tell which are inputs: give ``(((x, t), y) for x, t, y in loader)``. A list of
+    tensors that differ in dtype or shape, as one batch ``[x, y]`` of a loader is, is refused: give ``x``.
 
     ``likelihood`` says what the model's output means:
 
     ===================  ==========================================================================================
-    ``"values"``         any numbers; they are averaged as they are
+    ``"values"``         real or complex numbers, averaged as they are; of yes and no (bool) the share of yes
     ``"logits"``         unnormalised log probabilities of classes along ``class_dim``
     ``"probabilities"``  probabilities of classes along ``class_dim``
     ``"binary_logits"``  independent logits of yes/no questions
@@ -48,51 +67,53 @@ def predict(
 
     Args:
         bnn: The converted model.
-        inputs: A batch (a tensor; a tuple of arguments; a mapping of keyword arguments), or a ``DataLoader``. Of a
-            loader's batches that are lists or tuples the first element is the input, and results are concatenated.
+        inputs: One batch, or what gives batches: see above.
         num_samples: K, the number of networks. Default: ``32``.
         likelihood: See above. Default: ``"values"``.
         output: Which part of the model's output: a key or attribute, an index, or a function. Default: all of it.
-        class_dim: The dimension of the classes. Default: ``-1``; segmentation models usually have it at ``1``.
+        class_dim: The dimension of the classes, for ``"logits"`` and ``"probabilities"``. Segmentation models usually
+            have it at ``1``. Default: the last one; of an output with more than three dimensions it must be said.
         antithetic: Draw the networks in pairs with the noise ε and -ε. The mean stays unbiased, and where the output is
             nearly linear in the weights it is far more precise, so that ``std / √K`` is no longer its error. ``std``
             and the mutual information gain nothing: if the outputs of a pair have the correlation c, the variance
             that ``std`` is the root of is on average ``(K - 1 - c) / (K - 1)`` times the true one. For c < 0 that is
             too wide, by at most the factor ``K / (K - 1)``, and never too narrow. Of an odd K the last network has no
             partner. Default: ``False``.
+        pure: Take the forward of a model of your own, too, for a function of its arguments, tensors and torch's random
+            numbers alone: without other random numbers, and without anything that it keeps from call to call outside of
+            tensors. Then its part before the Bayesian weights is computed once for each batch as well. Default:
+            ``False``.
         progress: Show a progress bar, which needs rich, from the extra ``cli``. Default: ``False``.
 
     Raises:
-        ValueError: ``num_samples`` is not positive, ``likelihood`` is unknown, or the loader has no batches.
-        TypeError: The chosen output is not a tensor (or, for ``"gaussian"``, a pair of tensors).
+        ValueError: ``num_samples`` is not positive, ``likelihood`` is unknown, or the loader has no batches; or the
+            output is not what ``likelihood`` says: probabilities that are negative or do not sum to one, one logit
+            where there should be one for each class, a negative variance, NaN. Or outputs cannot be put together: their
+            shape differs between networks, or between batches otherwise than in the first dimension.
+        TypeError: The chosen output is not a tensor (or, for ``"gaussian"``, a pair of tensors), or holds integers; or
+            it is not clear whether ``inputs`` is one batch, or what of it are inputs.
         ImportError: ``progress`` was asked for, and rich is not installed.
 
     References:
         Depeweg et al. 2018, "Decomposition of Uncertainty in Bayesian Deep Learning", eq. 3 (the entropies) and eq. 5.
     """
     check_num_samples(num_samples)
-    if likelihood not in Likelihood.__args__:  # type: ignore[attr-defined]
-        raise ValueError(f"Unknown likelihood {likelihood!r}: known are {', '.join(map(repr, Likelihood.__args__))}.")  # type: ignore[attr-defined]
+    check_likelihood(likelihood, class_dim)
     averages: list[Averages] = []
-    several = isinstance(inputs, DataLoader)
+    rows: list[int | None] = []
+
+    def batches() -> Iterator[Arguments]:
+        for arguments in batches_of(inputs, bnn.module):
+            rows.append(rows_of(arguments))
+            yield arguments
+
     with evaluating(bnn), torch.no_grad(), _bar(num_samples, inputs, progress) as advance:
-        outputs = passes(bnn.module, _batches(bnn, inputs), num_samples, antithetic=antithetic, several=several)
-        with closing(outputs):  # which leaves its draw, also when something fails here
-            for index, found in outputs:
-                if index == len(averages):
-                    averages.append(Averages(likelihood, class_dim))
-                averages[index].add(choose(found, output))
-                advance()
-    return concatenate([average.prediction() for average in averages])
-
-
-def _batches(bnn: "BayesianModel", inputs: Any) -> Iterator[tuple[tuple[Any, ...], Mapping[str, Any]]]:
-    if not isinstance(inputs, DataLoader):
-        yield as_arguments(inputs)
-        return
-    device = next(bnn.parameters()).device
-    for batch in inputs:
-        yield as_arguments(first_of(batch, device))
+        for index, found in passes(bnn.module, batches(), num_samples, output=output, antithetic=antithetic, pure=pure):
+            if index == len(averages):
+                averages.append(Averages(likelihood, class_dim, rows[index]))
+            averages[index].add(found)
+            advance()
+    return concatenate([average.prediction() for average in averages], rows)
 
 
 @contextmanager
@@ -105,10 +126,7 @@ def _bar(num_samples: int, inputs: Any, wanted: bool) -> Iterator[Callable[[], N
         from rich.progress import Progress
     except ImportError as error:
         raise ImportError("predict(progress=True) needs rich: pip install 'bnnify[cli]', or leave it out.") from error
-    try:
-        total: int | None = num_samples * (len(inputs) if isinstance(inputs, DataLoader) else 1)
-    except TypeError:  # a loader over a stream
-        total = None
+    count = count_batches(inputs)
     with Progress() as progress:
-        task = progress.add_task("predicting", total=total)
+        task = progress.add_task("predicting", total=None if count is None else count * num_samples)
         yield lambda: progress.advance(task)

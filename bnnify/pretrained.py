@@ -3,17 +3,20 @@
 __all__ = ["convert_checkpoint"]
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
-from .checkpoint import build_without_values, make_from_config
+from .checkpoint import build_without_values, without_values
 from .convert import convert
 from .errors import CheckpointError
 from .files.foreign import Foreign, not_finite, read
 from .files.recipes import Recipe
 from .files.recognition import recognise
+from .files.shapes import abridged, printable
+from .files.transformers_model import load_by_config
 from .model import BayesianModel
 from .posterior_file import Origin
 from .weights import load_weights
@@ -54,26 +57,35 @@ def convert_checkpoint(
     foreign = read(path, key=key, names=None if model is None else model.state_dict().keys(), trust=trust)
     if names := not_finite(foreign.state_dict):
         raise CheckpointError(
-            f"`{path}` has weights that are NaN or infinite: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}. "
-            "It was saved after the training had diverged; use an earlier checkpoint."
+            f"`{path}` has weights that are NaN or infinite: {abridged(names)}. It was saved after the "
+            "training had diverged; use an earlier checkpoint."
         )
     recipe: Recipe | None = None
-    notes: tuple[str, ...] = ()
-    if model is None:
-        model, recipe, notes = _model_of(foreign)
-    bnn = convert(model, inplace=True, **options)
-    if model is not foreign.module:
+    notes = [f"left out, as it is no plain data: {abridged(foreign.left_out)}"] if foreign.left_out else []
+    if model is None and foreign.config is not None:
+        model, foreign, unused = _by_config(foreign, foreign.config)
+        notes += [f"left out, as the model has no place for it: {abridged(map(printable, unused))}"] if unused else []
+    elif model is None and foreign.module is None:
+        found = recognise(foreign.state_dict)
+        model, recipe = build_without_values(found.recipe.build), found.recipe
+        if found.prefix:
+            foreign = read(path, key=key, names=model.state_dict().keys(), trust=trust)
+        notes += [f"{', '.join(found.same)} would have the same tensors"] if found.same else []
+        notes += found.notes
+    if beside := foreign.beside:
+        notes.append(f"beside the model, and not converted: {abridged(map(printable, beside))}")
+    unconverted = foreign.module if model is None else model
+    assert unconverted is not None  # a file without a module has had its model made
+    bnn = convert(unconverted, inplace=True, **options)
+    if model is not None:
         load_weights(bnn, foreign.state_dict, share=for_writing)
-    bnn.origin = Origin(recipe, foreign.config, foreign.layout, foreign.rest, notes)
+    bnn.origin = Origin(recipe, foreign.config, foreign.layout, foreign.rest, tuple(notes))
     return bnn
 
 
-def _model_of(foreign: Foreign) -> tuple[nn.Module, Recipe | None, tuple[str, ...]]:
-    """The model that the weights belong to, how to make it again, and what the user should know of the guess."""
-    if foreign.module is not None:
-        return foreign.module, None, ()
-    if foreign.config is not None:
-        return make_from_config(foreign.config, foreign.state_dict), None, ()
-    found = recognise(foreign.state_dict)
-    same = (f"{', '.join(found.same)} would have the same tensors",) if found.same else ()
-    return build_without_values(found.recipe.build), found.recipe, (*same, *found.notes)
+def _by_config(foreign: Foreign, config: Mapping[str, Any]) -> tuple[nn.Module, Foreign, list[str]]:
+    """The model of transformers that ``config`` describes, its weights under its own names, and the names left over."""
+    loaded, unused = load_by_config(config, foreign.state_dict)
+    state_dict = loaded.state_dict()
+    layout = replace(foreign.layout, names=tuple(name for name in foreign.layout.names if name in state_dict))
+    return without_values(loaded), replace(foreign, state_dict=state_dict, layout=layout), unused

@@ -116,17 +116,47 @@ class Laplace(Prior):
     def kl(self, posterior: Posterior) -> Tensor:
         distance = posterior.wide_mean - self.mean
         rho = posterior.wide_rho
-        sigma = std(rho).clamp(min=torch.finfo(rho.dtype).tiny)
-        # E|w - m| under q. Beyond 40 σ it is |μ - m|, and the clamp keeps infinities out of the gradient.
-        ratio = (distance / sigma).clamp(-40, 40)
-        spread = math.sqrt(2 / math.pi) * sigma * torch.exp(-0.5 * ratio.square())
-        absolute = spread + distance * torch.erf(ratio / math.sqrt(2))
+        absolute = _MeanAbsolute.apply(distance, std(rho))
         scale = posterior.average(absolute) if self.scale == LEARNED else self.scale
         return absolute / scale - log_std(rho) + (_log(2 * scale) - 0.5 * math.log(2 * math.pi * math.e))
 
     def log_prob(self, weights: Tensor) -> Tensor:
         scale = _fixed(self, self.scale)
         return -(weights - self.mean).abs() / scale - math.log(2 * scale)
+
+
+class _MeanAbsolute(torch.autograd.Function):
+    """E|x| = σ·√(2/π)·exp(-r²/2) + d·erf(r/√2) of x ~ N(d, σ²), with r = d/σ.
+
+    Its derivatives are erf(r/√2) for d and √(2/π)·exp(-r²/2) for σ: that of r, which overflows, cancels.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(distance: Tensor, sigma: Tensor) -> Tensor:
+        ratio = _ratio(distance, sigma)
+        return torch.addcmul(_density(ratio) * sigma, distance, torch.erf(ratio / math.sqrt(2)))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        ratio = _ratio(*ctx.saved_tensors)
+        return grad * torch.erf(ratio / math.sqrt(2)), grad * _density(ratio)
+
+
+def _ratio(distance: Tensor, sigma: Tensor) -> Tensor:
+    # Beyond 40 σ nothing changes any more, and d/σ would overflow. Where d is zero, σ may be so too.
+    least = (distance.detach().abs() / 40).clamp(min=torch.finfo(sigma.dtype).tiny)
+    return distance / sigma.maximum(least)
+
+
+def _density(ratio: Tensor) -> Tensor:
+    """Twice the density of N(0, 1)."""
+    return math.sqrt(2 / math.pi) * torch.exp(-0.5 * ratio.square())
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .checks import check_module
 from .errors import ConversionError
 from .model import BayesianModel
 from .parameters import BayesianParameter, bayesian_parameters, unique_bayesian_parameters
@@ -86,8 +87,9 @@ def prune(bnn: nn.Module, fraction: float, *, per_layer: bool = False) -> Prunin
         How many weights of each parameter are pruned now.
 
     Raises:
-        ConversionError: The fraction is not between 0 and 1; or a parameter is on the meta device or sharded, so that
-            its values are not at hand. Nothing has been pruned then.
+        TypeError: ``bnn`` is no module.
+        ConversionError: The fraction is not between 0 and 1; or the model is not converted; or a parameter is on the
+            meta device or sharded, so that its values are not at hand. Nothing has been pruned then.
 
     References:
         Blundell et al. 2015, "Weight Uncertainty in Neural Networks", section 5.1.
@@ -151,4 +153,8 @@ def _prunable(root: nn.Module) -> list[BayesianParameter]:
 
 
 def _root(bnn: nn.Module) -> nn.Module:
-    return bnn.module if isinstance(bnn, BayesianModel) else bnn
+    check_module("The model", bnn)
+    root = bnn.module if isinstance(bnn, BayesianModel) else bnn
+    if not any(bayesian_parameters(root)):
+        raise ConversionError(f"{type(bnn).__name__} has no Bayesian parameters: bnnify.convert makes them.")
+    return root

@@ -83,7 +83,12 @@ def register_layer(
     """
     if not isinstance(layer, str) and not (isinstance(layer, type) and issubclass(layer, nn.Module)):
         raise ConversionError(f"Cannot register {layer!r}: give a subclass of torch.nn.Module, or a glob of its name.")
-    if isinstance(parameters, str) or not (callable(parameters) or all(isinstance(name, str) for name in parameters)):
+    names = (
+        isinstance(parameters, Sequence)
+        and not isinstance(parameters, str)
+        and all(isinstance(name, str) for name in parameters)
+    )
+    if not (names or callable(parameters)) or isinstance(parameters, nn.Module):
         raise ConversionError(f"Cannot register {layer!r}: give a list of names of parameters, not {parameters!r}.")
     _LAYERS.insert(0, Layer(layer, parameters, by_default, units_dim))
 

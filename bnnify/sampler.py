@@ -1,8 +1,7 @@
 """The networks of a prediction: drawn one after another, each in the memory of the one before."""
 
-__all__ = ["Sampler", "generator_states", "restore_generators"]
+__all__ = ["Sampler"]
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +15,7 @@ from .sharding import is_sharding
 
 
 class Sampler:
-    """Draws the networks that ``bnn.draw()`` would draw under the same seed, for use without gradient.
+    """Draws networks for use without gradient.
 
     σ is computed once, and the samples of a network overwrite those of the network before, unless somebody still holds
     them.
@@ -24,7 +23,9 @@ class Sampler:
     Args:
         root: The module whose Bayesian parameters are drawn. They must not change between two draws.
         antithetic: Let networks 2j and 2j + 1 have the noise ε and -ε. Default: ``False``.
-        repeatable: Let counting from 0 once more give the same networks once more. Default: ``False``.
+        repeatable: Let counting from 0 once more give the same networks once more. Each network then has a random
+            number generator of its own, seeded from that of the program, which is never set back: others use it too.
+            Default: ``False``, the networks that ``bnn.draw()`` would draw.
 
     Attributes:
         samples: What was drawn last, by the identity of the posterior mean; point posteriors have none.
@@ -32,13 +33,11 @@ class Sampler:
 
     def __init__(self, root: nn.Module, *, antithetic: bool = False, repeatable: bool = False) -> None:
         self.samples: dict[int, Tensor] = {}
-        self.devices = sorted(
-            {p.device for p in root.parameters()} - {torch.device("cpu"), torch.device("meta")}, key=str
-        )
         self._root = root
         self._antithetic = antithetic
         self._repeatable = repeatable
-        self._states: list[list[Tensor]] = []
+        self._seeds: list[int] = []
+        self._generators: dict[torch.device, torch.Generator] | None = None
         self._mirrored = False
         self._kept: dict[int, _Kept] = {}
         # FSDP puts others in their place with every forward.
@@ -54,36 +53,34 @@ class Sampler:
         """Network ``number``; they are drawn in order, from 0 on. Let go of the one before, to have its memory used."""
         self.samples.clear()
         self._mirrored = self._antithetic and number % 2 == 1
-        if not self._repeatable:
-            return Draw(self.parameters, self._make)
-        now = generator_states(self.devices)
-        if number == len(self._states):
-            self._states.append(now)
-            return Draw(self.parameters, self._make)
-        restore_generators(self._states[number], self.devices)
-        try:
-            return Draw(self.parameters, self._make)
-        finally:
-            restore_generators(now, self.devices)
+        if self._repeatable:
+            if number == len(self._seeds):
+                self._seeds.append(int(torch.randint(2**62, ())))
+            self._generators = {}
+            for device in {parameter.mean.device for parameter in self.parameters}:
+                self._generators[device] = torch.Generator(device).manual_seed(self._seeds[number])
+        return Draw(self.parameters, self._make)
+
+    def generator_states(self) -> list[Tensor]:
+        """The states of torch's random number generators, of the CPU and of the devices of the model."""
+        devices = {tensor.device for tensor in self._root.parameters()} - {torch.device("cpu"), torch.device("meta")}
+        return [torch.get_rng_state(), *(torch.get_device_module(each).get_rng_state(each) for each in devices)]
 
     def _make(self, parameter: BayesianParameter) -> Tensor:
         mean = parameter.mean
         kept = self._kept.get(id(mean))
         if kept is None:
             kept = self._kept[id(mean)] = _Kept(mean, parameter.kept_mean, std(parameter.rho))
-        if not kept.is_plain:
-            made = self._make_anew(parameter, kept)
+        generator = self._generators[mean.device] if self._generators else None
+        if kept.is_plain:
+            made = kept.overwrite(self._antithetic, self._mirrored, generator)
         else:
-            made = kept.overwrite(self._antithetic, self._mirrored)
+            if not self._mirrored:
+                kept.noise = noise_like(mean, generator)
+            assert kept.noise is not None
+            made = sample(parameter.kept_mean, parameter.rho, -kept.noise if self._mirrored else kept.noise)
         self.samples[id(mean)] = made
         return made
-
-    def _make_anew(self, parameter: BayesianParameter, kept: "_Kept") -> Tensor:
-        if not self._antithetic:
-            return sample(parameter.kept_mean, parameter.rho)
-        if kept.noise is None or not self._mirrored:
-            kept.noise = noise_like(parameter.mean)
-        return sample(parameter.kept_mean, parameter.rho, -kept.noise if self._mirrored else kept.noise)
 
 
 @dataclass
@@ -105,7 +102,7 @@ class _Kept:
             and torch._C._functorch.peek_interpreter_stack() is None
         )
 
-    def overwrite(self, antithetic: bool, mirrored: bool) -> Tensor:
+    def overwrite(self, antithetic: bool, mirrored: bool, generator: torch.Generator | None) -> Tensor:
         if self.sample is None or _is_held(self.sample):
             self.sample = torch.empty_like(self.mean, requires_grad=False)
         if not antithetic:
@@ -114,7 +111,7 @@ class _Kept:
             self.noise = torch.empty_like(self.sample)
         assert self.noise is not None
         if not mirrored:
-            standard_normal_(self.noise)
+            standard_normal_(self.noise, generator)
         torch.addcmul(self.mean, self.std, self.noise, value=-1 if mirrored else 1, out=self.sample)
         return self.sample.detach()  # a tensor of its own, to which a layer may attach what it computes from it
 
@@ -123,15 +120,3 @@ def _is_held(tensor: Tensor) -> bool:
     """Whether another tensor, such as an output that is a weight, still uses this memory."""
     # One reference is that of the tensor, another one that of the storage that is asked here.
     return torch._C._storage_Use_Count(tensor.untyped_storage()._cdata) > 2
-
-
-def generator_states(devices: Sequence[torch.device]) -> list[Tensor]:
-    """The states of the random number generators of the CPU and of ``devices``."""
-    return [torch.get_rng_state(), *(torch.get_device_module(device).get_rng_state(device) for device in devices)]
-
-
-def restore_generators(states: list[Tensor], devices: Sequence[torch.device]) -> None:
-    """Put back what :func:`generator_states` gave for the same ``devices``."""
-    torch.set_rng_state(states[0])
-    for state, device in zip(states[1:], devices, strict=True):
-        torch.get_device_module(device).set_rng_state(state, device)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 
-def sharded_noise(tensor: Tensor) -> Tensor:
+def sharded_noise(tensor: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """ε ~ N(0, 1) of a DTensor. Every shard gets noise of its own, and the replicas of a shard get the same."""
     from torch.distributed import broadcast
     from torch.distributed.tensor import DTensor
@@ -18,15 +18,15 @@ def sharded_noise(tensor: Tensor) -> Tensor:
     mesh, local = tensor.device_mesh, tensor.to_local()
     # Neither may hang on how the ranks were seeded. On a CPU mesh DTensor's own generators give shards equal noise when
     # the seeds are equal; on any mesh they give replicas unequal noise when the seeds differ, and ρ would drift apart.
-    seed, shard = torch.randint(2**62, ()), 0
+    seed, shard = torch.randint(2**62, (), generator=generator, device=generator.device if generator else None), 0
     for dim, placement in enumerate(tensor.placements):
         if not placement.is_replicate():
             shard = shard * mesh.size(dim) + mesh.get_local_rank(dim)
         elif mesh.size(dim) > 1:
             seed = seed.to(local.device)
             broadcast(seed, group=mesh.get_group(dim), group_src=0)
-    generator = torch.Generator(local.device).manual_seed(int(seed) + shard)
-    noise = torch.empty_like(local).normal_(generator=generator)
+    of_shard = torch.Generator(local.device).manual_seed(int(seed) + shard)
+    noise = torch.empty_like(local).normal_(generator=of_shard)
     return DTensor.from_local(noise, mesh, tensor.placements, shape=tensor.shape, stride=tensor.stride())
 
 

@@ -1,11 +1,11 @@
 """What follows when torch has loaded a state_dict into a Bayesian module."""
 
-__all__ = ["follow", "keep_ties"]
+__all__ = ["follow", "freeze_prior_means"]
 
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from .companions import INITIAL_STD, PRIOR_MEAN, RHO, PriorMean
 from .parameters import BayesianParameter, settings_of
@@ -30,22 +30,9 @@ def follow(
     return [key for key in missing if key not in derived]
 
 
-def keep_ties(module: nn.Module, before: Mapping[str, Tensor | None], load: list[str]) -> None:
-    """Where ``load_state_dict(assign=True)`` has replaced a parameter, let what was tied to it get the same one.
-
-    Args:
-        module: The module.
-        before: Its parameters before it was loaded.
-        load: The list of missing keys, which tells one ``load_state_dict`` from another.
-    """
+def freeze_prior_means(module: nn.Module) -> None:
+    """Let the means of priors stay what nothing trains, where ``load_state_dict(assign=True)`` has put parameters."""
     for attribute in settings_of(module):
-        for name in (attribute, attribute + RHO, attribute + PRIOR_MEAN):
-            replaced, now = before.get(name), module._parameters.get(name)
-            if replaced is None or now is None or now is replaced:
-                continue
-            if name.endswith(PRIOR_MEAN) and type(now) is nn.Parameter:
-                now = PriorMean(now)
-            noted: Any = getattr(replaced, "_replaced_by", None)
-            if noted is None or noted[0] is not load:
-                noted = replaced._replaced_by = load, now  # type: ignore[attr-defined]
-            module._parameters[name] = noted[1]
+        prior_mean = module._parameters.get(attribute + PRIOR_MEAN)
+        if type(prior_mean) is nn.Parameter:
+            module._parameters[attribute + PRIOR_MEAN] = PriorMean(prior_mean)

@@ -3,18 +3,21 @@
 __all__ = ["tune_std"]
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, overload
 
 import torch
+from torch import Tensor, nn
 
-from .batches import as_arguments, check_num_samples, choose, first_of
+from .batches import Arguments, called_with, choose, labelled_batches_of
+from .checks import check_integer, check_num_samples
 from .draw import Draw
 from .eval_mode import evaluating
-from .model import BayesianModel
+from .model import BayesianModel, check_converted
 from .parameters import BayesianParameter, bayesian_parameters, unique_bayesian_parameters
 from .posterior import at_least_float32, is_pruned, rho_from_std, std
 from .scores import Predictive, predictive_distribution
+from .targets import IGNORED, log_prob_of
 
 _LOG_LEVELS = [power * math.log(2) for power in range(-6, 1)]
 """log(rms(σ)/rms(μ)) of the candidates with which the search begins: from next to none to as large as the weights."""
@@ -37,6 +40,8 @@ def tune_std(
     num_samples: int = ...,
     likelihood: Predictive = ...,
     output: str | int | Callable[[Any], Any] | None = ...,
+    class_dim: int | None = ...,
+    ignore_index: int = ...,
     per_layer: Literal[False] = ...,
     seed: int = ...,
 ) -> float: ...
@@ -48,6 +53,8 @@ def tune_std(
     num_samples: int = ...,
     likelihood: Predictive = ...,
     output: str | int | Callable[[Any], Any] | None = ...,
+    class_dim: int | None = ...,
+    ignore_index: int = ...,
     per_layer: Literal[True],
     seed: int = ...,
 ) -> dict[str, float]: ...
@@ -58,6 +65,8 @@ def tune_std(
     num_samples: int = 8,
     likelihood: Predictive = "logits",
     output: str | int | Callable[[Any], Any] | None = None,
+    class_dim: int | None = None,
+    ignore_index: int = IGNORED,
     per_layer: bool = False,
     seed: int = 0,
 ) -> float | dict[str, float]:
@@ -72,14 +81,19 @@ def tune_std(
 
     Args:
         bnn: The converted model, whose ρ change in place. Pruned weights stay pruned. If tuning fails, nothing changes.
-        loader: Held-out data, which the network was not trained on: batches ``(input, target)``. Some hundred examples
-            do for one factor; they should look like what the network will see.
+        loader: Held-out data, which the network was not trained on: any iterable of batches ``(input, target)``, or of
+            mappings with ``labels``, by the rule of :func:`bnnify.prediction.predict`. Some hundred examples do for one
+            factor; they should look like what the network will see.
         num_samples: K, the number of networks. Default: ``8``.
-        likelihood: What the output means: ``"logits"`` of classes along the last dimension, ``"binary_logits"``,
+        likelihood: What the output means: ``"logits"`` of classes along ``class_dim``, ``"binary_logits"``,
             ``"gaussian"`` for a pair (mean, variance), or a function that makes a ``torch.distributions`` object of it,
-            such as ``lambda mean: Normal(mean, 0.1)``. Each element of its ``log_prob(target)`` counts as one datum.
-            Default: ``"logits"``.
+            such as ``lambda mean: Normal(mean, 0.1)``. Each element of its ``log_prob(target)`` counts as one datum;
+            the target must have the shape of what it draws. Default: ``"logits"``.
         output: Which part of the model's output: a key or attribute, an index, or a function. Default: all of it.
+            The labels of a causal language model are those of the next token: ``lambda out: out.logits[:, :-1]``, with
+            pairs ``(inputs, labels[:, 1:])``.
+        class_dim: The dimension of the classes, as in ``predict``. Default: the last one.
+        ignore_index: A target with this value does not count, among classes and yes/no answers. Default: ``-100``.
         per_layer: Afterwards give each layer in turn a factor of its own, a power of two times the common one, where
             that helps. It takes at least two more passes for each layer, and more data. Default: ``False``.
         seed: For the random numbers; those of the program are left alone. Default: ``0``.
@@ -88,28 +102,37 @@ def tune_std(
         The factor; with ``per_layer``, that of each layer, by its qualified name.
 
     Raises:
-        ValueError: No σ is there to be tuned, the loader is empty or gives no targets, no factor gives a finite
-            likelihood, or ``num_samples`` is not positive.
+        ValueError: No σ is there to be tuned, the loader is empty or gives no targets, a target does not fit the output
+            (such as a shape of (N,) for an output of shape (N, 1)), the output cannot mean what the likelihood says, no
+            factor gives a finite likelihood, or ``num_samples`` is not positive.
+        TypeError: An argument is of a wrong type; ``loader`` is one batch; or it is not clear what its inputs are.
 
     Example::
 
         >>> bnn = bnnify.convert(nn.Linear(3, 2))
         >>> factor = bnnify.tune_std(bnn, [(torch.randn(8, 3), torch.randint(2, (8,)))])
     """
+    check_converted("tune_std", bnn)
     check_num_samples(num_samples)
+    check_integer("tune_std(ignore_index)", ignore_index)
+    check_integer("tune_std(seed)", seed)
     layers = _layers(bnn)
     if not layers:
         raise ValueError("tune_std found nothing to tune: no parameter of the model has a σ.")
     everything = [scaled for layer in layers.values() for scaled in layer]
     with evaluating(bnn), torch.no_grad(), torch.random.fork_rng(range(torch.cuda.device_count())):
         # A list, because a loader that shuffles would give other batches to each factor.
-        batches = list(_batches(loader, everything[0].parameter.mean.device))
+        batches = _read(loader, bnn.module)
+
+        def log_prob(found: Any, target: Any) -> Tensor:
+            distribution = predictive_distribution(choose(found, output), likelihood, class_dim)
+            return log_prob_of(target, distribution, ignore_index)
 
         def nll(which: list[_Scaled], log_factor: float) -> float:
             for scaled in which:
                 scaled.multiply(log_factor)
             torch.manual_seed(seed)
-            return _predictive_nll(bnn, batches, num_samples, likelihood, output)
+            return _predictive_nll(bnn, batches, num_samples, log_prob)
 
         try:
             size = _log_size(everything)
@@ -164,31 +187,32 @@ def _log_size(everything: list[_Scaled]) -> float:
     return 0.5 * math.log(variance / square) if variance > 0 and square > 0 else 0.0
 
 
-def _batches(loader: Iterable[Any], device: torch.device) -> Iterator[tuple[Any, Any]]:
-    """Input and target of each batch, on the model's device."""
-    empty = True
-    for batch in loader:
-        if not (isinstance(batch, (list, tuple)) and len(batch) > 1):
-            raise ValueError(f"tune_std needs batches (input, target); the loader gave a {type(batch).__name__}.")
-        yield first_of(batch, device), first_of(batch[1:], device)
-        empty = False
-    if empty:
+def _read(loader: Iterable[Any], module: nn.Module) -> list[tuple[Arguments, Any]]:
+    """Arguments and target of each batch, without those that are empty."""
+    batches = list(labelled_batches_of(loader, module, "tune_std"))
+    if not batches:
         raise ValueError("tune_std was given a loader without batches.")
+    return [batch for batch in batches if not (isinstance(batch[1], Tensor) and batch[1].numel() == 0)]
 
 
 def _predictive_nll(
-    bnn: BayesianModel, batches: list[tuple[Any, Any]], num_samples: int, likelihood: Predictive, output: Any
+    bnn: BayesianModel,
+    batches: list[tuple[Arguments, Any]],
+    num_samples: int,
+    log_prob: Callable[[Any, Any], Tensor],
 ) -> float:
     """-log mean_k p(y|x, w_k), averaged over the data; infinite where it is not a number."""
     terms = []
-    for inputs, target in batches:
-        args, kwargs = as_arguments(inputs)
+    for arguments, target in batches:
+        args, kwargs = arguments
         draws = []
         for _ in range(num_samples):  # for each batch others: the more networks there are in all, the less luck
-            with Draw(bayesian_parameters(bnn.module)):
-                found = choose(bnn.module(*args, **kwargs), output)
-            draws.append(predictive_distribution(found, likelihood).log_prob(target).flatten().double())
+            with Draw(bayesian_parameters(bnn.module)), called_with(bnn.module, arguments):
+                found = bnn.module(*args, **kwargs)
+            draws.append(log_prob(found, target))
         terms.append(math.log(num_samples) - torch.stack(draws).logsumexp(0))
+    if not sum(map(len, terms)):
+        raise ValueError("tune_std: no target counts; all are ignored or empty.")
     nll = torch.cat(terms).mean().item()
     return math.inf if math.isnan(nll) else nll
 

@@ -2,17 +2,21 @@
 
 __all__ = ["load_weights"]
 
-from collections.abc import Mapping
-from typing import Any
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from .bayesian import replacing_allowed
 from .companions import PriorMean
 from .errors import CheckpointError
+from .files.prefixes import without_wrappers
+from .files.shapes import COUNT, abridged
 from .model import BayesianModel
-from .parameters import INITIAL_STD, PRIOR_MEAN, RHO, BayesianParameter, bayesian_parameters
-from .selection import Holder, holders_by_parameter
+from .parameters import INITIAL_STD, PRIOR_MEAN, RHO, BayesianParameter, bayesian_parameters, is_derived, settings_of
 
 
 def load_weights(model: nn.Module, state_dict: Mapping[str, Any], *, share: bool = False) -> None:
@@ -25,7 +29,9 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Any], *, share: bool
 
     Args:
         model: A converted model (a :class:`BayesianModel` or its ``module``).
-        state_dict: Tensors under the original names; ``*_rho``, ``*_prior_mean`` and ``*_initial_std`` may be missing.
+        state_dict: Tensors under the original names, or names that the modules' own hooks and loaders bring into them;
+            ``*_rho``, ``*_prior_mean`` and ``*_initial_std`` may be missing. The prefixes of wrappers, such as
+            ``module.``, are removed.
         share: Let a prior mean be the memory of the mean itself, for a model that is only to be written to a file:
             what trains the one would move the other. Default: ``False``.
 
@@ -33,39 +39,137 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Any], *, share: bool
         CheckpointError: Anything else is missing, unexpected, or of another shape; or a buffer that no state_dict holds
             has no value, because it was made on the meta device. Nothing has been loaded then.
     """
+    if not isinstance(state_dict, Mapping) or not all(isinstance(name, str) for name in state_dict):
+        raise CheckpointError(
+            f"load_weights takes a state_dict, a mapping of names to tensors; the {type(state_dict).__name__} given is "
+            "none. bnnify.convert_checkpoint reads a file."
+        )
     root = model.module if isinstance(model, BayesianModel) else model
     _refuse_valueless_buffers(root)
-    own = root.state_dict(keep_vars=True)
-    # A file may name a tied parameter once: what is given under one of its names is given under all.
-    given_ids = {id(tensor) for name, tensor in own.items() if name in state_dict}
-    absent = {name for name, tensor in own.items() if id(tensor) not in given_ids}
-    derived = {id(tensor) for p in bayesian_parameters(root) for tensor in (p.rho, p.prior_mean, p.initial_std)}
-    # torch itself counts from zero where an old file has no count of batches.
-    needed = {n for n in absent if id(own[n]) not in derived and not n.endswith("num_batches_tracked")}
-    _compare(own, state_dict, needed)
-    ties = [places for places in holders_by_parameter(root).values() if len(places) > 1]
-    root.load_state_dict(state_dict, strict=False, assign=any(tensor.is_meta for tensor in root.parameters()))
-    _tie(ties, state_dict)
+    state_dict = without_wrappers(state_dict, root.state_dict().keys())
+    places = _places(root)
+    absent = _assign(root, state_dict, places)
     with torch.no_grad():
+        for tensor, holders in places.items():
+            given = next((now for holder in holders if (now := holder.tensor) is not tensor), tensor)
+            _put(holders, given if _must_be_replaced(tensor, given) else tensor.copy_(given))
         for parameter in bayesian_parameters(root):
             _start_anew(parameter, absent, share)
-    _tie(ties, state_dict)  # on the meta device, what was started anew is new
+        for holders in places.values():
+            _put(holders, holders[0].tensor)  # on the meta device, what was started anew is new
 
 
-def _compare(own: Mapping[str, Any], given: Mapping[str, Any], missing: set[str]) -> None:
-    """Raise unless ``given`` can be loaded whole."""
-    complaints = {
-        "missing": sorted(missing),
-        "unexpected": [name for name in given if name not in own],
-        "of another shape": [
-            f"{name} {tuple(given[name].shape)} for {tuple(own[name].shape)}"
-            for name in own
-            if name in given and isinstance(own[name], Tensor) and own[name].shape != getattr(given[name], "shape", ())
-        ],
-    }
-    if any(complaints.values()):
-        listing = "; ".join(f"{what}: {', '.join(names)}" for what, names in complaints.items() if names)
+@dataclass(frozen=True)
+class _Holder:
+    """A place of a parameter or buffer: a module, the attribute there, and a name of the two together."""
+
+    module: nn.Module
+    attribute: str
+    name: str
+
+    @property
+    def tensor(self) -> Any:
+        return self.module._parameters.get(self.attribute, self.module._buffers.get(self.attribute))
+
+
+def _places(root: nn.Module) -> dict[Tensor, list[_Holder]]:
+    """Every parameter and buffer of ``root`` with its places, under all of their names."""
+    places: dict[Tensor, list[_Holder]] = {}
+    for prefix, module in root.named_modules(remove_duplicate=False):
+        for attribute, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None:
+                holder = _Holder(module, attribute, f"{prefix}.{attribute}".removeprefix("."))
+                places.setdefault(tensor, []).append(holder)
+    return places
+
+
+def _put(holders: Iterable[_Holder], tensor: Any) -> None:
+    """Let all places hold ``tensor``, as places of a tied one do."""
+    for holder in holders:
+        if holder.tensor is not tensor:
+            with replacing_allowed(holder.module):
+                setattr(holder.module, holder.attribute, tensor)
+
+
+def _must_be_replaced(tensor: Tensor, given: Any) -> bool:
+    """Whether ``tensor`` cannot take the values of ``given``: it has no memory, or its module gives it another form."""
+    expanded = tensor.layout == torch.strided and tensor.numel() > 1 and 0 in tensor.stride()
+    return given is None or tensor.is_meta or tensor.shape != given.shape or tensor.layout != torch.strided or expanded
+
+
+def _assign(root: nn.Module, state_dict: Mapping[str, Any], places: Mapping[Tensor, list[_Holder]]) -> set[str]:
+    """Let torch put what ``state_dict`` holds in its places, as the hooks and loaders of the modules want it.
+
+    Returns:
+        The names that were given nothing, neither themselves nor under another name of what they hold.
+
+    Raises:
+        CheckpointError: It does not fit. Everything is where it was.
+    """
+    settings = [(each, dict(vars(each))) for module in root.modules() for each in settings_of(module).values()]
+    found, errors = _Incompatible([], []), list[str]()
+    try:
+        _load(root, OrderedDict(state_dict), "", getattr(state_dict, "_metadata", None) or {}, found, errors)
+    except Exception as error:  # of a hook or loader of a module's own
+        errors.append(f"{type(error).__name__}: {error}")
+    missing = set(found.missing_keys)
+    given = {id(tensor) for tensor, holders in places.items() if any(h.name not in missing for h in holders)}
+    absent = missing - {h.name for tensor, holders in places.items() if id(tensor) in given for h in holders}
+    derived = {h.name for holders in places.values() for h in holders if is_derived(h.module, h.attribute)}
+    # torch itself counts from zero where an old file has no count of batches.
+    needed = sorted(name for name in absent - derived if not name.endswith(COUNT))
+    if needed or found.unexpected_keys or errors:
+        for tensor, holders in places.items():
+            _put(holders, tensor)
+        for each, before in settings:
+            vars(each).update(before)
+        complaints = {
+            "missing": needed,
+            "unexpected": found.unexpected_keys,
+            "of another shape": _reshaped(places, state_dict) if errors else [],
+            "not loaded": [" ".join(text.split())[:300] for text in errors if not text.startswith("size mismatch")],
+        }
+        listing = "; ".join(f"{what}: {abridged(names)}" for what, names in complaints.items() if names)
         raise CheckpointError(f"The state_dict does not fit the model. {listing}. Nothing was loaded.")
+    return absent
+
+
+def _reshaped(places: Mapping[Tensor, list[_Holder]], state_dict: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{holder.name} {tuple(state_dict[holder.name].shape)} for {tuple(tensor.shape)}"
+        for tensor, holders in places.items()
+        for holder in holders
+        if getattr(state_dict.get(holder.name), "shape", tensor.shape) != tensor.shape
+    ]
+
+
+class _Incompatible(NamedTuple):
+    """What torch gives to hooks after loading, under the names that it has there."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+
+def _load(
+    module: nn.Module,
+    state_dict: dict[str, Any],
+    prefix: str,
+    metadata: Mapping[str, Any],
+    found: _Incompatible,
+    errors: list[str],
+) -> None:
+    """Do as ``load_state_dict(strict=False, assign=True)`` does, which looks at every name for every module."""
+    local = {**metadata.get(prefix[:-1], {}), "assign_to_params_buffers": True}
+    module._load_from_state_dict(state_dict, prefix, local, True, *found, errors)
+    parts: dict[str, dict[str, Any]] = {}
+    for name, value in state_dict.items():
+        if name.startswith(prefix):
+            parts.setdefault(name[len(prefix) :].partition(".")[0], OrderedDict())[name] = value
+    for name, child in module._modules.items():
+        if child is not None:
+            _load(child, parts.get(name, OrderedDict()), f"{prefix}{name}.", metadata, found, errors)
+    for hook in module._load_state_dict_post_hooks.values():
+        hook(module, found)
 
 
 def _refuse_valueless_buffers(root: nn.Module) -> None:
@@ -78,20 +182,9 @@ def _refuse_valueless_buffers(root: nn.Module) -> None:
     ]
     if valueless:
         raise CheckpointError(
-            f"No state_dict holds {', '.join(valueless)}: persistent=False, and on the meta device it has no value. "
+            f"No state_dict holds {abridged(valueless)}: persistent=False, and on the meta device it has no value. "
             "Give it one first, for example by making its submodule anew on a real device. Nothing was loaded."
         )
-
-
-def _tie(ties: list[list[Holder]], given: Mapping[str, Any]) -> None:
-    """Make each group of places hold one parameter again: the one that was given."""
-    for places in ties:
-        source = next((place for place in places if given.keys() & set(place.names)), places[0])
-        initial_std = source.module._buffers.get(source.attribute + INITIAL_STD)
-        for place in places:
-            place.module._parameters[place.attribute] = source.module._parameters[source.attribute]
-            if initial_std is not None:
-                place.module._buffers[place.attribute + INITIAL_STD] = initial_std
 
 
 def _start_anew(parameter: BayesianParameter, absent: set[str], share: bool) -> None:

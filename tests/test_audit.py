@@ -118,3 +118,55 @@ def test_an_output_without_gradient_cannot_be_audited():
 
     with pytest.raises(bnnify.DrawError, match="logits"):
         bnnify.audit(bnnify.convert(Decides(3, 2)), torch.ones(1, 3))
+
+
+# The optimizer
+
+
+def normalized():
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+
+
+def test_an_optimizer_of_the_converted_model_fits_it():
+    bnn = bnnify.convert(normalized())
+    result = bnnify.audit(bnn, torch.ones(2, 3), optimizer=torch.optim.SGD(bnn.parameter_groups(lr=0.1)))
+    assert not result
+    assert result.reached == ("0.weight", "0.bias")
+    assert "optimizer" not in str(result)
+
+
+def test_what_an_optimizer_made_before_the_conversion_does_not_hold_is_named():
+    model = normalized()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    bnn = bnnify.convert(model, inplace=True)
+    result = bnnify.audit(bnn, torch.ones(2, 3), optimizer=optimizer)
+    assert result.not_optimized == ("0.weight_rho", "0.bias_rho")
+    assert result.not_in_model == ()
+    assert "not in the optimizer: 0.weight_rho" in str(result)
+    assert "make it from bnn.parameter_groups" in str(result)
+    assert bool(result)
+    assert len(result.reached) == 2
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_what_an_optimizer_of_the_original_of_a_copy_holds_is_named(named):
+    model = normalized()
+    bnn = bnnify.convert(model)
+    held = model.named_parameters() if named else model.parameters()
+    result = bnnify.audit(bnn, torch.ones(2, 3), optimizer=torch.optim.SGD(held, lr=0.1))
+    assert {"0.weight", "0.weight_rho", "1.weight"} <= set(result.not_optimized)
+    assert len(result.not_in_model) == 4
+    assert result.not_in_model[0] == ("0.weight" if named else "group 0, parameter 0, a Parameter of shape (4, 3)")
+
+
+def test_an_optimizer_is_looked_at_without_a_forward_where_no_input_is_given():
+    bnn = bnnify.convert(normalized())
+    bnn.module.register_forward_hook(lambda module, args, output: pytest.fail("it was called"))
+    result = bnnify.audit(bnn, optimizer=torch.optim.SGD([bnn.module[0].weight], lr=0.1))
+    assert result.not_optimized == ("0.bias", "0.weight_rho", "0.bias_rho", "1.weight", "1.bias")
+    assert "reach" not in str(result)
+
+
+def test_frozen_parameters_need_no_optimizer():
+    bnn = bnnify.convert(normalized()).requires_grad_(False)
+    assert not bnnify.audit(bnn, optimizer=torch.optim.SGD(bnn.parameters(), lr=0.1)).not_optimized

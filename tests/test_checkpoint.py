@@ -1,6 +1,7 @@
 """Loading and saving: nothing missing goes unnoticed, nothing is half-loaded or half-written."""
 
 import copy
+import datetime
 
 import pytest
 import torch
@@ -90,6 +91,155 @@ def test_a_tied_weight_may_be_in_the_file_once():
     bnn = bnnify.convert(zoo.TiedLanguageModel())
     bnnify.load_weights(bnn, state)
     assert torch.equal(bnn.module.embed.weight, trained.embed.weight)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("of", [lambda bnn: bnn, lambda bnn: bnn.module], ids=["bnn", "module"])
+def test_loading_with_assign_keeps_ties(of, device):
+    source = bnnify.convert(zoo.TiedLanguageModel())
+    with torch.device(device):
+        bnn = bnnify.convert(zoo.TiedLanguageModel(), inplace=True)
+    of(bnn).load_state_dict({name: value.clone() for name, value in of(source).state_dict().items()}, assign=True)
+    for ending in ("", "_rho", "_prior_mean"):
+        assert bnn.module.head._parameters["weight" + ending] is bnn.module.embed._parameters["weight" + ending]
+    assert torch.equal(bnn.kl(), source.kl())
+    of(bnn).load_state_dict(of(bnnify.convert(zoo.TiedLanguageModel())).state_dict(), assign=True)
+    with bnn.draw():
+        assert bnn.module.embed.weight is bnn.module.head.weight
+
+
+class RenamesWhatItLoads(nn.Module):
+    """Takes the weights of an older version of itself, in which its layer had another name."""
+
+    def __init__(self, register):
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+        getattr(self, register)(lambda *args: self.rename(*args[len(args) - 7 :]))
+
+    def rename(self, state_dict, prefix, *_):
+        for name in [name for name in state_dict if name.startswith(prefix + "old.")]:
+            state_dict[prefix + "layer." + name.removeprefix(prefix + "old.")] = state_dict.pop(name)
+
+
+class TransposesWhatItLoads(nn.Linear):
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        if prefix + "kernel" in state_dict:
+            state_dict[prefix + "weight"] = state_dict.pop(prefix + "kernel").T
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+OLD_LINEAR = {"old.weight": (2, 3), "old.bias": (2,)}
+OLD_LAYOUTS = {
+    "a hook": (lambda: RenamesWhatItLoads("register_load_state_dict_pre_hook"), OLD_LINEAR),
+    "a private hook": (lambda: RenamesWhatItLoads("_register_load_state_dict_pre_hook"), OLD_LINEAR),
+    "a loader of its own": (lambda: TransposesWhatItLoads(3, 2), {"kernel": (3, 2), "bias": (2,)}),
+}
+
+
+@pytest.mark.parametrize("inside", ["", "0."], ids=["alone", "in a model"])
+@pytest.mark.parametrize(("make", "shapes"), OLD_LAYOUTS.values(), ids=OLD_LAYOUTS)
+def test_weights_are_loaded_by_the_hooks_and_loaders_of_the_modules(make, shapes, inside):
+    def made():
+        return nn.Sequential(make()) if inside else make()
+
+    torch.manual_seed(0)
+    state = {inside + name: torch.randn(shape) for name, shape in shapes.items()}
+    trained, bnn = made(), bnnify.convert(made(), select="*weight")
+    trained.load_state_dict(state)
+    bnnify.load_weights(bnn, state)
+    reference = bnnify.convert(trained, select="*weight")
+    for name, value in reference.state_dict().items():
+        assert torch.equal(bnn.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "model.", "module._orig_mod."])
+def test_the_prefixes_of_wrappers_are_stripped_from_weights(wrapper):
+    trained = network()
+    bnn = bnnify.convert(network())
+    bnnify.load_weights(bnn, {wrapper + name: value + 1 for name, value in trained.state_dict().items()})
+    assert torch.equal(bnn.module[0].weight, trained[0].weight + 1)
+
+
+def test_a_prefix_that_is_the_models_own_is_kept():
+    model = nn.ModuleDict({"module": nn.Linear(2, 2)})
+    bnn = bnnify.convert(model)
+    bnnify.load_weights(bnn, {name: value + 1 for name, value in model.state_dict().items()})
+    bnnify.load_weights(bnn, {"module." + name: value + 2 for name, value in model.state_dict().items()})
+    assert torch.equal(bnn.module["module"].bias, model["module"].bias + 2)
+
+
+def test_thousands_of_names_that_do_not_fit_are_a_short_message():
+    with pytest.raises(bnnify.CheckpointError) as caught:
+        bnnify.load_weights(bnnify.convert(network()), {f"layer.{i}.weight": torch.ones(1) for i in range(3000)})
+    assert "unexpected: layer.0.weight, layer.1.weight, layer.2.weight and 2997 more" in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("wrong", [None, 3, "x.pt", [torch.ones(1)], {1: torch.ones(1)}, nn.Linear(2, 2)])
+def test_what_is_no_state_dict_is_refused(wrong):
+    with pytest.raises(bnnify.CheckpointError, match="load_weights takes a state_dict"):
+        bnnify.load_weights(bnnify.convert(network()), wrong)
+
+
+class Graph(nn.Module):
+    """A graph convolution that keeps its adjacency matrix."""
+
+    def __init__(self, adjacency, extra=None):
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+        self.extra = extra
+        self.register_buffer("adjacency", adjacency)
+
+    def get_extra_state(self):
+        return self.extra
+
+    def set_extra_state(self, state):
+        self.extra = state
+
+    def forward(self, x):
+        return self.adjacency @ self.layer(x)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse:UserWarning")
+@pytest.mark.parametrize("layout", ["coo", "csr", "csc", "not coalesced", "hybrid"])
+def test_sparse_buffers_are_saved_and_loaded(layout, tmp_path):
+    dense = torch.tensor([[0.0, 2.0, 0.0], [0.0, 0.0, 0.0], [1.0, 0.0, 3.0]])
+    adjacency = {
+        "coo": dense.to_sparse(),
+        "csr": dense.to_sparse_csr(),
+        "csc": dense.to_sparse_csc(),
+        "not coalesced": torch.sparse_coo_tensor([[0, 0], [1, 1]], [0.5, 1.5], (3, 3)),
+        "hybrid": dense.to_sparse(1),
+    }[layout]
+    bnn = bnnify.convert(Graph(adjacency), inplace=True)
+    bnnify.save(bnn, tmp_path / "x.bnn.pt")
+    file = posterior_file.open_posterior(tmp_path / "x.bnn.pt")
+    assert file.state_dict["adjacency"].layout == adjacency.layout
+    assert torch.equal(file.state_dict["adjacency"].to_dense(), adjacency.to_dense())
+    if adjacency.layout == torch.sparse_coo:  # others cannot be copied, as load does with the model
+        loaded = bnnify.load(tmp_path / "x.bnn.pt", Graph(torch.eye(3).to_sparse()))
+        x = torch.randn(3, 3)
+        if layout != "hybrid":
+            assert torch.equal(loaded.module(x), bnn.module(x))
+    with pytest.raises(bnnify.CheckpointError, match=r"nothing but dense tensors.*`adjacency`"):
+        bnnify.save(bnn, tmp_path / "x.bnn.safetensors")
+
+
+@pytest.mark.parametrize("extra", [datetime.date(2026, 1, 1), print, lambda: None, torch.eye(2).to_mkldnn()])
+def test_what_could_not_be_loaded_is_refused_by_save_and_leaves_nothing(extra, tmp_path):
+    (tmp_path / "x.bnn.pt").write_bytes(b"precious")
+    with pytest.raises(bnnify.CheckpointError, match=r"Cannot write.*state_dict holds what"):
+        bnnify.save(bnnify.convert(Graph(torch.eye(3), extra), inplace=True), tmp_path / "x.bnn.pt")
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("x.bnn.pt", b"precious")]
+
+
+def test_a_model_whose_bias_was_removed_is_saved_and_loaded(tmp_path):
+    bnn, plain = bnnify.convert(network()), network()
+    bnn.module[3].bias = plain[3].bias = None
+    bnnify.save(bnn, tmp_path / "x.bnn.pt")
+    loaded = bnnify.load(tmp_path / "x.bnn.pt", plain)
+    assert torch.equal(loaded.kl(), bnn.kl())
+    assert not any("3.bias" in name for name in torch.load(tmp_path / "x.bnn.pt")["state_dict"])
 
 
 def test_settings_per_parameter_survive_save_and_load(tmp_path):

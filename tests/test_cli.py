@@ -1,5 +1,6 @@
 """The command, as a user meets it: exit status, one line on stderr, and the files it writes."""
 
+import datetime
 import json
 import os
 import signal
@@ -86,6 +87,55 @@ def test_a_hugging_face_directory_converts_loads_and_comes_back(tmp_path):
     load_file = pytest.importorskip("safetensors.torch").load_file
     back, original = load_file(tmp_path / "back.safetensors"), load_file(tmp_path / "gpt2" / "model.safetensors")
     assert_same(back, original)
+
+
+@pytest.mark.parametrize("module", ["bnnify", "bnnify.cli"])
+def test_python_runs_the_module_as_the_command(module, model):
+    def run(*arguments):
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+        command = [sys.executable, "-m", module, *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+    assert run("--version").stdout.startswith("bnnify-cli ")
+    assert run().returncode == 2
+    assert run("convert", "missing.pt").returncode == 1
+    done = run("convert", "model.pt", *MADE)
+    assert (done.returncode, done.stderr) == (0, "wrote model.bnn.pt\n")
+
+
+def test_what_stands_beside_the_weights_is_left_out_and_named(model, capsys):
+    content = torch.load("model.pt") | {"day": datetime.date(2026, 1, 1), "lr": 0.1}
+    torch.save(content, "model.pt")
+    assert main(["convert", "model.pt", *MADE]) == 0
+    assert "note: left out, as it is no plain data: `day` (datetime.date)\n" in capsys.readouterr().out
+    assert main(["collapse", "model.bnn.pt", "-o", "back.pt"]) == 0
+    assert torch.load("back.pt").keys() == content.keys() - {"day"}
+
+
+def test_with_trust_too_only_plain_data_is_kept(model, capsys):
+    torch.save(torch.load("model.pt") | {"day": datetime.date(2026, 1, 1)}, "model.pt")
+    assert main(["convert", "model.pt", *MADE, "--trust"]) == 0
+    assert "`day` (datetime.date)" in capsys.readouterr().out
+    assert main(["collapse", "model.bnn.pt", "-o", "back.pt"]) == 0
+    assert torch.load("back.pt").keys() == {"state_dict", "epoch"}
+
+
+def test_a_module_of_ones_own_class_converts_by_the_model_without_trust(model, tmp_path, capsys):
+    class Ours(nn.Sequential):
+        pass
+
+    Ours.__qualname__ = "Ours"
+    globals()["Ours"] = Ours
+    torch.save({"epoch": 3, "model": Ours(*model)}, "model.pt")
+    del globals()["Ours"]
+    assert main(["convert", "model.pt"]) == 1
+    error = capsys.readouterr().err
+    assert all(word in error for word in ("Ours`", "--model", "--trust"))
+    assert main(["-q", "convert", "model.pt", *MADE]) == 0
+    assert main(["-q", "collapse", "model.bnn.pt", "-o", "back.pt"]) == 0
+    back = torch.load("back.pt")
+    assert back["epoch"] == 3
+    assert_same(back["model"], model.state_dict())
 
 
 @pytest.mark.parametrize("ending", [".bnn.pt", ".bnn.safetensors"])

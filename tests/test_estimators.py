@@ -255,6 +255,35 @@ def test_several_forwards_and_one_backward_give_the_mean_of_their_gradients(esti
         torch.testing.assert_close(gradient, sum(each[index] for each in one_by_one) / 3)
 
 
+@pytest.mark.parametrize("estimator", ["reparameterization", *ESTIMATORS])
+@pytest.mark.parametrize("prior", [bnnify.Pretrained(), bnnify.Gaussian(std=0.3), bnnify.Laplace()], ids=str)
+@pytest.mark.parametrize("how", ["is_grads_batched", "vmap", "create_graph"])
+def test_batched_gradients_are_those_of_single_rows(how, prior, estimator):
+    model = nn.Sequential(nn.Conv1d(2, 3, 3), nn.Tanh(), nn.Flatten(), nn.Linear(9, 2))
+    bnn = bnnify.convert(model, estimator=estimator, prior=prior)
+    output, kl = bnn(torch.randn(2, 2, 5))
+    leaves = [each for p in bayesian_parameters(bnn.module) for each in (p.mean, p.rho)]
+    rows = torch.eye(4).view(4, 2, 2)
+
+    def gradients(rows: Tensor, **options) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(output + kl, leaves, rows, retain_graph=True, **options)
+
+    expected = [torch.stack(each) for each in zip(*map(gradients, rows), strict=True)]
+    batched = {"is_grads_batched": True, "create_graph": how == "create_graph"}
+    found = vmap(gradients)(rows) if how == "vmap" else gradients(rows, **batched)
+    torch.testing.assert_close(list(found), expected)
+
+
+@every_estimator
+@pytest.mark.parametrize("layout", [torch.jagged, torch.strided])
+def test_a_nested_input_is_refused_with_the_estimator_that_takes_it(layout, estimator):
+    x = torch.nested.nested_tensor([torch.randn(2, 5), torch.randn(3, 5)], layout=layout)
+    with pytest.raises(bnnify.DrawError, match=f"Linear with estimator='{estimator}'.*'reparameterization'"):
+        bnnify.convert(nn.Linear(5, 3), estimator=estimator)(x)
+    output, _ = bnnify.convert(nn.Linear(5, 3))(x)
+    assert [part.shape for part in output.unbind()] == [(2, 3), (3, 3)]
+
+
 # Where the weight sample is used
 
 

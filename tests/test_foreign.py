@@ -1,17 +1,22 @@
 """Checkpoints of all origins are read as what they are, and written back as they were."""
 
 import copy
+import datetime
+import decimal
+import enum
+import functools
 import json
 import logging
 import os
+import pickle
 import re
 import subprocess
 import sys
 import warnings
 import zipfile
 from argparse import Namespace
-from collections import OrderedDict
-from pathlib import Path
+from collections import OrderedDict, deque
+from pathlib import Path, PurePosixPath
 
 import pytest
 import torch
@@ -21,8 +26,8 @@ from torch import nn
 import bnnify
 from bnnify.files import foreign
 from bnnify.files.atomic import replace_atomically
-from bnnify.files.folder import model_from_config
 from bnnify.files.layout import Layout
+from bnnify.files.transformers_model import model_from_config
 
 
 def network():
@@ -162,6 +167,26 @@ def test_a_lightning_checkpoint_leaves_the_loss_beside_the_model(tmp_path):
     assert (found.layout.prefix, set(found.rest["state_dict"])) == ("model.", {"loss.weight"})
 
 
+@pytest.mark.parametrize("prefix", ["net.", "encoder.", "backbone.", "net._orig_mod.", "module.net.module."])
+def test_any_single_attribute_of_a_lightning_module_is_looked_through(prefix, tmp_path):
+    state = {**prefixed(network().state_dict(), prefix), "loss.weight": torch.ones(3), "seen": torch.tensor(4)}
+    if prefix.startswith("module."):
+        state = prefixed(network().state_dict(), prefix)
+    content = {"pytorch-lightning_version": "2.6", "state_dict": state}
+    found = foreign.read(save(content, tmp_path / "x.ckpt"))
+    assert found.layout.prefix == prefix
+    assert equal(found.state_dict, OrderedDict(network().state_dict()))
+    assert found.beside == [name for name in state if not name.startswith(prefix)]
+    foreign.write(tmp_path / "y.ckpt", found.layout, found.state_dict, found.rest)
+    assert equal(torch.load(tmp_path / "y.ckpt"), content)
+
+
+def test_a_lightning_module_of_two_parts_is_taken_whole(tmp_path):
+    state = {**prefixed(network().state_dict(), "encoder."), **prefixed(network().state_dict(), "decoder.")}
+    path = save({"pytorch-lightning_version": "2.6", "state_dict": state}, tmp_path / "x.ckpt")
+    assert foreign.read(path).layout.prefix == ""
+
+
 def test_weights_beside_numbers_in_one_mapping(tmp_path):
     content = {**network().state_dict(), "epoch": 3}
     found = foreign.read(save(content, tmp_path / "x.pt"))
@@ -263,6 +288,61 @@ def test_namespaces_and_numpy_scalars_are_read_as_plain_data(tmp_path):
         "half": 0.5,
         "ok": True,
     }
+
+
+class Phase(enum.Enum):
+    TRAINING = 1
+
+
+class Options(dict):
+    pass
+
+
+def bystanders():
+    numpy = pytest.importorskip("numpy")
+    parameter = nn.Parameter(torch.ones(1))
+    return {
+        "a date": (datetime.date(2026, 1, 1), "datetime.date"),
+        "a path": (PurePosixPath("/data"), "pathlib.PurePosixPath"),
+        "an array": (numpy.ones(3), "numpy.ndarray"),
+        "a dtype of numpy": (numpy.dtype("f4"), "numpy.dtype"),
+        "a text of numpy": (numpy.str_("x"), "numpy.core.multiarray.scalar"),
+        "an enum": (Phase.TRAINING, "test_foreign.Phase"),
+        "a key that is an enum": ({Phase.TRAINING: 1}, "test_foreign.Phase"),
+        "a set of enums": ({Phase.TRAINING}, "test_foreign.Phase"),
+        "a tuple with an enum": ((1, Phase.TRAINING), "test_foreign.Phase"),
+        "a class": (Phase, "test_foreign.Phase"),
+        "a mapping of a class": (Options(a=1), "test_foreign.Options"),
+        "a deque": (deque([1, 2]), "collections.deque"),
+        "a slice": (slice(0, 3), "builtins.slice"),
+        "a function": (os.path.join, "posixpath.join"),
+        "a partial": (functools.partial(int, "3"), "functools.partial"),
+        "a decimal": (decimal.Decimal("1.5"), "decimal.Decimal"),
+        "an optimizer": (torch.optim.Adam([parameter]), "torch.optim.adam.Adam"),
+        "a loss": (nn.CrossEntropyLoss(weight=torch.ones(3)), "torch.nn.modules.loss.CrossEntropyLoss"),
+        "a data set": (torch.utils.data.TensorDataset(torch.ones(3)), "torch.utils.data.dataset.TensorDataset"),
+    }
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("what", bystanders())
+def test_what_is_no_plain_data_beside_the_weights_is_left_out_and_named(what, zipped, tmp_path):
+    value, name = bystanders()[what]
+    content = {"state_dict": network().state_dict(), "options": {"value": value, "lr": 0.1, "list": [1, value]}}
+    found = foreign.read(save(content, tmp_path / "x.ckpt", zipped))
+    assert equal(found.state_dict, OrderedDict(network().state_dict()))
+    assert found.rest["options"]["lr"] == 0.1
+    assert found.left_out[0].startswith("`options.value")
+    assert all(entry.endswith(f"({name})") for entry in found.left_out)
+    foreign.write(tmp_path / "y.ckpt", found.layout, found.state_dict, found.rest)
+    assert torch.load(tmp_path / "y.ckpt")["options"]["list"][0] == 1  # it is plain
+
+
+def test_what_is_no_plain_data_among_the_weights_is_refused_by_name(tmp_path):
+    path = save({**network().state_dict(), "day": datetime.date(2026, 1, 1)}, tmp_path / "x.pt")
+    assert foreign.read(path).left_out == ["`day` (datetime.date)"]  # dots in names tell weights beside other things
+    with pytest.raises(bnnify.CheckpointError, match=r"no state_dict.*`datetime\.date`"):
+        foreign.read(save({"w": torch.ones(2), "day": datetime.date(2026, 1, 1)}, tmp_path / "x.pt"))
 
 
 def test_a_zip_file_is_mapped_not_copied(tmp_path):
@@ -462,6 +542,63 @@ def test_a_class_of_ones_own_needs_trust(tmp_path):
     found = foreign.read(path, trust=True)
     assert type(found.module) is Net
     assert found.rest == {"epoch": 3}
+
+
+class Tower(nn.Module):
+    """A class that nobody else has, of layers that everybody has, with all that a module may register."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(2, 2), Net(2, 2))
+        self.head = nn.Linear(2, 2)
+        self.head.weight = self.layers[0].weight
+        self.scale = nn.Parameter(torch.ones(2))
+        self.register_buffer("mean", torch.zeros(2))
+        self.register_buffer("unsaved", torch.zeros(2), persistent=False)
+        self.register_parameter("nothing", None)
+        self.hook = self.register_forward_hook(hook)
+
+
+def hook(*_):
+    raise AssertionError("it ran")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("keys", [(), ("model",), ("odd",)])
+def test_of_a_module_of_anybodys_class_the_tensors_are_read_where_the_model_is_known(keys, zipped, tmp_path):
+    wanted = Tower().state_dict()
+    content = {"epoch": 3, keys[0]: nn.DataParallel(Tower())} if keys else Tower()
+    found = foreign.read(save(content, tmp_path / "x.pt", zipped), names=wanted)
+    assert found.state_dict.keys() == wanted.keys()
+    assert torch.equal(found.state_dict["scale"], wanted["scale"])
+    assert found.module is None
+    assert (found.layout.keys, found.layout.prefix) == (keys, "module." if keys else "")
+    foreign.write(tmp_path / "y.pt", found.layout, found.state_dict, found.rest)
+    assert torch.load(tmp_path / "y.pt").keys() == (content.keys() if keys else wanted.keys())
+
+
+def test_a_state_dict_beside_a_module_of_ones_own_is_found(tmp_path):
+    path = save({"model": Tower(), "weights": network().state_dict()}, tmp_path / "x.pt")
+    found = foreign.read(path)
+    assert found.layout.keys == ("weights",)
+    assert found.left_out == ["`model` (test_foreign.Tower)"]
+
+
+@pytest.mark.parametrize("name", ["vdsr_epoch50.pth", "chemprop_v2_reg.ckpt", "allennlp_tagger.th", "mtcnn_onet.pt"])
+def test_published_files_give_their_tensors(name, data_folder):
+    found = foreign.read(data_folder / "published" / name, names=())
+    wanted = {"vdsr_epoch50.pth": 20, "chemprop_v2_reg.ckpt": 16, "allennlp_tagger.th": 9, "mtcnn_onet.pt": 21}[name]
+    assert len(found.state_dict) == wanted
+    assert not foreign.not_finite(found.state_dict)
+    assert bool(found.left_out) == (name == "chemprop_v2_reg.ckpt")
+
+
+def test_a_classifier_of_another_library_is_refused_by_name(data_folder, tmp_path):
+    with pytest.raises(bnnify.CheckpointError, match=r"`sklearn\.svm\._classes\.SVC`"):
+        foreign.read(data_folder / "published" / "dtu_model.ckpt")
+    (tmp_path / "x.pt").write_bytes(pickle.dumps(decimal.Decimal(1), 2))
+    with pytest.raises(bnnify.CheckpointError, match=r"`decimal\.Decimal`"):
+        foreign.read(tmp_path / "x.pt")
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

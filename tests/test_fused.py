@@ -1,9 +1,14 @@
 """The sample and its KL in one function: the same numbers as from the two by themselves, and where it is used."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import zoo
 from torch import nn
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 import bnnify
 from bnnify import fused
@@ -188,6 +193,34 @@ def test_the_kl_by_itself_is_the_same_to_the_bit_and_has_the_same_gradients(prio
     )
     zeros = torch.zeros_like(tensors.mean)
     torch.testing.assert_close(found, tuple(zeros if grad is None else grad for grad in expected))
+
+
+class OnlyLooksOn(TorchDispatchMode):
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("where", ["forward", "backward", "both"])
+def test_a_region_may_be_run_again_without_the_mode_that_looked_on(where):
+    def gradients(looked_on):
+        torch.manual_seed(0)
+        bnn = bnnify.convert(nn.Linear(4, 3), prior=bnnify.Gaussian(std=0.1))
+        x = torch.ones(5, 4, requires_grad=True)
+        with OnlyLooksOn() if looked_on and where != "backward" else nullcontext():
+            output, kl = checkpoint(bnn, x, use_reentrant=False)
+        with OnlyLooksOn() if looked_on and where != "forward" else nullcontext():
+            (output.square().sum() + kl).backward()
+        return [p.grad for p in bnn.parameters()]
+
+    torch.testing.assert_close(gradients(True), gradients(False))
+
+
+def test_fake_tensors_are_left_to_operations_that_they_know():
+    bnn = bnnify.convert(nn.Linear(4, 3), prior=bnnify.Gaussian(std=0.1))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        output, kl = bnn(torch.ones(5, 4))
+    assert output.shape == (5, 3)
+    assert kl.shape == ()
 
 
 def test_mixed_dtypes_are_left_to_autograd():

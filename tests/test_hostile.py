@@ -605,6 +605,39 @@ def test_the_canary_dies_where_code_does_run(gadget):
     os.unlink(CANARY)
 
 
+BESIDE = {
+    **{gadget: call(gadget, *GADGETS[gadget]) for gadget in ("os.system", "builtins.eval", "subprocess.Popen")},
+    "a class": name("os.system"),
+    "a state": name("models.net.Net") + b")\x81" + call("os.system", SHELL) + b"b",
+    "a call of what was called": call("os.system", SHELL) + b"(" + put(SHELL) + b"tR",
+    "items of what was called": call("os.system", SHELL) + b"(" + put("a") + put(1) + b"u",
+    "a key": b"}" + call("os.system", SHELL) + put(1) + b"s",
+    "tuples of 2**60 leaves": put(1) + b"".join(b"q" + bytes([i]) + b"h" + bytes([i]) + b"\x86" for i in range(60)),
+    "a module in itself": name("models.Net")
+    + b")\x81q\x01"
+    + mapping(_modules=b"}" + text("x") + b"h\x01s", _parameters=put({}), _buffers=put({}))
+    + b"b",
+}
+
+
+@pytest.mark.parametrize("names", [None, ["w.x"]])
+@pytest.mark.parametrize("beside", BESIDE.values(), ids=BESIDE)
+def test_what_stands_beside_the_weights_runs_as_little(beside, names, tmp_path):
+    """Whether it is left out or the file refused: nothing runs, soon."""
+    weights = b"}(" + text("w.x") + tensor() + b"u"
+    Path("x.pt").write_bytes(zipped(mapping(state_dict=weights, options=mapping(value=beside))))
+    start = time.perf_counter()
+    try:
+        found = foreign.read("x.pt", names=names)
+    except bnnify.CheckpointError:
+        pass
+    else:
+        foreign.write("y.pt", found.layout, found.state_dict, found.rest)
+        assert torch.load("y.pt").keys() == {"state_dict", "options"}
+    assert time.perf_counter() - start < 5
+    assert not os.path.exists(CANARY)
+
+
 def test_small_objects_are_counted(tmp_path, monkeypatch):
     """An empty set takes one byte in the file and 216 in memory."""
     monkeypatch.setattr(pickled, "_MAX_OPERATIONS", 1000)

@@ -68,19 +68,59 @@ def test_the_laplace_kl_is_the_integral_and_so_is_its_gradient(prior, mean, sigm
     )
 
 
+def slopes(prior, mean, rho):
+    """∂KL/∂μ and ∂KL/∂ρ in the precision of Python, for a closed form."""
+    sigma = math.log1p(math.exp(rho)) if rho < 700 else rho
+    slope = 1 / (1 + math.exp(-rho)) if rho > -700 else 0.0
+    log_slope = slope / sigma if sigma else 1.0  # of log σ
+    if isinstance(prior, Gaussian):
+        return (mean - prior.mean) / prior.std**2, sigma * slope / prior.std**2 - log_slope
+    ratio = min(max((mean - prior.mean) / max(sigma, 1e-300), -40.0), 40.0)
+    density = math.sqrt(2 / math.pi) * math.exp(-0.5 * ratio**2)
+    return math.erf(ratio / math.sqrt(2)) / prior.scale, density * slope / prior.scale - log_slope
+
+
+EXTREME_RHOS = (-1e4, -300.0, -110.0, -88.0, -86.0, -61.0, -59.0, -45.0, -43.0, -20.0, 0.0, 30.0, 100.0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("prior", [Laplace(), ScaleMixture(), ScaleMixture(0.5, 1.0, math.exp(-8))], ids=str)
-@pytest.mark.parametrize("rho", [-200.0, -30.0, 0.0, 50.0])
-@pytest.mark.parametrize("mean", [0.0, 1e-3, 30.0])
-def test_kl_and_gradients_are_finite_at_the_extremes(prior, rho, mean, dtype):
-    mean = torch.full((3,), mean, dtype=dtype, requires_grad=True)
-    rho = torch.full((3,), rho, dtype=dtype, requires_grad=True)
-    kl = prior.kl(Posterior(mean, rho, None, math.nan, bnnify.posterior.sample(mean, rho))).sum()
-    kl.backward()
-    assert kl.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    assert kl.isfinite()
-    assert mean.grad.isfinite().all()
-    assert rho.grad.isfinite().all()
+@pytest.mark.parametrize("prior", [Laplace(), Laplace(0.5, 0.125), Gaussian(), Gaussian(0.5, 0.125)], ids=str)
+def test_the_gradient_of_a_closed_form_is_right_for_every_rho(prior, dtype):
+    for mean in (0.0, 1e-10, 0.5, -30.0):
+        layer = nn.Linear(len(EXTREME_RHOS), 1, bias=False, dtype=dtype)
+        nn.init.constant_(layer.weight, mean)
+        bnn = bnnify.convert(layer, prior=prior)
+        bnn.module.weight_rho.data.copy_(torch.tensor([EXTREME_RHOS]))
+        bnn.kl().backward()
+        layer = bnn.module
+        pairs = zip(layer._parameters["weight"].flatten().tolist(), layer.weight_rho.flatten().tolist(), strict=True)
+        expected = torch.tensor([slopes(prior, *pair) for pair in pairs], dtype=torch.float64).T
+        found = torch.cat([layer._parameters["weight"].grad, layer.weight_rho.grad]).double()
+        tolerance = {torch.float64: 1e-10, torch.float32: 1e-5}.get(dtype, 8e-3)
+        torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "prior",
+    [ScaleMixture(), ScaleMixture(0.5, 1.0, math.exp(-8)), Gaussian(std="learned"), Laplace(scale="learned")],
+    ids=str,
+)
+def test_other_kls_and_their_gradients_are_finite_at_the_extremes(prior, dtype):
+    for mean in (0.0, 1e-3, 30.0):
+        mean = torch.full((len(EXTREME_RHOS),), mean, dtype=dtype, requires_grad=True)
+        rho = torch.tensor(EXTREME_RHOS, dtype=dtype, requires_grad=True)
+        kl = prior.kl(Posterior(mean, rho, None, math.nan, bnnify.posterior.sample(mean, rho)))
+        kl.sum().backward()
+        assert kl.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        assert all(tensor.isfinite().all() for tensor in (kl, mean.grad, rho.grad))
+
+
+def test_the_laplace_kl_has_second_derivatives():
+    mean, rho = double([0.3, -1.0, 0.0]).requires_grad_(), double([-1.0, 0.5, -3.0]).requires_grad_()
+    kl = lambda mean, rho: Laplace(0.1, 0.5).kl(Posterior(mean, rho, None, math.nan))  # noqa: E731
+    assert torch.autograd.gradcheck(kl, (mean, rho))
+    assert torch.autograd.gradgradcheck(kl, (mean, rho))
 
 
 @pytest.mark.parametrize("prior", [ScaleMixture(), ScaleMixture(0.25, 0.5, math.exp(-8))], ids=str)

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from bnnify.errors import CheckpointError
+from bnnify.files import known_shapes
 from bnnify.files import recognition as module
 from bnnify.files.recipes import Recipe
 from bnnify.files.recognition import recognise
@@ -179,6 +180,77 @@ def test_part_of_a_model_is_refused(without_timm):
     message = refusal({name: value for name, value in file.items() if not name.startswith("classifier")})
     assert "Nearest is torchvision squeezenet1_1" in message
     assert "missing: `classifier.1.weight`, `classifier.1.bias`" in message
+
+
+def layers(**shapes):
+    """The weights and biases of layers, by name."""
+    return with_shapes(
+        {
+            f"{name}.{kind}": shape[: 4 if kind == "weight" else 1]
+            for name, shape in shapes.items()
+            for kind in ("weight", "bias")
+        }
+    )
+
+
+FAR = {
+    "a small convolutional network": layers(
+        conv1=(32, 1, 3, 3), conv2=(64, 32, 3, 3), conv3=(128, 64, 3, 3), fc1=(128, 512), fc2=(10, 128)
+    ),
+    "a table of embeddings and layers": with_shapes(
+        {f"embeds.{i}.weight": (9, 4) for i in range(2)}
+        | {
+            f"layers.{i}.{kind}": (64, 64)[: 2 if kind == "weight" else 1]
+            for i in range(12)
+            for kind in ("weight", "bias")
+        }
+    ),
+    "a sequence without names": layers(**{"0": (300, 100), "2": (200, 300), "4": (10, 200)}),
+    "an LSTM": with_shapes({"embed.weight": (1000, 64), "lstm.weight_ih_l0": (256, 64), "fc.weight": (2, 64)}),
+}
+
+
+@pytest.mark.parametrize("file", FAR.values(), ids=FAR)
+def test_nothing_is_called_near_that_is_not(file):
+    message = refusal(file)
+    assert "None is near" in message
+    assert "Nearest" not in message
+    assert "--model package.module:factory" in message
+    assert len(message) < 400
+
+
+def test_how_much_of_the_names_agrees_is_said_where_the_shapes_do_not(without_timm):
+    model = original("resnet18")
+    narrow = {name: tuple(max(1, size // 4) for size in value.shape) for name, value in file_of(model).items()}
+    message = refusal(with_shapes({name: shape for name, shape in narrow.items() if "num_batches" not in name}))
+    assert (
+        "Nearest is torchvision resnet18: 0 of its 122 tensors fit, though 102 of the file's 102 names are its"
+        in message
+    )
+
+
+@pytest.mark.parametrize("prefix", ["backbone.", "a.b."])
+def test_a_prefix_that_all_names_share_is_looked_through(prefix):
+    file = {prefix + name: value for name, value in file_of(original("squeezenet1_1", num_classes=7)).items()}
+    recognition = recognise(file)
+    assert (recognition.recipe, recognition.prefix) == (
+        Recipe("torchvision", "squeezenet1_1", {"num_classes": 7}),
+        prefix,
+    )
+    unknown = {prefix + name: value for name, value in FAR["an LSTM"].items()}
+    assert f"not recognised, with `{prefix}` or without" in refusal(unknown)
+
+
+def test_of_an_unknown_file_few_models_are_made(monkeypatch):
+    """Making all of them takes minutes; here a model is looked at to the first kernel that the file does not have."""
+    made = []
+    monkeypatch.setattr(known_shapes, "_known", {})
+    monkeypatch.setattr(known_shapes, "_begun", {})
+    shapes = Recipe.shapes
+    monkeypatch.setattr(Recipe, "shapes", lambda self, *watch: (shapes(self, *watch), made.append(str(self)))[0])
+    for file in FAR.values():
+        refusal(file)
+    assert len(made) < 60
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,10 @@
 import pytest
 import torch
 import zoo
+from functorch.compile import aot_module, nop
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, functionalize, grad, vmap
 
 import bnnify
 
@@ -172,6 +173,72 @@ def test_an_exported_model_draws_anew_at_every_call(name):
     assert not zoo.equal(first, second)
     torch.testing.assert_close(kl, bnn.kl(), rtol=1e-5, atol=0.0)
     assert program.state_dict.keys() == bnn.state_dict().keys()
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("gradients", [False, True])
+def test_exporting_the_module_inside_a_draw_gives_the_drawn_network(gradients, strict):
+    model, inputs = zoo.build("encoder")
+    bnn = bnnify.convert(model.eval(), posterior_std=0.1)
+    with torch.set_grad_enabled(gradients), bnn.draw():
+        expected = bnn.module(*inputs)
+        program = torch.export.export(bnn.module, inputs, strict=strict)
+    torch.testing.assert_close(program.module()(*inputs), expected)
+    assert not torch.allclose(expected, bnn.module(*inputs), atol=1e-3)
+
+
+def test_exporting_with_another_value_in_the_place_of_a_parameter_gives_that_value():
+    class Hypernetwork(nn.Module):
+        def __init__(self, bnn: nn.Module) -> None:
+            super().__init__()
+            self.layer = bnn.module
+
+        def forward(self, x):
+            return functional_call(self.layer, {"weight": torch.ones_like(self.layer.weight)}, (x,))
+
+    bnn = bnnify.convert(nn.Linear(3, 2, bias=False), posterior_std=1.0)
+    x = torch.randn(4, 3)
+    with bnn.draw():
+        program = torch.export.export(Hypernetwork(bnn), (x,))
+    torch.testing.assert_close(program.module()(x), x.sum(1, keepdim=True).expand(4, 2))
+
+
+def test_aot_autograd_by_itself_is_refused_inside_a_draw():
+    bnn = bnnify.convert(nn.Linear(3, 2))
+    traced = aot_module(bnn.module, nop)
+    with bnn.draw(), pytest.raises(bnnify.DrawError, match="freeze"):
+        traced(torch.ones(1, 3))
+
+
+@pytest.mark.parametrize("how", ["plain", "vmap", "functionalize", "leaves"])
+def test_functional_call_with_the_models_own_parameters_gives_the_drawn_network(how):
+    bnn = bnnify.convert(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), posterior_std=1.0)
+    values, x = {name: value.detach() for name, value in bnn.module.named_parameters()}, torch.randn(5, 3)
+    if how == "leaves":
+        values = {name: value.requires_grad_() for name, value in values.items()}
+    call = {
+        "vmap": lambda values: vmap(lambda x: functional_call(bnn.module, values, (x,)))(x),
+        "functionalize": functionalize(lambda values: functional_call(bnn.module, values, (x,))),
+    }.get(how, lambda values: functional_call(bnn.module, values, (x,)))
+    with bnn.draw():
+        expected = bnn.module(x)
+        torch.testing.assert_close(call(values), expected)
+
+
+def test_their_gradient_is_for_the_values_that_were_put_there():
+    bnn = bnnify.convert(nn.Linear(3, 2), posterior_std=1.0)
+    values = {name: value.detach() for name, value in bnn.module.named_parameters()}
+    mean, rho, x = bnn.module.weight, bnn.module.weight_rho, torch.randn(5, 3)
+
+    def loss(values: dict) -> torch.Tensor:
+        return functional_call(bnn.module, values, (x,)).square().sum()
+
+    with bnn.draw():
+        expected = torch.autograd.grad(bnn.module(x).square().sum(), [mean, rho], retain_graph=True)
+        by_transform = grad(loss)(values)["weight"]
+        values["weight"].requires_grad_()
+        by_autograd = torch.autograd.grad(loss(values), [values["weight"], rho, mean])
+    torch.testing.assert_close([by_transform, *by_autograd], [expected[0], *expected, torch.zeros_like(mean)])
 
 
 def test_autocast_casts_the_sample_as_it_would_the_weight():

@@ -7,21 +7,19 @@ import os
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import CheckpointError
 from . import folder, program_file
 from .archive import Archive, Refusal
 from .atomic import replace_atomically
+from .content import Foreign, from_content
 from .formats import OpenFile, import_safetensors, is_safetensors, read_legacy, read_safetensors, read_zip
 from .layout import Layout, find, put_back
-from .modules import build_module, without_instances
-from .vocabulary import Instance
 
 _SAFETENSORS_METADATA = "__metadata__"
 # What a file of another kind begins with, and what to do about it.
@@ -40,25 +38,6 @@ _OTHER_SUFFIXES = {
 }
 
 
-@dataclass(frozen=True)
-class Foreign:
-    """What a checkpoint of somebody else holds.
-
-    Attributes:
-        state_dict: The model's weights under the model's names, on the CPU; mapped from the file if it can be.
-        layout: How the file held them.
-        rest: The other content, as plain data, with what is left of the state_dict where it stood.
-        module: The pickled module or the exported program's module, where the file held one.
-        config: The parsed ``config.json`` of a Hugging Face model directory.
-    """
-
-    state_dict: dict[str, Tensor]
-    layout: Layout
-    rest: Mapping[str, Any] = field(default_factory=dict)
-    module: nn.Module | None = None
-    config: Mapping[str, Any] | None = None
-
-
 def read(
     path: str | os.PathLike[str],
     *,
@@ -68,12 +47,14 @@ def read(
 ) -> Foreign:
     """Read a checkpoint of unknown origin.
 
-    A state_dict or a training checkpoint that torch.save wrote in any of its formats; a pickled module of torch or
-    torchvision; safetensors; a ``*.index.json`` with its shards; a Hugging Face model directory; an exported program.
-    The state_dict is found by its structure: a mapping of names to tensors. Where there are several, it is the one that
-    ``key`` says, else the only one that has all of ``names``, else the only one under a usual key such as
-    ``state_dict`` or ``model``. Without ``names``, prefixes of wrappers are removed which all names begin with:
-    ``module.``, ``_orig_mod.`` and ``model.``. An ``argparse.Namespace`` is read as a dict, a NumPy scalar as a number.
+    A state_dict or a training checkpoint that torch.save wrote in any of its formats; a pickled module, of torch or
+    torchvision if ``names`` are not given; safetensors; a ``*.index.json`` with its shards; a Hugging Face model
+    directory; an exported program. The state_dict is found by its structure: a mapping of names to tensors. Where there
+    are several, it is the one that ``key`` says, else the only one that has all of ``names``, else the only one under a
+    usual key such as ``state_dict`` or ``model``. Without ``names``, prefixes of wrappers are removed which all names
+    begin with: ``module.``, ``_orig_mod.``, ``model.``, and in a Lightning checkpoint the attribute that is the model.
+    An ``argparse.Namespace`` is read as a dict, a NumPy scalar as a number; whatever else stands beside the weights and
+    is no plain data, such as a date or an optimizer, is left out.
 
     Args:
         path: The file or directory.
@@ -90,6 +71,8 @@ def read(
             raise Refusal("its name has a NUL character.")
         if path.is_dir():
             shards, config = folder.shards_of_folder(path)
+            if config is not None and names is None:
+                names = ()  # transformers needs them as they stand in the file
             return _read_shards(shards, key, names, trust, config)
         if path.name.endswith(".index.json"):
             return _read_shards(folder.shards_of_index(path), key, names, trust, None)
@@ -130,6 +113,8 @@ def not_finite(state_dict: Mapping[str, Any]) -> list[str]:
 
 
 def _is_finite(tensor: Tensor) -> bool:
+    if tensor.layout != torch.strided:
+        tensor = tensor.detach().coalesce().values() if tensor.layout == torch.sparse_coo else tensor.values()
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor)
     if not tensor.is_floating_point() or tensor.numel() == 0:
@@ -151,8 +136,8 @@ def _read_file(path: Path, key: str | None, names: Collection[str] | None, trust
         if head.startswith(b"PK"):
             return _read_archive(source, key, names, trust)
         if head.startswith(b"\x80"):
-            content, found_modules = (_unpickle_freely(path), True) if trust else read_legacy(source)
-            return _from_content(content, found_modules, "torch-legacy", key, names)
+            content = _unpickle_freely(path) if trust else read_legacy(source)
+            return from_content(content, "torch-legacy", key, names)
     advice = next((text for start, text in _OTHER_FILES.items() if head.lstrip().startswith(start)), None)
     raise Refusal(
         advice
@@ -169,44 +154,8 @@ def _read_archive(source: OpenFile, key: str | None, names: Collection[str] | No
         return Foreign(state_dict, Layout("torch", (), "", tuple(state_dict)), {}, module)
     if "data.pkl" not in archive:
         raise Refusal("it is a zip archive, but torch.save did not write it. Extract the checkpoint from it first.")
-    content, found_modules = (_unpickle_freely(source.path), True) if trust else read_zip(source, archive)
-    return _from_content(content, found_modules, "torch", key, names)
-
-
-def _from_content(
-    content: Any, found_modules: bool, kind: str, key: str | None, names: Collection[str] | None
-) -> Foreign:
-    """The weights in what was unpickled: a state_dict somewhere in it, or a module."""
-    module = None
-    if found_modules:
-        keys, module = _module_in(content, key)
-        if module is not None:
-            rest: Any = {name: value for name, value in content.items() if name != keys[0]} if keys else {}
-            state_dict = module.state_dict()
-            return Foreign(state_dict, Layout(kind, keys, "", tuple(state_dict)), without_instances(rest), module)
-    state_dict, layout, rest = find(_plain(content), kind, key, names)
-    return Foreign(state_dict, layout, rest)
-
-
-def _module_in(content: Any, key: str | None) -> tuple[tuple[str, ...], nn.Module | None]:
-    """A module that is the whole content or stands under one key of it."""
-    if isinstance(content, (Instance, nn.Module)):
-        return (), content if isinstance(content, nn.Module) else build_module(content)
-    if isinstance(content, Mapping):
-        for name in (key,) if key is not None else ("model", "module", "net", "network", "state_dict"):
-            value = content.get(name)
-            if isinstance(value, (Instance, nn.Module)):
-                return (str(name),), value if isinstance(value, nn.Module) else build_module(value)
-    return (), None
-
-
-def _plain(content: Any) -> Any:
-    """``content`` without the modules in it, which nobody asked for."""
-    plain = without_instances(content)
-    if isinstance(content, Mapping) and content and not plain:
-        listing = ", ".join(f"`{name}`" for name in content)
-        raise Refusal(f"it has pickled modules under {listing}. Choose one with --key (key=).")
-    return plain
+    content = _unpickle_freely(source.path) if trust else read_zip(source, archive)
+    return from_content(content, "torch", key, names)
 
 
 def _unpickle_freely(path: Path) -> Any:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .archive import Archive, Refusal
 from .pickled import Unpickler, View
+from .records import record_in
 
 _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
@@ -55,8 +56,8 @@ class OpenFile:
         return self.file.read(length)
 
 
-def read_zip(source: OpenFile, archive: Archive) -> tuple[Any, bool]:
-    """What torch.save wrote as a zip file, mapped into memory; and whether there are pickled modules in it."""
+def read_zip(source: OpenFile, archive: Archive) -> Any:
+    """What torch.save wrote as a zip file, mapped into memory."""
     if "byteorder" in archive and archive.read("byteorder") != b"little":
         raise Refusal("it was written on a big-endian machine. Load it there and save it as safetensors.")
     mapped: Any = None
@@ -76,12 +77,11 @@ def read_zip(source: OpenFile, archive: Archive) -> tuple[Any, bool]:
             raise Refusal(f"its entry `{name}` is shorter than its tensors: it is damaged. Get the file again.")
         return loaded[name]
 
-    unpickler = Unpickler(io.BytesIO(archive.read("data.pkl")), source.size, load_storage)
-    return unpickler.load(), unpickler.vocabulary.found_instances
+    return Unpickler(io.BytesIO(archive.read("data.pkl")), source.size, load_storage).load()
 
 
-def read_legacy(source: OpenFile) -> tuple[Any, bool]:
-    """What torch.save wrote before 1.6, read into memory; and whether there are pickled modules in it."""
+def read_legacy(source: OpenFile) -> Any:
+    """What torch.save wrote before 1.6, read into memory."""
     loaded: dict[str, torch.UntypedStorage] = {}
     views: dict[str, torch.UntypedStorage] = {}
     bytes_left = source.size
@@ -105,16 +105,16 @@ def read_legacy(source: OpenFile) -> tuple[Any, bool]:
 
     source.file.seek(0)
     header = Unpickler(source.file, source.size)
-    if header.load() != _MAGIC_NUMBER or header.load() != _PROTOCOL:
-        raise Refusal("it is a pickle, but torch.save did not write it. Save model.state_dict() with torch.save.")
+    if (first := header.load()) != _MAGIC_NUMBER or header.load() != _PROTOCOL:
+        of = f" of a `{record}`" if (record := record_in(first)) else ""
+        raise Refusal(f"it is a pickle{of}, but torch.save did not write it. Save model.state_dict() with torch.save.")
     header.load()  # the size of integers on the machine that wrote it
-    unpickler = Unpickler(source.file, source.size, load_storage)
-    content = unpickler.load()
+    content = Unpickler(source.file, source.size, load_storage).load()
     keys = header.load()
     if type(keys) is not list or not all(type(key) is str for key in keys) or set(keys) != set(loaded):
         raise Refusal("its list of tensors is damaged. Get the file again.")
     _fill(source, keys, loaded)
-    return content, unpickler.vocabulary.found_instances
+    return content
 
 
 def _fill(source: OpenFile, keys: list[Any], loaded: dict[str, torch.UntypedStorage]) -> None:

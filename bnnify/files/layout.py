@@ -1,21 +1,21 @@
 """Where a state_dict stands in a checkpoint, and how to put one back there."""
 
-__all__ = ["Layout", "find", "put_back"]
+__all__ = ["Layout", "find", "has_state_dict", "put_back"]
 
 import copy
-import re
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
 from .archive import Refusal
+from .prefixes import common_prefix, is_weight, prefix_by_names, within
+from .records import record_in
 
-# The names of what wraps a model, as its parameters' names begin with them.
-_WRAPPERS = ("module.", "_orig_mod.", "model.")
 # Which of several state_dicts is the model's. They are never needed where there is one.
 _USUAL = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params", "module")
 _MAX_DEPTH = 6
@@ -60,7 +60,7 @@ class Layout:
 
 def find(
     content: Any, kind: str, key: str | None, names: Collection[str] | None
-) -> tuple[dict[str, Tensor], Layout, Mapping[str, Any]]:
+) -> tuple[dict[str, Tensor], Layout, Any]:
     """The state_dict in what a file held, its layout, and the rest of the content.
 
     Args:
@@ -74,29 +74,27 @@ def find(
         candidates = {(): content}
     keys = _choose(candidates, key, names, content)
     found = candidates[keys]
-    prefix = _prefix_by_names(found, names) if names is not None else _common_prefix(found, content)
-    taken = {name: value for name, value in found.items() if name.startswith(prefix) and _is_weight(name, value)}
-    state_dict: dict[str, Any] = OrderedDict(
-        (name[len(prefix) :], value.detach() if isinstance(value, Tensor) else value) for name, value in taken.items()
-    )
-    metadata = getattr(found, "_metadata", None)
-    if metadata is not None:
-        # The metadata has the modules' names: `module` for the prefix `module.`.
-        state_dict._metadata = OrderedDict(  # type: ignore[attr-defined]
-            (f"{name}.".removeprefix(prefix).removesuffix(".") if name else "", value)
-            for name, value in metadata.items()
-            if f"{name}.".startswith(prefix) and _is_metadata(name, value)
-        )
+    prefix = prefix_by_names(found, names) if names is not None else common_prefix(found, content)
+    state_dict = within(found, prefix)
+    taken = {prefix + name for name in state_dict}
     others = {name: value for name, value in found.items() if name not in taken}
     return state_dict, Layout(kind, keys, prefix, tuple(state_dict)), _replaced(content, keys, others)
+
+
+def has_state_dict(content: Any) -> bool:
+    """Whether there is a mapping of names to tensors in ``content``."""
+    return next(_candidates(content), None) is not None
 
 
 def put_back(layout: Layout, state_dict: Mapping[str, Any], rest: Mapping[str, Any]) -> dict[str, Any]:
     """What :func:`find` found ``state_dict`` in: the reverse of it."""
     added = [name for name in state_dict if name not in set(layout.names) and not name.endswith(_COUNT)]
-    given = {_place(state_dict[name]) for name in layout.names if name in state_dict}
     names = [name for name in layout.names if name in state_dict]
-    names += [name for name in added if _place(state_dict[name]) not in given]  # another name of a tied parameter
+    given = {_place(state_dict[name]) for name in names}
+    for name in added:
+        if (place := _place(state_dict[name])) not in given:  # else it is another name of a tied parameter
+            names.append(name)
+            given.add(place)
     others: Any = rest
     for key in layout.keys:
         others = others.get(key, {})
@@ -120,25 +118,15 @@ def _candidates(
         return
     seen.add(id(content))
     values = content.items()
-    if any(isinstance(value, Tensor) for value in content.values()) and all(_is_weight(*item) for item in values):
+    if any(map(_is_dense, content.values())) and all(is_weight(*item) for item in values):
         yield path, content
     elif len(path) < _MAX_DEPTH:
         for name, value in values:
             yield from _candidates(value, (*path, name), seen)
 
 
-def _is_weight(name: str, value: Any) -> bool:
-    return isinstance(value, Tensor) or name.rpartition(".")[2] == "_extra_state"
-
-
-def _is_metadata(name: Any, value: Any) -> bool:
-    """Whether load_state_dict can do with it: it compares versions without a look at what they are."""
-    return (
-        isinstance(name, str)
-        and isinstance(value, dict)
-        and isinstance(value.get("version"), int | None)
-        and all(isinstance(field, str) for field in value)
-    )
+def _is_dense(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.strided
 
 
 def _is_mixed(content: Any) -> bool:
@@ -159,6 +147,12 @@ def _choose(
             if ".".join(keys) == key:
                 return keys
         raise Refusal(f"it has no state_dict under `{key}`. " + (f"It has {listing}." if listing else "It has none."))
+    if not candidates and (record := record_in(content)):
+        raise Refusal(
+            f"no state_dict was found in it, but a pickled `{record}`, which is not loaded. Save model.state_dict(). "
+            "Of a module, say what makes it with --model (make_model=), and which it is with --key (key=) if there are "
+            "several; or pass --trust (trust=True), which runs the file's code."
+        )
     if not candidates:
         what = f"a {type(content).__name__}"
         if isinstance(content, Mapping):
@@ -175,38 +169,13 @@ def _choose(
 
 
 def _fits(found: Mapping[str, Any], names: Collection[str]) -> bool:
-    prefix = _prefix_by_names(found, names)
+    prefix = prefix_by_names(found, names)
     return all(prefix + name in found for name in names if not name.endswith(_COUNT))
-
-
-def _prefix_by_names(found: Mapping[str, Any], names: Collection[str]) -> str:
-    """The prefix under which most of ``names`` are there."""
-    counts: Counter[str] = Counter()
-    own = set(names)
-    for name in found:
-        starts = [0] + [match.end() for match, _ in zip(re.finditer(r"\.", name), range(32), strict=False)]
-        counts.update(name[:start] for start in starts if name[start:] in own)
-    return min(counts, key=lambda prefix: (-counts[prefix], len(prefix)), default="")
-
-
-def _common_prefix(found: Mapping[str, Any], content: Any) -> str:
-    """The wrappers that every name begins with. In a Lightning checkpoint, losses may stand beside the model."""
-    lightning = isinstance(content, Mapping) and "pytorch-lightning_version" in content
-    prefix = ""
-    for _ in range(_MAX_DEPTH):
-        for wrapper in _WRAPPERS:
-            longer = prefix + wrapper
-            matches = [name.startswith(longer) and name != longer for name in found]
-            if all(matches) or (lightning and wrapper == "model." and any(matches)):
-                prefix = longer
-                lightning = False
-                break
-    return prefix
 
 
 def _place(tensor: Any) -> Any:
     """What two names of one tied parameter have in common."""
-    if not isinstance(tensor, Tensor) or tensor.numel() == 0:
+    if not _is_dense(tensor) or tensor.numel() == 0:
         return object()
     return tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride()
 

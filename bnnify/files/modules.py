@@ -5,13 +5,13 @@ registries that it should, no hooks, nothing in place of a method, and only data
 functions.
 """
 
-__all__ = ["build_module", "without_instances"]
+__all__ = ["build_module"]
 
 import functools
 import importlib
 import sys
 import types
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .archive import Refusal
-from .vocabulary import Instance, Name
+from .records import MAX_NAMES, Instance, Name
 
 _PARALLEL = "torch.nn.parallel.data_parallel.DataParallel"
 _ACTIVATIONS = ("elu", "gelu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "relu6", "silu", "softplus")
@@ -30,9 +30,10 @@ _REGISTRIES: dict[str, tuple[type, ...]] = {
 }
 # What a call of a module calls, where it is there.
 _CALLED = ("_compiled_call_impl", "_slow_forward")
-# A module registered twice, in a module registered twice, …: few objects can have more names than can be walked.
-_MAX_NAMES = 200_000
-_TRUST = "Save model.state_dict() instead, or pass --trust (trust=True), which runs the file's code."
+_TRUST = (
+    "Say what makes the model (--model, make_model=), save model.state_dict() instead, or pass --trust (trust=True), "
+    "which runs the file's code."
+)
 
 
 def build_module(instance: Instance) -> nn.Module:
@@ -48,25 +49,6 @@ def build_module(instance: Instance) -> nn.Module:
         raise Refusal(f"it holds a {type(module).__name__}. Save model.state_dict().")
     module.state_dict()  # as a check that it can be walked
     return module
-
-
-def without_instances(value: Any, done: dict[int, Any] | None = None) -> Any:
-    """Plain data without the modules, classes and functions in it."""
-    done = {} if done is None else done
-    if type(value) not in (dict, OrderedDict, Counter, list, tuple):
-        return value
-    # Lists that hold each other twice have more paths than can be walked.
-    if id(value) not in done:
-        done[id(value)] = _without_instances(value, done)
-    return done[id(value)]
-
-
-def _without_instances(value: Any, done: dict[int, Any]) -> Any:
-    items = list(value.items() if isinstance(value, dict) else enumerate(value))
-    kept = [(key, without_instances(item, done)) for key, item in items if not isinstance(item, (Instance, Name))]
-    if len(kept) == len(items) and all(new is old for (_, new), (_, old) in zip(kept, items, strict=True)):
-        return value  # as it is, with the metadata that a state_dict has as an attribute
-    return type(value)(dict(kept) if isinstance(value, dict) else [item for _, item in kept])
 
 
 class _Builder:
@@ -98,7 +80,7 @@ class _Builder:
         module.__setstate__(state)
         children = [child for child in module._modules.values() if child is not None]
         self.names[id(module)] = 1 + sum(self.names[id(child)] for child in children)
-        if self.names[id(module)] > _MAX_NAMES:
+        if self.names[id(module)] > MAX_NAMES:
             raise Refusal("its modules are registered in each other too often. Save model.state_dict() instead.")
         return module
 
@@ -127,7 +109,7 @@ class _Builder:
         if isinstance(value, Instance):
             return self.build(value)
         if isinstance(value, Name):
-            return _resolve(value.dotted)
+            return _resolve(value.name)
         if type(value) not in (dict, OrderedDict, list, tuple):
             return value
         if id(value) not in self.values:

@@ -1,4 +1,4 @@
-"""Reading pickles without running them: what a file names is looked up in a short list, never imported.
+"""Reading pickles without running them: what a file names is never imported, and becomes data or an inert record.
 
 torch's own ``weights_only`` unpickler runs no foreign code either, but it allocates and hashes what a file asks for:
 ``bytearray(10**11)``, a dict keyed by a deeply nested tuple.
@@ -8,13 +8,15 @@ __all__ = ["Unpickler", "View"]
 
 import pickletools
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, BinaryIO, TypeAlias
 
 import torch
 
 from .archive import Refusal
-from .vocabulary import Name, Storage, Vocabulary, as_key, as_size, of_type, storage_dtype
+from .checked import as_key, as_size, of_type
+from .records import Instance, Name
+from .vocabulary import Storage, Vocabulary, storage_dtype
 
 # Bounds what a small file can make of itself: an empty set takes 216 bytes of memory and one in the file.
 _MAX_OPERATIONS = 2_000_000
@@ -46,7 +48,7 @@ class Unpickler:
         """The object that the next pickle describes.
 
         Raises:
-            Refusal: It names what is not on the list, or is larger than a checkpoint can be.
+            Refusal: It is quantized or damaged, or larger than a checkpoint can be.
             Exception: Whatever the reading of garbage leads to.
         """
         stack: list[Any] = []
@@ -72,10 +74,9 @@ class Unpickler:
             elif name in ("APPENDS", "SETITEMS", "ADDITEMS", "TUPLE", "LIST", "DICT", "FROZENSET", "POP_MARK"):
                 items, stack = stack, marks.pop()
                 if name == "APPENDS":
-                    of_type(stack[-1], list).extend(items)
+                    _extend(stack[-1], items)
                 elif name == "SETITEMS":
-                    for key, value in zip(items[::2], items[1::2], strict=True):
-                        of_type(stack[-1], dict, OrderedDict, Counter)[as_key(key)] = value
+                    _set_items(stack[-1], zip(items[::2], items[1::2], strict=True))
                 elif name == "ADDITEMS":
                     of_type(stack[-1], set).update(map(as_key, items))
                 elif name == "TUPLE":
@@ -91,10 +92,10 @@ class Unpickler:
                 stack[-length:] = [tuple(stack[len(stack) - length :])]
             elif name == "APPEND":
                 item = stack.pop()
-                of_type(stack[-1], list).append(item)
+                _extend(stack[-1], [item])
             elif name == "SETITEM":
                 value, key = stack.pop(), stack.pop()
-                of_type(stack[-1], dict, OrderedDict, Counter)[as_key(key)] = value
+                _set_items(stack[-1], [(key, value)])
             elif name == "GLOBAL":
                 stack.append(self.vocabulary.named(*argument.split(" ", 1)))
             elif name == "STACK_GLOBAL":
@@ -104,7 +105,7 @@ class Unpickler:
                 stack.append(self._persistent(stack.pop()))
             elif name in ("REDUCE", "NEWOBJ"):
                 arguments = of_type(stack.pop(), tuple)
-                stack.append(self.vocabulary.make(of_type(stack.pop(), Name).dotted, arguments))
+                stack.append(self.vocabulary.make(stack.pop(), arguments))
             elif name == "BUILD":
                 state = stack.pop()
                 stack[-1] = self.vocabulary.build(stack[-1], state)
@@ -127,7 +128,7 @@ class Unpickler:
         named, key, location, numel, *view = rest
         if location == "meta":
             raise Refusal("its tensors were saved on the meta device and have no values. Save the loaded model.")
-        dtype = storage_dtype(of_type(named, Name).dotted)
+        dtype = storage_dtype(of_type(named, Name).name)
         if dtype is None:
             raise Refusal("its tensors are of a kind that is no longer there. Get the file again.")
         part: View | None = None
@@ -135,6 +136,20 @@ class Unpickler:
             view_key, offset, length = of_type(view[0], tuple)
             part = of_type(view_key, str), as_size(offset), as_size(length)
         return Storage(self._load_storage(dtype, of_type(key, str), as_size(numel), part), dtype)
+
+
+def _extend(what: Any, items: list[Any]) -> None:
+    """Append to a list; what a list of another class holds is of no use without the class."""
+    if not isinstance(what, Instance):
+        of_type(what, list).extend(items)
+
+
+def _set_items(what: Any, items: Iterable[tuple[Any, Any]]) -> None:
+    """Put items into a mapping; what a mapping of another class holds is of no use without the class."""
+    if not isinstance(what, Instance):
+        mapping = of_type(what, dict, OrderedDict, Counter)
+        for key, value in items:
+            mapping[as_key(key)] = value
 
 
 def _text(value: str) -> Any:

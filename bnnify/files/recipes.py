@@ -1,12 +1,10 @@
 """How to make a model again: a builder of torchvision or timm, and plain arguments."""
 
-__all__ = ["Recipe", "families", "likely_builders"]
+__all__ = ["Recipe"]
 
-import importlib
 import inspect
 import warnings
-from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
 from ..errors import CheckpointError
+from .builders import builders, library_named
 from .shapes import Difference, Shapes, shapes_of
 
 # What a recipe may pass to a builder, and the largest value: sizes alone. Nothing here loads, downloads or names a
@@ -128,8 +127,8 @@ class Recipe:
         return recipe
 
     def _check_builder(self) -> None:
-        if self.builder not in _builders(self.library):
-            library = f"{self.library} {_library(self.library)[1]}"
+        if self.builder not in builders(self.library):
+            library = f"{self.library} {library_named(self.library)[1]}"
             raise CheckpointError(f"{library} has no builder {self.builder!r:.60}. Upgrade it, or pass the model.")
 
     def _make(self) -> nn.Module:
@@ -180,55 +179,14 @@ _FILLING = {getattr(nn.init, name) for name in dir(nn.init) if name.endswith("_"
 }
 
 
-def _builders(library: str) -> tuple[str, ...]:
-    """The names of a library's models. The quantized ones of torchvision hold no float weights and are left out.
-
-    Raises:
-        CheckpointError: The library is not installed.
-    """
-    names = _library(library)[0].list_models()
-    return tuple(name for name in names if library != "torchvision" or not name.startswith("quantized_"))
-
-
-def likely_builders(library: str, names: Collection[str]) -> tuple[str, ...]:
-    """The library's builders, without those of timm whose first layer is not among the ``names`` of a state_dict."""
-    if library != "timm":
-        return _builders(library)
-    timm = _library(library)[0]
-
-    def begins(builder: str) -> bool:
-        first = getattr(timm.models.get_pretrained_cfg(builder), "first_conv", None) or ()
-        return not first or any(f"{name}.weight" in names for name in ([first] if isinstance(first, str) else first))
-
-    return tuple(builder for builder in _builders(library) if begins(builder))
-
-
-def families(library: str, names: Collection[str]) -> list[tuple[str, ...]]:
-    """The same by the module that defines them, and in torchvision by backbone, whose names a model takes over."""
-    root, members = _library(library)[0], defaultdict(list)
-    find = root.model_entrypoint if library == "timm" else root.get_model_builder
-    for builder in likely_builders(library, names):
-        members[find(builder).__module__, "mobilenet" in builder].append(builder)
-    return [tuple(family) for family in members.values()]
-
-
-def _library(name: str) -> tuple[Any, str]:
-    """The module with a library's models, and its version."""
-    try:
-        root = importlib.import_module(name)
-        return (importlib.import_module("torchvision.models") if name == "torchvision" else root), root.__version__
-    except Exception as error:  # not only ImportError: a build for another torch fails with a RuntimeError
-        raise CheckpointError(f"{name} has the model's builder and cannot be imported: {error}") from error
-
-
 def _build_torchvision(builder: str, arguments: dict[str, Any]) -> nn.Module:
-    function = _library("torchvision")[0].get_model_builder(builder)
+    function = library_named("torchvision")[0].get_model_builder(builder)
     without = {"weights", "weights_backbone"} & inspect.signature(function).parameters.keys()
     return function(**dict.fromkeys(without), **arguments)
 
 
 def _build_timm(builder: str, arguments: dict[str, Any]) -> nn.Module:
-    return _library("timm")[0].create_model(builder, pretrained=False, **arguments)
+    return library_named("timm")[0].create_model(builder, pretrained=False, **arguments)
 
 
 _BUILD = {"torchvision": _build_torchvision, "timm": _build_timm}

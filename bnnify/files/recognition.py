@@ -3,19 +3,20 @@
 __all__ = ["Recognition", "recognise"]
 
 import math
-import re
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
 from ..errors import CheckpointError
-from .recipes import Recipe, families, likely_builders
+from .builders import likely_builders
+from .known_shapes import Kernels, kernels_of, shapes_of_recipe, shapes_unless_far
+from .nearest import describe_nearest
+from .recipes import Recipe
 from .shapes import COUNT, Difference, Shapes, printable, shapes_of
 
-Kernels = Counter[tuple[int, ...]]
+_MAX_PREFIXES = 4
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,13 @@ class Recognition:
             state_dict shows: an activation, a stride, the size of the images. A file of timm's that also fits a builder
             of torchvision is taken for that (``resnetblur50`` for ``resnet50``).
         notes: What else the user should know that no state_dict shows.
+        prefix: What all names begin with and the model's do not, such as ``backbone.``.
     """
 
     recipe: Recipe
     same: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    prefix: str = ""
 
 
 def recognise(state_dict: Mapping[str, Any]) -> Recognition:
@@ -42,7 +45,7 @@ def recognise(state_dict: Mapping[str, Any]) -> Recognition:
     missing ``num_batches_tracked`` is no difference. timm is asked where it is installed, after torchvision.
 
     Args:
-        state_dict: Tensors under the names that the model has for them, without a prefix.
+        state_dict: Tensors under the names that the model has for them, or under a prefix that they share.
 
     Raises:
         CheckpointError: No builder makes such a model. The message names the nearest one and what differs.
@@ -50,22 +53,49 @@ def recognise(state_dict: Mapping[str, Any]) -> Recognition:
     given = shapes_of(state_dict)
     if not given:
         raise CheckpointError("No model can be recognised: the file holds no tensors under names.")
-    kernels = Counter(_kernel(shape) for shape in given.values())
     libraries = [library for library in ("torchvision", "timm") if find_spec(library)]
+    prefix, readings = "", list(_without_shared_prefixes(given))
+    for reading in readings:
+        prefix = next(iter(given)).removesuffix(next(iter(reading)))
+        if (found := _match(reading, libraries)) is not None:
+            return replace(found, prefix=prefix)
+    asked = " and ".join(libraries) if libraries else "no library, as neither torchvision nor timm is installed"
+    without = f", with {printable(prefix)} or without" if prefix else ""
+    nearest = describe_nearest(readings, libraries)
+    raise CheckpointError(
+        f"The model was not recognised{without} (asked: {asked}). {nearest} Say what makes the model: "
+        "--model package.module:factory, and --model-args for its arguments."
+    )
+
+
+def _without_shared_prefixes(given: Shapes) -> Iterator[Shapes]:
+    """``given``, and the same without the attributes with which all names begin, one after the other."""
+    for _ in range(_MAX_PREFIXES):
+        yield given
+        starts = {name.partition(".")[0] for name in given}
+        if len(starts) > 1 or not all("." in name for name in given):
+            return
+        given = {name.partition(".")[2]: shape for name, shape in given.items()}
+
+
+def _match(given: Shapes, libraries: list[str]) -> Recognition | None:
+    """The builder of the first library that has one for ``given``."""
+    kernels = kernels_of(given)
     for library in libraries:
         recipes = (Recipe(library, builder) for builder in likely_builders(library, given))
         if found := [fitting for recipe in recipes if (fitting := _fitted(recipe, given, kernels))]:
             first, *others = sorted(found, key=lambda recipe: (_adaptations(recipe), len(recipe.builder)))
             same = [recipe.builder for recipe in others if _adaptations(recipe) == _adaptations(first)]
             return Recognition(first, tuple(same), _notes(first, given))
-    raise CheckpointError(_nearest(given, libraries))
+    return None
 
 
 def _notes(recipe: Recipe, given: Shapes) -> tuple[str, ...]:
     """Where torchvision makes its pretrained models otherwise than models without weights."""
     if recipe.library == "torchvision" and recipe.builder in ("googlenet", "inception_v3"):
         return ("transform_input is False here; torchvision's pretrained weights go with transform_input=True.",)
-    counts = {name for name in _shapes(recipe) or () if name.startswith("backbone.body.") and name.endswith(COUNT)}
+    own = shapes_of_recipe(recipe) or ()
+    counts = {name for name in own if name.startswith("backbone.body.") and name.endswith(COUNT)}
     if counts - given.keys():
         return (
             "The backbone's BatchNorm was frozen, as in torchvision's pretrained models; here it is not, and its eps "
@@ -81,14 +111,14 @@ def _adaptations(recipe: Recipe) -> int:
 
 def _fitted(recipe: Recipe, given: Shapes, kernels: Kernels) -> Recipe | None:
     """The recipe with the arguments that make the model of ``given``, if there are such."""
-    shapes = _shapes_unless_far(recipe, kernels)
+    shapes = shapes_unless_far(recipe, kernels)
     for adapt in _ADAPTATIONS:
         if shapes is None or not (difference := Difference.between(shapes, given)):
             break
         if adapt is not _with_other_parts and not difference.is_of_few_shapes:
             return None
         if (adapted := adapt(recipe, difference)) is not None:
-            recipe, shapes = adapted, _shapes(adapted)
+            recipe, shapes = adapted, shapes_of_recipe(adapted)
     return None if shapes is None or Difference.between(shapes, given) else recipe
 
 
@@ -121,7 +151,7 @@ def _with_other_image(recipe: Recipe, difference: Difference) -> Recipe | None:
     argument = "img_size" if recipe.library == "timm" else "image_size"
     patch = next((shape[-1] for shape in difference.model.values() if len(shape) == 4), 1)
     for name in difference.reshaped:
-        trial = _shapes(_with(recipe, **{argument: 5 * patch})) if "pos_embed" in name else None
+        trial = shapes_of_recipe(_with(recipe, **{argument: 5 * patch})) if "pos_embed" in name else None
         sizes = zip(difference.model[name], (trial or {}).get(name, ()), difference.file[name], strict=False)
         for own, tried, file in sizes:
             if own != tried and (patches := file - (tried - 25)) > 0:
@@ -131,7 +161,7 @@ def _with_other_image(recipe: Recipe, difference: Difference) -> Recipe | None:
 
 def _with_other_count(argument: str, recipe: Recipe, difference: Difference) -> Recipe | None:
     """A head for another number of classes or keypoints: its sizes are multiples of it."""
-    trial = _shapes(_with(recipe, **{argument: 7})) or {}
+    trial = shapes_of_recipe(_with(recipe, **{argument: 7})) or {}
     for name in difference.reshaped:
         sizes = zip(difference.model[name], trial.get(name, ()), difference.file[name], strict=False)
         for own, tried, file in sizes:
@@ -156,95 +186,3 @@ def _with(recipe: Recipe, **arguments: int) -> Recipe | None:
         return replace(recipe, arguments={**recipe.arguments, **arguments}, in_channels=channels)
     except CheckpointError:
         return None
-
-
-# Making all of timm's models takes minutes, even without weights. So a builder is given up once it has made more
-# matrices and kernels that the file does not have than a new head, a new input and parts thrown away account for.
-_PATIENCE = 12
-
-# What was found out in this process, by recipe: the shapes of its model (None: the builder refuses), and the first
-# matrices and kernels of a model whose builder was given up.
-_known: dict[str, Shapes | None] = {}
-_begun: dict[str, list[tuple[int, ...]]] = {}
-
-
-class _Strangers:
-    """Counts the matrices and kernels that a builder makes and the file does not have."""
-
-    def __init__(self, kernels: Kernels) -> None:
-        self.left = kernels.copy()
-        self.made: list[tuple[int, ...]] = []
-        self.count = 0
-
-    def meet(self, shape: tuple[int, ...]) -> None:
-        self.made.append(shape)
-        kernel = _kernel(shape)
-        self.left[kernel] -= 1
-        self.count += self.left[kernel] < 0
-        if self.count > _PATIENCE:
-            raise CheckpointError("The builder is given up.")
-
-
-def _kernel(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A shape without the input channels of a kernel, which a file may have adapted."""
-    return shape if len(shape) < 3 else (shape[0], *shape[2:])
-
-
-def _shapes(recipe: Recipe | None) -> Shapes | None:
-    """The shapes of the recipe's model, or None where the builder refuses."""
-    if recipe is not None and str(recipe) not in _known:
-        try:
-            _known[str(recipe)] = recipe.shapes()
-        except CheckpointError:
-            _known[str(recipe)] = None
-    return None if recipe is None else _known[str(recipe)]
-
-
-def _shapes_unless_far(recipe: Recipe, kernels: Kernels) -> Shapes | None:
-    """The same, or None where the model is far from a file with these kernels."""
-    name = str(recipe)
-    if name not in _known:
-        remembered, strangers = _Strangers(kernels), _Strangers(kernels)
-        try:
-            for shape in _begun.get(name, ()):
-                remembered.meet(shape)
-            _known[name] = recipe.shapes(strangers.meet)
-        except CheckpointError:
-            _begun[name] = max(_begun.get(name, []), strangers.made, key=len)
-            return None
-    return _known[name]
-
-
-# How many builders of the likeliest family are looked at for the nearest one.
-_RELATIVES = 24
-
-
-def _nearest(given: Shapes, libraries: list[str]) -> str:
-    """What to tell the user of a file that no builder fits."""
-    differences = {}
-    for library in libraries:
-        # One member tells the family: its names, but for their numbers.
-        likeness = {family: _likeness(Recipe(library, family[0]), given) for family in families(library, given)}
-        family = max(likeness, key=lambda family: likeness[family], default=())
-        for recipe in (Recipe(library, builder) for builder in family[:_RELATIVES] if likeness[family] > 0.1):
-            if (shapes := _shapes(recipe)) is not None:
-                differences[str(recipe)] = Difference.between(shapes, given)
-    asked = " and ".join(libraries) if libraries else "no library, as neither torchvision nor timm is installed"
-    advice = "Say what makes the model: --model package.module:factory, and --model-args for its arguments."
-    if not differences:
-        first = printable(next(iter(given)))
-        return f"The model was not recognised (asked: {asked}): none has names like {first}. {advice}"
-    name, nearest = max(differences.items(), key=lambda item: item[1].agreement)
-    return (
-        f"The model was not recognised (asked: {asked}). Nearest is {name}: {nearest.fitting} of its "
-        f"{len(nearest.model)} tensors fit ({nearest}). {advice}"
-    )
-
-
-def _likeness(recipe: Recipe, given: Shapes) -> float:
-    own, file = _pattern(_shapes(recipe) or {}), _pattern(given)
-    return len(own & file) / max(1, len(own | file))
-
-
-def _pattern(shapes: Shapes) -> frozenset[str]:
-    return frozenset(re.sub(r"\d+", "#", name) for name in shapes if not name.endswith(COUNT))

@@ -1,7 +1,8 @@
 """What a state_dict looks like from outside: names and shapes, and how two of them differ."""
 
-__all__ = ["Difference", "Shapes", "shapes_of"]
+__all__ = ["COUNT", "Difference", "Shapes", "abridged", "printable", "shapes_of"]
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -52,10 +53,26 @@ class Difference:
         return sum(self.file.get(name) == shape for name, shape in self.model.items())
 
     @property
+    def named(self) -> int:
+        """How many names the file has, counts of batches aside."""
+        return sum(not name.endswith(COUNT) for name in self.file)
+
+    @property
+    def shared(self) -> int:
+        """How many of them the model has too."""
+        return sum(name in self.model and not name.endswith(COUNT) for name in self.file)
+
+    @property
+    def similarity(self) -> float:
+        """From 0 to 1: the cosine between the two sets of names."""
+        own = sum(not name.endswith(COUNT) for name in self.model)
+        return self.shared / math.sqrt(max(1, own * self.named))
+
+    @property
     def agreement(self) -> float:
         """From 0 to 1: how much of both is in common, by name and by shape."""
         shared = len(self.model.keys() & self.file.keys())
-        return (shared + self.fitting) / (2 * len(self.model.keys() | self.file.keys()))
+        return (shared + self.fitting) / max(1, 2 * len(self.model.keys() | self.file.keys()))
 
     def __bool__(self) -> bool:
         return bool(self.missing or self.unexpected or self.reshaped)
@@ -67,7 +84,7 @@ class Difference:
             "unexpected": map(printable, self.unexpected),
             "of another shape": reshaped,
         }
-        return "; ".join(f"{kind}: {listing}" for kind, names in kinds.items() if (listing := _abridged(names)))
+        return "; ".join(f"{kind}: {listing}" for kind, names in kinds.items() if (listing := abridged(names)))
 
 
 def printable(name: str) -> str:
@@ -75,6 +92,7 @@ def printable(name: str) -> str:
     return f"`{name[:80].encode('unicode_escape').decode('ascii')}`"
 
 
-def _abridged(names: Iterable[str]) -> str:
+def abridged(names: Iterable[str]) -> str:
+    """The first three of ``names``, and how many more there are."""
     first, rest = (names := list(names))[:3], len(names[3:])
     return ", ".join(first) + (f" and {rest} more" if rest else "")

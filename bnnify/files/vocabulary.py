@@ -1,8 +1,9 @@
 """What a pickle may name, and what becomes of it: plain data, tensors, and inert records of modules."""
 
-__all__ = ["Instance", "Name", "Storage", "Vocabulary", "as_key", "as_size", "of_type", "storage_dtype"]
+__all__ = ["Storage", "Vocabulary", "storage_dtype"]
 
 import struct
+import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,22 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from .archive import Refusal
+from .checked import as_key, as_size, of_type
+from .records import Instance, Name
 
 # Beyond what the file holds, for tensors that were expanded or overlap.
 _SPARE_BYTES = 64 << 20
 
 _MAX_DIMENSIONS = 64
 
-# Classes and functions that a pickled module may name; `modules` decides which of them exist and what becomes of them.
-_OF_MODULES = (
-    "torch.nn.modules.",
-    "torch.nn.functional.",
-    "torch._C._nn.",
-    "torch.nn.parallel.data_parallel.DataParallel",
-    "torchvision.models.",
-    "torchvision.ops.",
-    "functools.partial",
-)
 _QUANTIZED = ("torch.ao.", "torch.nn.quantized.", "torch.nn.intrinsic.", "torch.quantization.", "torch.nn.qat.")
 _STORAGES = {
     "BFloat16Storage": torch.bfloat16,
@@ -45,24 +38,13 @@ _STORAGES = {
     "UntypedStorage": torch.uint8,
 }
 _DTYPES = {str(value): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
-_FORMATS = {"f2": "e", "f4": "f", "f8": "d", "i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "b1": "?"}
+_LAYOUTS = {str(value): value for value in vars(torch).values() if isinstance(value, torch.layout)}
+_FORMATS = {"f2": "e", "f4": "f", "f8": "d", "b1": "?"} | dict(
+    zip(("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"), "bhiqBHIQ", strict=True)
+)
+# They take the class of the object as their first argument.
+_MAKERS_OF_ANY_CLASS = ("copyreg._reconstructor", "numpy.core.multiarray._reconstruct")
 _OLD_NAMES = {"__builtin__": "builtins", "numpy._core.multiarray": "numpy.core.multiarray"}
-
-
-@dataclass(eq=False, frozen=True)
-class Name:
-    """A class or function that the file names. It stays a name."""
-
-    dotted: str
-
-
-@dataclass(eq=False)
-class Instance:
-    """An object of a class that the file names: what would have been its arguments and its ``__dict__``."""
-
-    name: str
-    arguments: tuple[Any, ...] = ()
-    state: Any = None
 
 
 @dataclass(eq=False, frozen=True)
@@ -81,7 +63,6 @@ class Vocabulary:
     """
 
     def __init__(self, size: int) -> None:
-        self.found_instances = False
         self._bytes_left = 4 * size + _SPARE_BYTES
         self._views: set[tuple[Any, ...]] = set()
 
@@ -89,27 +70,21 @@ class Vocabulary:
         dotted = f"{_OLD_NAMES.get(module, module)}.{attribute}"
         if dotted in _DTYPES:
             return _DTYPES[dotted]
-        if dotted in _MAKERS or storage_dtype(dotted) is not None:
-            return Name(dotted)
         if dotted.startswith(_QUANTIZED) or "_rebuild_qtensor" in dotted:
             raise Refusal(
                 f"it is quantized (it names `{dotted}`). Convert the model as it was before, and quantize what "
                 "collapse gives back."
             )
-        if dotted.startswith(_OF_MODULES):
-            self.found_instances = True
-            return Name(dotted)
-        raise Refusal(
-            f"it names `{dotted}`, and nothing outside of torch and torchvision is loaded from a file. Save "
-            "model.state_dict() instead, or pass --trust (trust=True), which runs the file's code."
-        )
+        return Name(dotted)
 
-    def make(self, name: str, arguments: tuple[Any, ...]) -> Any:
-        if name in _MAKERS:
+    def make(self, called: Any, arguments: tuple[Any, ...]) -> Any:
+        """What a call gives: data and tensors from the table above, and a record of any other call."""
+        name = of_type(called, Name, Instance).name
+        if isinstance(called, Name) and name in _MAKERS:
             return _MAKERS[name](self, *arguments)
-        if name.startswith(_OF_MODULES):
-            return Instance(name, arguments)
-        raise Refusal(f"it calls `{name}`, which torch.save never does. Get the file again.")
+        if name in _MAKERS_OF_ANY_CLASS and arguments and isinstance(arguments[0], Name):
+            return Instance(arguments[0].name, arguments)
+        return Instance(name, arguments)
 
     def build(self, what: Any, state: Any) -> Any:
         if isinstance(what, Instance):
@@ -128,6 +103,8 @@ class Vocabulary:
         return what
 
     def _tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *more: Any, dtype: Any = None) -> Tensor:
+        if len(more) > 1 and of_type(more[1], OrderedDict, dict, type(None)):
+            raise Refusal("it holds a tensor with hooks, which are code. Save model.state_dict().")
         if len(more) > 2 and more[2]:
             raise Refusal("it holds a lazily conjugated or negated tensor. Save it after resolve_conj().")
         memory = of_type(storage, Storage)
@@ -154,43 +131,14 @@ class Vocabulary:
     ) -> Any:
         return self._tensor(storage, offset, size, stride, dtype=dtype)
 
-    def _parameter(self, data: Any, requires_grad: Any, *_: Any) -> nn.Parameter:
+    def _parameter(self, data: Any, requires_grad: Any = True, *_: Any) -> nn.Parameter:
         data = of_type(data, Tensor, nn.Parameter)
         differentiable = data.is_floating_point() or data.is_complex()
         return nn.Parameter(data.detach(), requires_grad=differentiable and bool(requires_grad))
 
     def _subclass(self, function: Any, _: Any, arguments: Any, __: Any) -> Any:
-        result = self.make(of_type(function, Name).dotted, of_type(arguments, tuple))
+        result = self.make(function, of_type(arguments, tuple))
         return of_type(result, Tensor, nn.Parameter)
-
-
-def of_type(value: Any, *types: type) -> Any:
-    if type(value) not in types:
-        raise Refusal(f"it has a {type(value).__name__} where torch.save writes something else. Get the file again.")
-    return value
-
-
-def as_size(value: Any) -> int:
-    if type(value) is not int or not 0 <= value < 1 << 60:
-        raise Refusal("it has a number that can be no size: it is damaged. Get the file again.")
-    return value
-
-
-def as_key(value: Any) -> Any:
-    """``value``, once it is known that hashing it is quick, cannot recurse and cannot be made to collide."""
-    if type(value) is tuple and len(value) <= 16:
-        for element in value:
-            if type(element) is tuple:
-                break
-            as_key(element)
-        else:
-            return value
-    elif type(value) is int:
-        if abs(value) < 1 << 60:
-            return value
-    elif value is None or type(value) in (str, bytes, float, bool, torch.dtype, torch.device):
-        return value
-    raise Refusal(f"it has a {type(value).__name__} as the key of a mapping. Save the state_dict alone.")
 
 
 def storage_dtype(dotted: str) -> torch.dtype | None:
@@ -214,13 +162,30 @@ def _byte_array(_: Vocabulary, content: Any = b"", encoding: Any = "latin-1") ->
 
 
 def _number(_: Vocabulary, dtype: Any, content: Any) -> Any:
-    """A NumPy scalar, as a Python number."""
+    """A NumPy scalar as a Python number, if it is one."""
     dtype = of_type(dtype, Instance)
     code, order = dtype.arguments[0], dtype.state[1]
     if code not in _FORMATS or order not in ("<", "|", "="):
-        raise Refusal(f"it holds a NumPy scalar of type {code!r}. Save the state_dict alone.")
+        return Instance("numpy.core.multiarray.scalar", (dtype, content))
     (value,) = struct.unpack("<" + _FORMATS[code], of_type(content, bytes))
     return value
+
+
+def _sparse(layout: Any, indices: Any, second: Any, third: Any, *more: Any) -> Tensor:
+    """A sparse tensor, such as an adjacency matrix among the buffers; its indices are compared with its size."""
+    of_type(layout, torch.layout)
+    compressed = layout != torch.sparse_coo
+    parts = [of_type(part, Tensor, nn.Parameter).detach() for part in (indices, second)]
+    size = list(map(as_size, more[0] if compressed else third))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's, that compressed layouts are in beta state
+        if compressed:
+            values = of_type(third, Tensor, nn.Parameter).detach()
+            return torch.sparse_compressed_tensor(
+                parts[0], parts[1], values, size, layout=layout, check_invariants=True
+            )
+        tensor = torch.sparse_coo_tensor(parts[0], parts[1], size, check_invariants=True)
+    return tensor.coalesce() if more and more[0] else tensor
 
 
 _MAKERS: dict[str, Callable[..., Any]] = {
@@ -248,17 +213,14 @@ _MAKERS: dict[str, Callable[..., Any]] = {
     "torch._tensor._rebuild_from_type_v2": Vocabulary._subclass,
     "torch.Tensor": lambda *_: _refuse_legacy_tensor(),
     "torch.nn.parameter.Parameter": Vocabulary._parameter,
-    "torch._utils._rebuild_sparse_tensor": lambda *_: _refuse_sparse(),
+    "torch._utils._rebuild_sparse_tensor": lambda _, layout, data: _sparse(layout, *of_type(data, tuple)),
+    "torch.serialization._get_layout": lambda _, name: _LAYOUTS[of_type(name, str)],
     "torch._utils._rebuild_meta_tensor_no_storage": lambda *_: _refuse_meta(),
 }
 
 
 def _refuse_legacy_tensor() -> None:
     raise Refusal("its tensors were written by torch before 0.4. Load it and save it again with a newer torch.")
-
-
-def _refuse_sparse() -> None:
-    raise Refusal("it holds a sparse tensor, which can have no posterior. Save it as a dense one, with to_dense().")
 
 
 def _refuse_meta() -> None:

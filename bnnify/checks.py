@@ -1,0 +1,58 @@
+"""Arguments of a wrong type, refused with what was found and what to pass."""
+
+__all__ = ["as_number", "check_integer", "check_module", "check_num_samples", "check_tensor", "describe"]
+
+from numbers import Integral, Real
+from typing import Any
+
+from torch import Tensor, nn
+
+
+def describe(value: Any) -> str:
+    """A few words for a value in an error: its type, a tensor's shape, and what it is if that is short."""
+    if isinstance(value, Tensor):
+        return f"a {type(value).__name__} of shape {tuple(value.shape)}"
+    if value is None or isinstance(value, (bool, int, float, complex)):
+        return repr(value)
+    if isinstance(value, str):
+        return f"the string {value[:40]!r}"
+    if isinstance(value, (list, tuple)):
+        return f"a {type(value).__name__} of {len(value)}"
+    return f"a {value.__name__} (the class itself)" if isinstance(value, type) else f"a {type(value).__name__}"
+
+
+def as_number(name: str, value: Any, hint: str = "") -> Any:
+    """A real number, or the one number in a tensor without dimensions, that was given as ``name``.
+
+    Raises:
+        TypeError: It is something else; ``hint`` is a sentence on what to pass.
+    """
+    if isinstance(value, Tensor) and value.ndim == 0 and not value.is_complex():
+        return value.item()
+    if isinstance(value, (int, float, Real)):
+        return value
+    raise TypeError(f"{name} must be a number, not {describe(value)}. {hint}".strip())
+
+
+def check_integer(name: str, value: Any) -> None:
+    """Raise a TypeError unless ``value``, which was given as ``name``, is an integer."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be an integer, not {describe(value)}.")
+
+
+def check_module(name: str, value: Any) -> None:
+    """Raise a TypeError unless ``value``, which was given as ``name``, is a module."""
+    if not isinstance(value, nn.Module):
+        raise TypeError(f"{name} must be a torch.nn.Module, not {describe(value)}.")
+
+
+def check_tensor(name: str, value: Any, hint: str = "") -> None:
+    """Raise a TypeError unless ``value``, which was given as ``name``, is a tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, not {describe(value)}. {hint}".strip())
+
+
+def check_num_samples(num_samples: Any) -> None:
+    """Raise a ValueError unless ``num_samples`` is a positive integer."""
+    if isinstance(num_samples, bool) or not isinstance(num_samples, Integral) or num_samples < 1:
+        raise ValueError(f"num_samples must be a positive integer, not {num_samples!r}.")

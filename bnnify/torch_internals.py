@@ -1,0 +1,43 @@
+"""Each private name of torch that newer code of bnnify needs, behind a function that says what it is for."""
+
+__all__ = ["is_observed", "is_traced", "written_arguments"]
+
+from typing import Any
+
+import torch
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
+
+
+def is_observed() -> bool:
+    """Whether somebody follows or changes what torch does here: a transform, a tracer, a compiler, a mode, autocast.
+
+    Under autocast, an operator that calls others computes something else when a mode has passed it on.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch.is_inference_mode_enabled()
+        or torch._C._is_tracing()
+        or torch._C._is_any_autocast_enabled()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._len_torch_dispatch_stack() > 0
+        or any(type(mode) is not DeviceContext for mode in _get_current_function_mode_stack())
+    )
+
+
+def is_traced() -> bool:
+    """Whether a mode is in effect under which tensors have no values, or operations are written down as a graph."""
+    if torch._C._len_torch_dispatch_stack() == 0:
+        return False
+    keys = torch._C._TorchDispatchModeKey
+    return any(torch._C._get_dispatch_mode(key) is not None for key in (keys.FAKE, keys.PROXY, keys.FUNCTIONAL))
+
+
+def written_arguments(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """The arguments of a call of an operator, such as ``torch.ops.aten.add_.Tensor``, to which it writes."""
+    arguments = operator._schema.arguments
+    given = dict(zip((argument.name for argument in arguments), args, strict=False)) | kwargs
+    written = [a.name for a in arguments if a.alias_info is not None and a.alias_info.is_write]
+    if given.get("training"):
+        written += ["running_mean", "running_var"]  # which batch normalisation does not declare
+    return [given[name] for name in written if name in given]

@@ -1,0 +1,134 @@
+"""Arguments of a wrong type are refused by name, with what was found and, where it helps, what to pass."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+import bnnify
+
+ONE = torch.tensor(1.0)
+LOADER = DataLoader(torch.zeros(6, 4), 2)
+LABELS = torch.tensor([0, 1, 2])
+PROBABILITIES = torch.full((3, 3), 1 / 3)
+
+
+def converted():
+    return bnnify.convert(nn.Linear(4, 3))
+
+
+def tuned(**options):
+    return bnnify.tune_std(converted(), [(torch.zeros(3, 4), LABELS)], **options)
+
+
+def estimated(**options):
+    return bnnify.FisherStd.estimate(nn.Linear(4, 3), [torch.zeros(3, 4)], **{"num_data": 3, **options})
+
+
+def from_adam(model=None, **options):
+    options = {"num_data": 3, "batch_size": 1, **options}
+    return bnnify.FisherStd.from_adam(model or nn.Linear(4, 3), torch.optim.Adam([torch.zeros(1)]), **options)
+
+
+CALLS = {
+    "elbo(nll)": (lambda: bnnify.elbo(0.5, ONE, 10), r"elbo\(nll\) must be a tensor, not 0.5.*cross_entropy"),
+    "elbo(integers)": (lambda: bnnify.elbo(LABELS.sum(), ONE, 10), r"elbo\(nll\) must hold real numbers.*int64"),
+    "elbo(kl)": (lambda: bnnify.elbo(ONE, converted(), 10), r"elbo\(kl\) must be a tensor.*output, kl = bnn\(x\)"),
+    "elbo(pair)": (lambda: bnnify.elbo(ONE, (ONE, ONE), 10), r"elbo\(kl\) must be a tensor, not a tuple of 2"),
+    "elbo(loader)": (lambda: bnnify.elbo(ONE, ONE, LOADER), r"num_data\) must be.*DataLoader.*len\(loader.dataset\)"),
+    "elbo(None)": (lambda: bnnify.elbo(ONE, ONE, None), r"num_data\) must be a number, not None"),
+    "elbo(tensors)": (lambda: bnnify.elbo(ONE, ONE, torch.ones(2)), r"a Tensor of shape \(2,\)"),
+    "elbo(beta)": (lambda: bnnify.elbo(ONE, ONE, 10, "1"), r"elbo\(beta\) must be a number, not the string '1'"),
+    "linear_warmup": (lambda: bnnify.linear_warmup(None, 4), r"linear_warmup\(step\)"),
+    "linear_warmup(steps)": (lambda: bnnify.linear_warmup(1, LOADER), r"linear_warmup\(warmup_steps\)"),
+    "linear_warmup(final)": (lambda: bnnify.linear_warmup(1, 4, "1"), r"linear_warmup\(final\)"),
+    "geometric_weight": (lambda: bnnify.geometric_weight(ONE.expand(2), 4), r"batch\).*enumerate\(loader\)"),
+    "geometric_weight(loader)": (lambda: bnnify.geometric_weight(0, LOADER), r"num_batches\).*len\(loader\)"),
+    "CategoricalNLL": (lambda: bnnify.CategoricalNLL()((PROBABILITIES, ONE), LABELS), "output must be .* tuple of 2"),
+    "CategoricalNLL(target)": (lambda: bnnify.CategoricalNLL()(PROBABILITIES, [0, 1, 2]), "target must be a tensor"),
+    "CategoricalNLL(class_dim)": (lambda: bnnify.CategoricalNLL("1"), r"class_dim\) must be an integer"),
+    "CategoricalNLL(ignore)": (lambda: bnnify.CategoricalNLL(ignore_index=None), r"ignore_index\) must be an integer"),
+    "BernoulliNLL": (lambda: bnnify.BernoulliNLL()(0.5, ONE), "BernoulliNLL: the output must be a tensor"),
+    "GaussianNLL": (lambda: bnnify.GaussianNLL(1.0)(ONE, 0.5), "GaussianNLL: the target must be a tensor"),
+    "GaussianNLL(std)": (lambda: bnnify.GaussianNLL("1"), r"GaussianNLL\(std\) must be a number.*tensor too"),
+    "HeteroscedasticGaussianNLL": (lambda: bnnify.HeteroscedasticGaussianNLL()((ONE, ONE), None), "target must be"),
+    "avuc_loss": (lambda: bnnify.avuc_loss(None, LABELS, 0.5), r"AvUC: the probabilities.*sample"),
+    "avuc_loss(labels)": (lambda: bnnify.avuc_loss(PROBABILITIES, [0, 1, 2], 0.5), "AvUC: the labels"),
+    "avuc_loss(threshold)": (lambda: bnnify.avuc_loss(PROBABILITIES, LABELS, None), "uncertainty_threshold gives one"),
+    "avuc_loss(uncertainty)": (lambda: bnnify.avuc_loss(PROBABILITIES, LABELS, 0.5, 0.1), "AvUC: the uncertainty"),
+    "uncertainty_threshold": (lambda: bnnify.uncertainty_threshold(PROBABILITIES, None), "AvUC: the labels"),
+    "prune": (lambda: bnnify.prune({}, 0.5), "must be a torch.nn.Module, not a dict"),
+    "signal_to_noise": (lambda: bnnify.signal_to_noise(None), "must be a torch.nn.Module, not None"),
+    "tune_std": (lambda: bnnify.tune_std(nn.Linear(4, 3), []), "takes a converted model.*not a Linear"),
+    "tune_std(seed)": (lambda: tuned(seed=None), r"tune_std\(seed\) must be an integer"),
+    "tune_std(ignore_index)": (lambda: tuned(ignore_index=None), r"ignore_index\) must be an integer"),
+    "audit": (lambda: bnnify.audit(nn.Linear(4, 3), torch.zeros(1, 4)), "audit takes a converted model.*not a Linear"),
+    "audit(x)": (lambda: bnnify.audit(converted(), LOADER), r"Linear, called with \(a DataLoader\)"),
+    "audit(optimizer)": (lambda: bnnify.audit(converted(), optimizer=0.1), r"audit\(optimizer\) takes a torch.optim"),
+    "sample": (lambda: converted().sample(LOADER, num_samples=2), r"Linear, called with \(a DataLoader\)"),
+    "FisherStd": (lambda: bnnify.FisherStd(None, 3), r"FisherStd\(fisher\) must be a mapping.*estimate"),
+    "FisherStd(num_data)": (lambda: estimated(num_data=LOADER), r"num_data\) must be.*len\(loader.dataset\)"),
+    "FisherStd(model)": (lambda: bnnify.FisherStd.estimate("model", [], num_data=1), "must be a torch.nn.Module"),
+    "from_adam(model)": (lambda: from_adam("model"), "must be a torch.nn.Module"),
+    "from_adam(batch_size)": (lambda: from_adam(batch_size=LOADER), r"batch_size\) must be a number"),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_an_argument_of_a_wrong_type_is_refused_by_name(call):
+    function, match = CALLS[call]
+    with pytest.raises(TypeError, match=match):
+        function()
+
+
+@pytest.mark.parametrize(
+    ("function", "match"),
+    [
+        (lambda: estimated(chunk_size=0), "chunk_size"),
+        (lambda: estimated(chunk_size="4"), "chunk_size"),
+        (lambda: estimated(num_data=True), "num_data"),
+        (lambda: bnnify.prune(converted(), "0.5"), "fraction.* must lie between 0 and 1, not '0.5'"),
+        (lambda: bnnify.prune(nn.Linear(4, 3), 0.5), "Linear has no Bayesian parameters: bnnify.convert"),
+        (lambda: bnnify.register_layer(nn.Identity, None), "list of names of parameters, not None"),
+        (lambda: bnnify.register_layer(nn.Identity, nn.Identity()), "list of names of parameters"),
+    ],
+)
+def test_an_argument_that_a_conversion_cannot_use_is_refused_by_name(function, match):
+    with pytest.raises(bnnify.ConversionError, match=match):
+        function()
+
+
+@pytest.mark.parametrize("num_samples", [True, LOADER, torch.tensor(3)], ids=["bool", "loader", "tensor"])
+def test_a_number_of_samples_is_an_integer(num_samples):
+    bnn, x = converted(), torch.zeros(2, 4)
+    for call in (
+        lambda: bnn.predict(x, num_samples),
+        lambda: bnn.sample(x, num_samples=num_samples),
+        lambda: bnnify.freeze(bnn, num_samples),
+        lambda: tuned(num_samples=num_samples),
+    ):
+        with pytest.raises(ValueError, match="num_samples must be a positive integer"):
+            call()
+
+
+def test_numbers_of_other_libraries_are_numbers():
+    numpy = pytest.importorskip("numpy")
+    assert converted().predict(torch.zeros(2, 4), numpy.int64(3)).num_samples == 3
+    for num_data in numpy.int64(10), numpy.float32(10), torch.tensor(10):
+        assert bnnify.elbo(ONE, ONE, num_data).item() == pytest.approx(1.1)
+    assert bnnify.elbo(ONE, ONE, 10, beta=torch.tensor(0.5)).item() == pytest.approx(1.05)
+
+
+def test_the_threshold_of_avuc_is_not_taken_from_logits():
+    with pytest.raises(ValueError, match="probabilities that sum to one"):
+        bnnify.uncertainty_threshold(torch.tensor([[2.0, -1.0], [0.5, 3.0]]), torch.tensor([0, 0]))
+
+
+def test_the_elbo_still_compiles_as_one_graph_when_beta_changes():
+    compiled = torch.compile(bnnify.elbo, fullgraph=True, backend="eager")
+    for beta in 0.25, 0.5, 1.0:
+        assert compiled(ONE, 2 * ONE, 10, beta).item() == pytest.approx(1 + beta / 5)
+    with pytest.raises(ValueError, match="beta"):
+        bnnify.elbo(ONE, ONE, 10, math.nan)
