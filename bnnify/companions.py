@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .torch_internals import is_traced
+
 RHO, PRIOR_MEAN, INITIAL_STD = COMPANIONS = "_rho", "_prior_mean", "_initial_std"
 """What follows a parameter's own name in the names of its ρ, of the pretrained value that a centred prior keeps, and
 of the buffer with the rms of the σ that its posterior started with."""
@@ -47,6 +49,6 @@ def from_buffer(buffer: Tensor) -> Tensor | float:
     if hasattr(buffer, "full_tensor"):
         return buffer.full_tensor().reshape(())
     is_plain = type(buffer) is Tensor and torch._C._functorch.peek_interpreter_stack() is None
-    if torch.compiler.is_compiling() or not (is_plain and buffer.is_cpu and torch._C._len_torch_dispatch_stack() == 0):
+    if torch.compiler.is_compiling() or is_traced() or not (is_plain and buffer.is_cpu):
         return buffer.clone().reshape(())
     return buffer.item()

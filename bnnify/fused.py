@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .companions import PriorMean
 from .noise import noise_like
 from .posterior import sample, std
 from .prior import KLTerms, Posterior
 from .replay import is_batched, keeps_graph, saved_tensors
+from .torch_internals import is_traced
 
 _CUT = {torch.float32: -60.0, torch.float64: -600.0}
 """A ρ at which σ = e^ρ, with room to the smallest number of the dtype for the prior's factor."""
@@ -32,20 +34,13 @@ def can_fuse(mean: Tensor, rho: Tensor, terms: KLTerms) -> bool:
     same = [mean, rho, *([terms.mean] if isinstance(terms.mean, Tensor) else [])]
     return (
         mean.dtype in _CUT
-        and all(type(t) in (Tensor, nn.Parameter) and not t.is_meta for t in (*same, *of_prior))
+        and all(type(t) in (Tensor, nn.Parameter, PriorMean) and not t.is_meta for t in (*same, *of_prior))
         and all(t.dtype == mean.dtype for t in same)
         and _is_in_range(terms.std)
         and not torch.compiler.is_compiling()
         and torch._C._functorch.peek_interpreter_stack() is None
-        and not _is_traced()
+        and not is_traced()
     )
-
-
-def _is_traced() -> bool:
-    if torch._C._len_torch_dispatch_stack() == 0:
-        return False
-    keys = torch._C._TorchDispatchModeKey
-    return any(torch._C._get_dispatch_mode(key) is not None for key in (keys.FAKE, keys.PROXY, keys.FUNCTIONAL))
 
 
 def sample_and_kl(mean: Tensor, rho: Tensor, terms: KLTerms) -> tuple[Tensor, Tensor]:

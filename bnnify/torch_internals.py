@@ -1,6 +1,6 @@
 """Each private name of torch that newer code of bnnify needs, behind a function that says what it is for."""
 
-__all__ = ["is_observed", "written_arguments"]
+__all__ = ["is_observed", "is_traced", "written_arguments"]
 
 from typing import Any
 
@@ -23,6 +23,14 @@ def is_observed() -> bool:
         or torch._C._len_torch_dispatch_stack() > 0
         or any(type(mode) is not DeviceContext for mode in _get_current_function_mode_stack())
     )
+
+
+def is_traced() -> bool:
+    """Whether a mode is in effect under which tensors have no values, or operations are written down as a graph."""
+    if torch._C._len_torch_dispatch_stack() == 0:
+        return False
+    keys = torch._C._TorchDispatchModeKey
+    return any(torch._C._get_dispatch_mode(key) is not None for key in (keys.FAKE, keys.PROXY, keys.FUNCTIONAL))
 
 
 def written_arguments(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:

@@ -7,11 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import bnnify
 from bnnify import parameters
-from bnnify.companions import INITIAL_STD, PriorMean
+from bnnify.companions import INITIAL_STD, PriorMean, from_buffer
 from bnnify.parameters import unique_bayesian_parameters
 
 
@@ -36,11 +35,6 @@ def trained(**options):
 def without_scale(state):
     """As version 0.1 has written it."""
     return {name: tensor for name, tensor in state.items() if not name.endswith(INITIAL_STD)}
-
-
-class Watching(TorchDispatchMode):
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        return function(*args, **(kwargs or {}))
 
 
 # The scale
@@ -150,15 +144,14 @@ def test_a_prior_far_narrower_than_numbers_have_squares_has_a_finite_gradient_wh
     assert bnn.module.weight_rho.grad.isfinite().all()
 
 
-def test_an_overwritten_scale_does_not_spoil_a_backward_that_is_still_to_come():
-    """DDP sends buffers around before each forward, also between a forward and its backward."""
-    bnn = bnnify.convert(network())
-    with Watching():  # autograd computes the KL then, and keeps the scale, which is a tensor as on a GPU
-        kl = bnn.kl()
-    for buffer in bnn.buffers():
-        buffer.copy_(buffer.clone())
-    kl.backward()
-    assert bnn.module[0].weight_rho.grad.isfinite().all()
+def test_a_scale_as_a_tensor_is_not_the_buffer_which_ddp_overwrites_before_each_forward():
+    buffer, scales = torch.ones(1), []
+    torch.func.vmap(lambda x: scales.append(from_buffer(buffer)) or x)(torch.ones(2))
+    assert from_buffer(buffer) == 1.0
+    (scale,) = scales
+    buffer.fill_(2.0)
+    assert isinstance(scale, torch.Tensor)
+    assert scale == 1.0
 
 
 def test_collapse_takes_the_scale_away():
