@@ -90,12 +90,11 @@ def _make_class(
 
     def register_parameter(self: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         before = self._parameters.get(name)
-        # A distributed tensor is the same parameter in pieces, as tensor parallelism puts it here.
-        same = before is parameter or hasattr(parameter, "full_tensor")
-        if name in settings_of(self) and None not in (before, parameter) and not same:
-            _refuse_replacement(self, name)
-        if name in settings_of(self) and parameter is None:  # a bias that is done away with
-            remove_companions(self, name)
+        if name in settings_of(self) and before is not None and before is not parameter:
+            if parameter is None:  # a bias that is done away with
+                remove_companions(self, name)
+            elif not hasattr(parameter, "full_tensor"):  # as which tensor parallelism puts it here, in pieces
+                _refuse_replacement(self, name)
         plain.register_parameter(self, name, parameter)
 
     def load_from_state_dict(
