@@ -545,3 +545,18 @@ def test_a_new_file_has_the_permissions_of_any_new_file(tmp_path):
     assert (tmp_path / "x.pt").stat().st_mode == (tmp_path / "usual").stat().st_mode
     with pytest.raises(bnnify.CheckpointError, match="absent"):
         bnnify.save(bnnify.convert(nn.Linear(2, 2)), tmp_path / "absent" / "x.pt")
+
+
+def test_equal_settings_are_written_once_however_many_parameters_have_them(tmp_path):
+    import pickletools
+    import zipfile
+
+    def operations(layers):
+        path = tmp_path / f"{layers}.bnn.pt"
+        bnnify.save(bnnify.convert(nn.Sequential(*[nn.Linear(2, 2) for _ in range(layers)])), path)
+        with zipfile.ZipFile(path) as archive:
+            pickled = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+            return sum(1 for _ in pickletools.genops(archive.read(pickled)))
+
+    a_layer = (operations(12) - operations(2)) / 10
+    assert a_layer < 290  # most of them for its eight tensors; with the settings of each parameter it would be 313

@@ -19,7 +19,7 @@ from .records import Instance, Name
 from .vocabulary import Storage, Vocabulary, storage_dtype
 
 # Bounds what a small file can make of itself: an empty set takes 216 bytes of memory and one in the file.
-_MAX_OPERATIONS = 2_000_000
+_MAX_OPERATIONS = 10_000_000
 # A part of a storage, as files before torch 0.4 may have: the part's own key, where it starts, its number of elements.
 View: TypeAlias = tuple[str, int, int]
 
