@@ -185,6 +185,8 @@ def test_whoever_unfreezes_a_model_does_not_train_its_prior(unfreeze, prior):
     for parameter in bnn.parameters():
         if not isinstance(parameter, PriorMean):
             parameter.requires_grad_()
+    flags = {parameter.prior_mean.requires_grad for parameter in unique_bayesian_parameters(bnn)}
+    assert flags == {unfreeze is UNFREEZE["of what it was replaced by"]}
     kept = [parameter.prior_mean.clone() for parameter in unique_bayesian_parameters(bnn)]
     groups = bnn.parameter_groups(lr=0.1, weight_decay=0.1)
     grouped = {id(parameter) for group in groups for parameter in group["params"]}
