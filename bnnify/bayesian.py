@@ -12,7 +12,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from .companions import COMPANIONS
+from .companions import COMPANIONS, INITIAL_STD
 from .computed import cache_properties, compute, computed_weights
 from .draw import note_replacement, read, unsampled
 from .errors import DrawError
@@ -113,6 +113,17 @@ def _make_class(
         assigned = bool(metadata.get("assign_to_params_buffers"))
         missing[count:] = follow(self, state_dict, prefix, missing[count:], assigned)
 
+    def apply(self: nn.Module, function: Any, recurse: bool = True) -> nn.Module:
+        scales = {name: self._buffers.get(name + INITIAL_STD) for name in settings_of(self)}
+        plain._apply(self, function, recurse)
+        for name, scale in scales.items():
+            now = self._buffers.get(name + INITIAL_STD)
+            if scale is not None and now is not None and now.dtype != scale.dtype:
+                # `half()` is for what is computed with: in half precision the scale of a small σ would be zero.
+                self._buffers[name + INITIAL_STD] = scale.to(now.device)
+        return self
+
+    namespace |= {"_apply": apply}
     namespace |= {"register_parameter": register_parameter, "_load_from_state_dict": load_from_state_dict}
     namespace |= {"_plain_class": plain, "extra_repr": extra_repr, "__reduce_ex__": reduce_ex}
     namespace |= {"__module__": plain.__module__, "__doc__": plain.__doc__}

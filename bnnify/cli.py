@@ -153,7 +153,10 @@ def _add_output(command: argparse.ArgumentParser, default: str) -> None:
 
 
 def _convert(options: argparse.Namespace) -> None:
-    output = options.output or options.checkpoint.with_suffix(".bnn.pt")
+    source = options.checkpoint
+    folder = source.resolve()  # whose name may have a dot, as that of a version
+    default = folder.with_name(folder.name + ".bnn.pt") if source.is_dir() else source.with_suffix(".bnn.pt")
+    output = options.output or default
     if not options.dry_run:
         _check_output(output, options.checkpoint, options.force)
     settings = {"prior": options.prior, "posterior_std": options.std, "estimator": options.estimator}

@@ -208,12 +208,17 @@ def _convert(
     return bnn
 
 
+def _differ(given: object, own: object) -> bool:
+    """Whether two priors are not the same; comparing may be beyond those of somebody's own, which hold tensors."""
+    return given is not own and (type(given) is not type(own) or repr(given) != repr(own))
+
+
 def _copy(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model, copies(model))
     except Exception as error:
         raise ConversionError(
-            f"Cannot deep-copy the model ({type(model).__name__}): {error} "
+            f"Cannot deep-copy the model ({type(model).__name__}): {str(error).partition(chr(10))[0][:300]} "
             "Pass inplace=True to change the model itself."
         ) from error
 
@@ -235,7 +240,7 @@ def _refuse_changes(
         has = ""
         if reason is not None and reason.reason is Reason.EXCLUDED:
             option, has = "exclude", "a posterior"
-        elif parameter in found["prior"] and found["prior"][parameter] != own.prior:
+        elif parameter in found["prior"] and _differ(found["prior"][parameter], own.prior):
             option, has = "prior", f"prior={own.prior}"
         elif parameter in found["posterior_std"]:
             option, has = "posterior_std", "a σ, which has had its start"

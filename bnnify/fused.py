@@ -31,6 +31,8 @@ def can_fuse(mean: Tensor, rho: Tensor, terms: KLTerms) -> bool:
     of_prior = [value for value in (terms.mean, terms.std) if isinstance(value, Tensor)]
     if any(value.requires_grad for value in of_prior):
         return False  # a prior of somebody's own learns it
+    if isinstance(terms.std, Tensor) and terms.std.numel() != 1:
+        return False  # of a prior of somebody's own, with a std for each weight
     same = [mean, rho, *([terms.mean] if isinstance(terms.mean, Tensor) else [])]
     return (
         mean.dtype in _CUT

@@ -103,7 +103,6 @@ class BayesianModel(nn.Module):
         output: str | int | Callable[[Any], Any] | None = None,
         class_dim: int | None = None,
         antithetic: bool = False,
-        pure: bool = False,
         progress: bool = False,
     ) -> Prediction:
         """The predictive distribution over networks from the posterior; see :func:`bnnify.prediction.predict`."""
@@ -115,7 +114,6 @@ class BayesianModel(nn.Module):
             output=output,
             class_dim=class_dim,
             antithetic=antithetic,
-            pure=pure,
             progress=progress,
         )
 

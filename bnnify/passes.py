@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from .batches import Arguments
+from .known_code import is_plain_tensor
 from .outputs import tensors_in
 from .sampler import Sampler
 from .trunk import Trunk
@@ -26,7 +27,6 @@ def passes(
     *,
     output: str | int | Callable[[Any], Any] | None = None,
     antithetic: bool = False,
-    pure: bool = False,
 ) -> Iterator[tuple[int, Any]]:
     """The number of a batch and what ``module`` gives for it, ``num_samples`` times for each batch.
 
@@ -40,13 +40,12 @@ def passes(
         output: Which part of the model's output: a key or attribute, an index, or a function, which is called while the
             network is in effect. Default: all of it.
         antithetic: See :class:`~bnnify.sampler.Sampler`.
-        pure: See :func:`~bnnify.prediction.predict`.
     """
     unread = iter(batches)
     group, following = _next_group([], unread)
     # Where one group is all, no network has to be drawn twice.
     sampler = Sampler(module, antithetic=antithetic, repeatable=bool(following))
-    trunk = Trunk(module, sampler, None if callable(output) else output, pure=pure, on=num_samples > 1)
+    trunk = Trunk(module, sampler, None if callable(output) else output, on=num_samples > 1)
     start = 0
     while group:
         for number in range(num_samples):
@@ -66,12 +65,25 @@ def passes(
 def _next_group(first: list[Arguments], unread: Iterator[Arguments]) -> tuple[list[Arguments], list[Arguments]]:
     """The batches from ``first`` on that are held at a time, and the one that comes after them, if there is one."""
     group, nbytes = list(first), sum(map(_nbytes, first))
+    beginnings = [_beginning(arguments) for arguments in first]
     for arguments in unread:
+        if group and [_beginning(group[0]), _beginning(group[-1])] != [beginnings[0], beginnings[-1]]:
+            raise ValueError(
+                "A batch has changed while the next one was read: what gives the batches reuses their memory, and "
+                "predict holds several at a time. Give copies, for example (batch.clone() for batch in loader)."
+            )
         if group and (nbytes >= GROUP_BYTES or len(group) >= GROUP_BATCHES):
             return group, [arguments]
         group.append(arguments)
+        beginnings.append(_beginning(arguments))
         nbytes += _nbytes(arguments)
     return group, []
+
+
+def _beginning(arguments: Arguments) -> str:
+    """The first numbers of the tensors of a batch."""
+    tensors = (tensor for tensor in tensors_in(arguments) if is_plain_tensor(tensor) and tensor.numel())
+    return str([tensor[(0,) * (tensor.ndim - 1)].flatten()[:8].tolist() for tensor in tensors])
 
 
 def _nbytes(arguments: Arguments) -> int:

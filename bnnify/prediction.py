@@ -28,7 +28,6 @@ def predict(
     output: str | int | Callable[[Any], Any] | None = None,
     class_dim: int | None = None,
     antithetic: bool = False,
-    pure: bool = False,
     progress: bool = False,
 ) -> Prediction:
     """The predictive distribution of ``bnn`` for ``inputs``, in eval mode, without gradient, and in constant memory.
@@ -79,10 +78,6 @@ def predict(
             that ``std`` is the root of is on average ``(K - 1 - c) / (K - 1)`` times the true one. For c < 0 that is
             too wide, by at most the factor ``K / (K - 1)``, and never too narrow. Of an odd K the last network has no
             partner. Default: ``False``.
-        pure: Take the forward of a model of your own, too, for a function of its arguments, tensors and torch's random
-            numbers alone: without other random numbers, and without anything that it keeps from call to call outside of
-            tensors. Then its part before the Bayesian weights is computed once for each batch as well. Default:
-            ``False``.
         progress: Show a progress bar, which needs rich, from the extra ``cli``. Default: ``False``.
 
     Raises:
@@ -108,7 +103,7 @@ def predict(
             yield arguments
 
     with evaluating(bnn), torch.no_grad(), _bar(num_samples, inputs, progress) as advance:
-        for index, found in passes(bnn.module, batches(), num_samples, output=output, antithetic=antithetic, pure=pure):
+        for index, found in passes(bnn.module, batches(), num_samples, output=output, antithetic=antithetic):
             if index == len(averages):
                 averages.append(Averages(likelihood, class_dim, rows[index]))
             averages[index].add(found)

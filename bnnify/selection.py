@@ -12,6 +12,7 @@ __all__ = [
     "resolve",
 ]
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias, TypeVar
@@ -225,7 +226,8 @@ def _is_scale(parameter: Tensor) -> bool:
 
 def _unknown(place: Holder, known: Sequence[str]) -> WhyNot:
     module = place.layer
-    names = [*known, *(name for name in module._parameters if name not in known and not is_derived(module, name))]
+    others = (name for name in module._parameters if name not in known and not is_derived(module, name))
+    names = [*known, *itertools.islice(others, _FEW)]
     if place.weight not in names[:_FEW]:
         names = [*names[: _FEW - 1], place.weight]
     listed = ", ".join(f'"{name}"' for name in names[:_FEW])

@@ -20,7 +20,7 @@ _KINDS = {kind.__name__: kind for kind in (Constant, Moped, Relative, Gaussian, 
 
 
 def settings_as_data(settings: Mapping[str, Settings]) -> dict[str, Any]:
-    """The settings of parameters, by name, as they stand in a file: equal ones as one object, which pickle writes once."""
+    """The settings of parameters, by name, as they stand in a file; equal ones are one object, written once."""
     first: dict[str, dict[str, Any]] = {}
     plain = ((name, _as_plain(each)) for name, each in settings.items())
     return {name: first.setdefault(repr(data), data) for name, data in plain}

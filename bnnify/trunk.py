@@ -2,10 +2,10 @@
 
 The first network of a batch runs as always, and the operations on tensors that depend on its weights are written down.
 For the next networks these are run again, and Python is not. Whether Python would do anything else for another network
-cannot be seen from outside, so this is done for published code (:mod:`bnnify.known_code`), and for what its author
-vouches for. What such code looks at or changes in eval mode goes through operations, and these have to show that the
-forward changed nothing but what it made itself, drew no random number, and saw no number that another network would not
-show it again. Any other model runs once for each network.
+cannot be seen from outside, so this is done for published code alone (:mod:`bnnify.known_code`). What such code looks
+at or changes in eval mode goes through operations, and these have to show that the forward changed nothing but what it
+made itself, drew no random number, and saw no number that another network would not show it again. Any other model
+runs once for each network.
 """
 
 __all__ = ["Changed", "Tape", "Trunk"]
@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .batches import called_with, choose
-from .known_code import is_known, is_plain, is_plain_tensor
+from .known_code import State, is_known, is_plain, is_plain_tensor
 from .sampler import Sampler
 from .torch_internals import is_observed, written_arguments
 
@@ -43,7 +43,6 @@ class Trunk:
         module: The model.
         sampler: What draws its networks; the last one is in effect in each forward.
         output: Which part of the model's output is wanted, as in :func:`~bnnify.batches.choose`.
-        pure: Whether somebody vouches for the code of the model. Default: ``False``.
         on: Whether there will be more than one network. Default: ``True``.
     """
 
@@ -53,14 +52,14 @@ class Trunk:
         sampler: Sampler,
         output: str | int | None = None,
         *,
-        pure: bool = False,
         on: bool = True,
     ) -> None:
         self._module, self._sampler, self._output = module, sampler, output
         self._tapes: dict[int, Tape] = {}
         noisy = {id(tensor) for p in sampler.parameters for tensor in (p.mean, p.rho, p.prior_mean)}
         self._weights = {id(p) for p in module.parameters() if p.ndim > 1 and id(p) not in noisy}
-        self._on = on and bool(self._weights) and not is_observed() and (pure or is_known(module))
+        self._state = State(module)
+        self._on = on and bool(self._weights) and not is_observed() and is_known(module)
 
     def forward(self, batch: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """What is wanted of the output for ``batch``, which has these arguments each time."""
@@ -89,8 +88,9 @@ class Trunk:
         with recorder:
             found = self._run(args, kwargs)
         tape = recorder.tape(found) if all(map(torch.equal, before, self._sampler.generator_states())) else None
-        # Where every weight is needed again, there is no trunk.
-        if tape is None or self._weights <= {id(constant) for constant in tape.constants}:
+        # Where every weight is needed again, there is no trunk. A layer that keeps something may do so for any batch.
+        saves = tape is not None and not self._weights <= {id(constant) for constant in tape.constants}
+        if tape is None or not saves or not self._state.is_unchanged():
             self._on = False
         else:
             self._tapes[batch] = tape

@@ -2,15 +2,16 @@
 
 __all__ = ["load_weights"]
 
+import copy
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .bayesian import replacing_allowed
+from .bayesian import plain_class, replacing_allowed
 from .companions import PriorMean
 from .errors import CheckpointError
 from .files.prefixes import without_wrappers
@@ -106,7 +107,8 @@ def _assign(root: nn.Module, state_dict: Mapping[str, Any], places: Mapping[Tens
     Raises:
         CheckpointError: It does not fit. Everything is where it was.
     """
-    settings = [(each, dict(vars(each))) for module in root.modules() for each in settings_of(module).values()]
+    undo = _undo(root)
+    state_dict = _with_dtypes_of(places, state_dict)
     found, errors = _Incompatible([], []), list[str]()
     try:
         _load(root, OrderedDict(state_dict), "", getattr(state_dict, "_metadata", None) or {}, found, errors)
@@ -121,8 +123,7 @@ def _assign(root: nn.Module, state_dict: Mapping[str, Any], places: Mapping[Tens
     if needed or found.unexpected_keys or errors:
         for tensor, holders in places.items():
             _put(holders, tensor)
-        for each, before in settings:
-            vars(each).update(before)
+        undo()
         complaints = {
             "missing": needed,
             "unexpected": found.unexpected_keys,
@@ -132,6 +133,49 @@ def _assign(root: nn.Module, state_dict: Mapping[str, Any], places: Mapping[Tens
         listing = "; ".join(f"{what}: {abridged(names)}" for what, names in complaints.items() if names)
         raise CheckpointError(f"The state_dict does not fit the model. {listing}. Nothing was loaded.")
     return absent
+
+
+def _undo(root: nn.Module) -> Callable[[], None]:
+    """A function that puts back what a load changes beside putting tensors in their places."""
+    modules = list(root.modules())
+    settings = [(each, dict(vars(each))) for module in modules for each in settings_of(module).values()]
+    # A state and a loader of a module's own may write where they want to.
+    extra = [(m, copy.deepcopy(m.get_extra_state())) for m in modules if _has_its_own(m, "get_extra_state")]
+    own = [module for module in modules if _has_its_own(module, "_load_from_state_dict")]
+    tensors = [t for module in own for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
+    values = [(tensor, tensor.detach().clone()) for tensor in tensors]
+
+    def undo() -> None:
+        for each, before in settings:
+            vars(each).update(before)
+        for module, state in extra:
+            module.set_extra_state(state)
+        with torch.no_grad():
+            for tensor, value in values:
+                tensor.copy_(value)
+
+    return undo
+
+
+def _has_its_own(module: nn.Module, method: str) -> bool:
+    function = getattr(plain_class(type(module)), method)
+    return not function.__module__.startswith("torch.")
+
+
+def _with_dtypes_of(places: Mapping[Tensor, list[_Holder]], given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """``given``, in which integers that are to be weights are floating-point numbers."""
+    own = {holder.name: tensor for tensor, holders in places.items() for holder in holders}
+    integers = {
+        name: value.to(own[name].dtype)
+        for name, value in given.items()
+        if isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex())
+        if name in own and own[name].is_floating_point()
+    }
+    if not integers:
+        return given
+    made = OrderedDict(given) | integers
+    made._metadata = getattr(given, "_metadata", None)  # type: ignore[attr-defined]
+    return made
 
 
 def _reshaped(places: Mapping[Tensor, list[_Holder]], state_dict: Mapping[str, Any]) -> list[str]:

@@ -445,8 +445,8 @@ def as_format_1(content, scales):
 
 def as_format_2(content, scales):
     content["bnnify"]["format"] = 2
-    for name, settings in content["bnnify"]["settings"].items():
-        settings["initial_std"] = scales[name].item()
+    settings = content["bnnify"]["settings"]
+    content["bnnify"]["settings"] = {n: each | {"initial_std": scales[n].item()} for n, each in settings.items()}
 
 
 @pytest.mark.parametrize("model", [None, network], ids=["alone", "with its model"])
@@ -560,3 +560,39 @@ def test_equal_settings_are_written_once_however_many_parameters_have_them(tmp_p
 
     a_layer = (operations(12) - operations(2)) / 10
     assert a_layer < 290  # most of them for its eight tensors; with the settings of each parameter it would be 313
+
+
+class KeepsItsOwn(nn.Module):
+    """Has an extra state, and a loader that writes into a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.extra = nn.Linear(2, 2), 1
+        self.register_buffer("scale", torch.ones(()))
+
+    def get_extra_state(self):
+        return self.extra
+
+    def set_extra_state(self, state):
+        self.extra = state
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        with torch.no_grad():
+            self.scale.copy_(state_dict.pop(prefix + "scale"))
+        state_dict[prefix + "scale"] = self.scale
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def test_weights_that_do_not_fit_leave_nothing_behind_in_modules_with_loaders_of_their_own():
+    model = KeepsItsOwn()
+    bnn = bnnify.convert(model)
+    model.extra, model.scale = 7, torch.tensor(5.0)
+    with pytest.raises(bnnify.CheckpointError, match="Nothing was loaded"):
+        bnnify.load_weights(bnn, model.state_dict() | {"layer.weight": torch.zeros(3, 3)})
+    assert (bnn.module.extra, bnn.module.scale.item()) == (1, 1.0)
+
+
+def test_integers_may_be_weights():
+    bnn = bnnify.convert(nn.Linear(3, 4))
+    bnnify.load_weights(bnn, {"weight": torch.ones(4, 3), "bias": torch.ones(4, dtype=torch.int64)})
+    assert torch.equal(bnn.module.bias, torch.ones(4))

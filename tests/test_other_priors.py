@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch.distributions import Categorical, MixtureSameFamily, Normal
+from torch.distributions import Categorical, MixtureSameFamily, Normal, kl_divergence
 
 import bnnify
 from bnnify import Gaussian, Laplace, Pretrained, ScaleMixture
 from bnnify.posterior import std
-from bnnify.prior import Posterior
+from bnnify.prior import KLTerms, Posterior
 
 POSTERIORS = [(0.0, 0.3), (0.7, 0.05), (-1.5, 1.0), (0.02, 1e-4), (3.0, 2.0)]
 
@@ -252,3 +252,21 @@ def test_a_prior_without_closed_form_is_as_cheap_to_keep_as_any_other():
     names = set(bnnify.convert(nn.Linear(2, 2), prior=ScaleMixture()).module.state_dict())
     assert names == {"weight", "weight_rho", "bias", "bias_rho"}
     assert Pretrained().needs_sample is False
+
+
+@pytest.mark.parametrize("shape", [(4,), (3, 4)])
+def test_a_prior_of_ones_own_may_have_a_std_for_each_weight(shape):
+    std = torch.rand(shape) + 0.1
+
+    class OwnStds(bnnify.Prior):
+        def kl(self, posterior):
+            return self.terms(posterior).kl(posterior)
+
+        def terms(self, posterior):
+            return KLTerms(-0.5, 0.0, std)
+
+    bnn = bnnify.convert(torch.nn.Linear(4, 3, bias=False), posterior_std=0.1, prior=OwnStds())
+    posterior, prior = Normal(bnn.module.weight, 0.1), Normal(torch.zeros(3, 4), std.expand(3, 4))
+    expected = kl_divergence(posterior, prior).sum()
+    torch.testing.assert_close(bnn.kl(), expected)
+    torch.testing.assert_close(bnn(torch.ones(1, 4))[1], expected)

@@ -500,6 +500,14 @@ def test_the_random_numbers_of_others_are_never_drawn_twice():
     assert len(set(others)) == len(others) == 2 * 7 * K
 
 
+@pytest.mark.parametrize("buffers", [1, 2])
+def test_batches_that_share_their_memory_are_refused(buffers):
+    memory = [torch.zeros(2, 4, dtype=torch.float64) for _ in range(buffers)]
+    batches = (memory[number % buffers].fill_(number) for number in range(5))
+    with pytest.raises(ValueError, match="reuses their memory"):
+        converted().predict(batches, K)
+
+
 def test_a_group_holds_no_more_batches_than_its_limits_say(monkeypatch):
     class Graph:  # a batch class of somebody's own
         def __init__(self, x):

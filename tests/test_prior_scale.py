@@ -231,3 +231,12 @@ def test_assigned_state_keeps_ties_of_mean_rho_and_prior():
     assert len(list(unique_bayesian_parameters(bnn))) == 1
     with bnn.draw():
         assert bnn.module.embed.weight is bnn.module.head.weight
+
+
+def test_half_precision_is_for_what_is_computed_with_and_not_for_the_scale():
+    bnn = bnnify.convert(nn.Linear(30, 30), posterior_std=1e-7)
+    before = bnn.module.weight_initial_std.clone()
+    bnn.half()
+    assert bnn.module.weight.dtype == torch.float16
+    assert torch.equal(bnn.module.weight_initial_std, before)
+    assert bnn.kl().isfinite()

@@ -284,7 +284,7 @@ class CallsAPart(nn.Module):
 
 
 def forward_of_a_part_in_that_of_the_whole(run):
-    whole = bnnify.convert(CallsAPart(mlp(), run), posterior_std=1.0)
+    whole = bnnify.convert(CallsAPart(mlp(), run))
     return whole(X)[0], [whole]
 
 

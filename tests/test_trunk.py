@@ -1,6 +1,7 @@
 """What comes before the Bayesian weights is computed once, and every output is that of the plain loop, bit for bit."""
 
 import copy
+import functools
 import itertools
 import os
 import random
@@ -356,7 +357,37 @@ def with_compiled_part(model):
     model[0].compile(backend="eager")
 
 
+def with_decorated_method(model):
+    @functools.wraps(nn.ReLU.forward)
+    def noisy(self, x):
+        return x * random.random()
+
+    model[1].__class__ = type("ReLU", (nn.ReLU,), {"forward": noisy, "__module__": nn.ReLU.__module__})
+
+
+def with_partial_method(model):
+    methods = {"forward": functools.partialmethod(lambda self, x: x), "__module__": nn.ReLU.__module__}
+    model[1].__class__ = type("ReLU", (nn.ReLU,), methods)
+
+
+def with_function_in_an_object(model):
+    model[1].activation = pytest.importorskip("torchvision").transforms.Lambda(lambda x: x * random.random())
+
+
+def with_module_beside_its_children(model):
+    object.__setattr__(model[1], "activation", Counted(8, 8))
+
+
+def with_observer(model):
+    model.insert(1, torch.ao.quantization.RecordingObserver())
+
+
 UNKNOWN = [
+    with_decorated_method,
+    with_partial_method,
+    with_function_in_an_object,
+    with_module_beside_its_children,
+    with_observer,
     with_hook,
     with_own_forward,
     with_subclass,
@@ -377,6 +408,39 @@ def test_what_somebody_has_changed_is_not_known(change):
 def test_a_method_that_somebody_has_replaced_is_not_known(monkeypatch):
     monkeypatch.setattr(nn.ReLU, "forward", lambda self, x: x * random.random())
     assert not is_known(published())
+
+
+@pytest.mark.parametrize("where", [F, torch])
+def test_a_function_of_torch_that_somebody_has_replaced_makes_all_layers_unknown(where, monkeypatch):
+    monkeypatch.setattr(where, "relu", lambda x, inplace=False: x * random.random())
+    assert not is_known(published())
+
+
+def test_an_attention_function_of_ones_own_is_not_known(monkeypatch):
+    transformers = pytest.importorskip("transformers")
+    model = language_model("llama").eval()
+    assert is_known(model)
+    attention = transformers.AttentionInterface()
+    monkeypatch.setitem(attention._global_mapping, "of_my_own", lambda *args, **kwargs: None)
+    assert not is_known(model)
+
+
+def test_a_layer_that_keeps_something_from_batch_to_batch_runs_each_time(replays):
+    """Rotary embeddings that are stretched for long inputs, and stay so for the next ones."""
+    transformers = pytest.importorskip("transformers")
+    rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}
+    sizes = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.LlamaConfig(**sizes, intermediate_size=16, max_position_embeddings=16, rope_parameters=rope)
+    bnn = bnnify.convert(transformers.LlamaForCausalLM(config).eval(), select="lm_head")
+    bnn.predict(iter([{"input_ids": torch.randint(50, (1, n))} for n in (8, 40)]), K, output=lambda o: o.logits[:, 0])
+    assert not replays
+
+
+@pytest.mark.parametrize("make", [torch.fx.symbolic_trace, lambda m: torch.export.export(m, x()).module()])
+def test_a_graph_runs_each_time(make, replays):
+    bnn = bnnify.convert(make(published()), select="2*")
+    assert bnn.predict(x(), K).mean.shape == (5, 3)
+    assert not replays
 
 
 def test_a_layer_in_a_file_with_other_random_numbers_is_not_known(monkeypatch):
@@ -536,14 +600,3 @@ def test_an_error_of_the_model_is_the_models():
     bnn = bnnify.convert(Network(after=broken), select="head")
     with pytest.raises(KeyError, match="mine"):
         bnn.predict(x(), K)
-
-
-def test_the_author_of_a_model_can_vouch_for_it():
-    bnn, inputs = bnnify.convert(Network(), select="head"), x()
-    stds = []
-    for pure in (False, True):
-        CALLS.clear()
-        torch.manual_seed(1)
-        stds.append(bnn.predict(inputs, K, pure=pure).std)
-        assert len(CALLS) == (1 if pure else K)
-    assert torch.equal(*stds)
