@@ -56,8 +56,9 @@ def is_known(root: nn.Module) -> bool:
     if any(hooks) or not all(map(_is_published, classes)) or not all(_is_ordinary(part, ids) for part in parts):
         return False
     files = {file for cls in classes for file in _files(cls)}
-    shared = (torch, torch.nn.functional)  # whose functions all layers call
-    return all(file is not None and _is_open(file) for file in files) and all(map(_is_original, map(vars, shared)))
+    # Functions that all layers call. Of torch, Lightning replaces one that no layer does.
+    shared = ({name: value for name, value in vars(torch).items() if name != "compile"}, vars(torch.nn.functional))
+    return all(file is not None and _is_open(file) for file in files) and all(map(_is_original, shared))
 
 
 def is_plain(value: Any) -> bool:

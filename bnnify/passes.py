@@ -11,6 +11,7 @@ from .batches import Arguments
 from .known_code import is_plain_tensor
 from .outputs import tensors_in
 from .sampler import Sampler
+from .torch_internals import is_transformed
 from .trunk import Trunk
 
 GROUP_BYTES = 2**28
@@ -82,7 +83,8 @@ def _next_group(first: list[Arguments], unread: Iterator[Arguments]) -> tuple[li
 
 def _beginning(arguments: Arguments) -> str:
     """The first numbers of the tensors of a batch."""
-    tensors = (tensor for tensor in tensors_in(arguments) if is_plain_tensor(tensor) and tensor.numel())
+    plain = (tensor for tensor in tensors_in(arguments) if is_plain_tensor(tensor) and not is_transformed(tensor))
+    tensors = (tensor for tensor in plain if tensor.numel())
     return str([tensor[(0,) * (tensor.ndim - 1)].flatten()[:8].tolist() for tensor in tensors])
 
 

@@ -1,6 +1,6 @@
 """Each private name of torch that newer code of bnnify needs, behind a function that says what it is for."""
 
-__all__ = ["is_observed", "is_traced", "written_arguments"]
+__all__ = ["is_observed", "is_traced", "is_transformed", "written_arguments"]
 
 from typing import Any
 
@@ -31,6 +31,11 @@ def is_traced() -> bool:
         return False
     keys = torch._C._TorchDispatchModeKey
     return any(torch._C._get_dispatch_mode(key) is not None for key in (keys.FAKE, keys.PROXY, keys.FUNCTIONAL))
+
+
+def is_transformed(tensor: torch.Tensor) -> bool:
+    """Whether ``tensor`` belongs to a transform of ``torch.func``, and has no memory of its own."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 def written_arguments(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:

@@ -37,6 +37,13 @@ def test_a_transform_of_functions_is_seen_and_a_default_device_does_not_matter()
         assert not torch_internals.is_observed()
 
 
+def test_a_tensor_of_a_transform_is_told_from_others():
+    seen = []
+    torch.func.vmap(lambda x: (seen.append(torch_internals.is_transformed(x)), x)[1])(torch.ones(2))
+    assert seen == [True]
+    assert not torch_internals.is_transformed(torch.ones(2))
+
+
 def test_what_an_operator_writes_to_is_named():
     a, b = torch.ones(2), torch.ones(2)
     written = torch_internals.written_arguments
