@@ -58,8 +58,9 @@ class Trunk:
         self._tapes: dict[int, Tape] = {}
         noisy = {id(tensor) for p in sampler.parameters for tensor in (p.mean, p.rho, p.prior_mean)}
         self._weights = {id(p) for p in module.parameters() if p.ndim > 1 and id(p) not in noisy}
-        self._state = State(module)
         self._on = on and bool(self._weights) and not is_observed() and is_known(module)
+        if self._on:
+            self._state = State(module)
 
     def forward(self, batch: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """What is wanted of the output for ``batch``, which has these arguments each time."""
