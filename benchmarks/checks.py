@@ -20,8 +20,8 @@ from families import Specimen
 from torch import Tensor, nn
 
 import bnnify
-from bnnify.parameters import bayesian_parameters, settings_of
-from bnnify.posterior import std
+from bnnify.distributions.gaussian import std
+from bnnify.modules.parameters import bayesian_parameters, settings_of
 
 PRIOR = bnnify.Gaussian(mean=0.0, std=1.0)
 """Not the default, under which the KL of a fresh conversion is zero and every parameter is kept twice."""

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms import v2
 
 import bnnify
-from bnnify.convert import DEFAULT_POSTERIOR_STD
+from bnnify.distributions.initial_std import DEFAULT_POSTERIOR_STD
 
 BATCH_SIZE = 128
 IMAGES_PER_DRAW = 100

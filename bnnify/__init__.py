@@ -43,24 +43,24 @@ __all__ = [
     "uncertainty_threshold",
 ]
 
-from .audit import Audit, audit
-from .averages import Prediction
-from .avuc import avuc_loss, uncertainty_threshold
-from .checkpoint import load, save
+from .analysis.audit import Audit, audit
+from .analysis.pruning import PruningReport, prune, signal_to_noise
+from .checkpoints.convert_checkpoint import convert_checkpoint
+from .checkpoints.load_weights import load_weights
+from .checkpoints.save_load import load, save
 from .convert import collapse, convert
-from .draw import Draw
+from .deployment.freeze import freeze
+from .distributions.initial_std import Moped, Relative
+from .distributions.prior import MonteCarloPrior, Prior
+from .distributions.priors import Gaussian, Laplace, Pretrained, ScaleMixture
+from .draws.draw import Draw
 from .errors import BnnifyError, CheckpointError, ConversionError, DrawError
-from .fisher import FisherStd
-from .freezing import freeze
-from .likelihoods import BernoulliNLL, CategoricalNLL, GaussianNLL, HeteroscedasticGaussianNLL
 from .model import BayesianModel
-from .objective import elbo, geometric_weight, linear_warmup
-from .posterior import Moped, Relative
-from .pretrained import convert_checkpoint
-from .prior import MonteCarloPrior, Prior
-from .priors import Gaussian, Laplace, Pretrained, ScaleMixture
-from .pruning import PruningReport, prune, signal_to_noise
-from .registry import register_layer
+from .modules.registry import register_layer
+from .prediction.averages import Prediction
 from .report import ConversionReport
-from .tuning import tune_std
-from .weights import load_weights
+from .training.avuc import avuc_loss, uncertainty_threshold
+from .training.elbo import elbo, geometric_weight, linear_warmup
+from .training.fisher_std import FisherStd
+from .training.nll import BernoulliNLL, CategoricalNLL, GaussianNLL, HeteroscedasticGaussianNLL
+from .training.tune_std import tune_std

@@ -1,11 +1,22 @@
 """Arguments of a wrong type, refused with what was found and what to pass."""
 
-__all__ = ["as_number", "check_integer", "check_module", "check_num_samples", "check_tensor", "describe"]
+__all__ = [
+    "as_number",
+    "check_integer",
+    "check_module",
+    "check_num_samples",
+    "check_positive",
+    "check_tensor",
+    "describe",
+]
 
+import math
 from numbers import Integral, Real
 from typing import Any
 
 from torch import Tensor, nn
+
+from .errors import ConversionError
 
 
 def describe(value: Any) -> str:
@@ -56,3 +67,13 @@ def check_num_samples(num_samples: Any) -> None:
     """Raise a ValueError unless ``num_samples`` is a positive integer."""
     if isinstance(num_samples, bool) or not isinstance(num_samples, Integral) or num_samples < 1:
         raise ValueError(f"num_samples must be a positive integer, not {num_samples!r}.")
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Raise unless ``value``, which a user gave as ``name``, is a positive, finite number.
+
+    Raises:
+        ConversionError: It is not.
+    """
+    if isinstance(value, bool) or not (isinstance(value, (int, float)) and 0 < value < math.inf):
+        raise ConversionError(f"{name} must be a positive, finite number, not {value!r}.")

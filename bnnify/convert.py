@@ -8,26 +8,34 @@ from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
-from .bayesian import plain_class
-from .becoming import NewPosterior, become_aware, become_bayesian, become_plain
-from .computed import copies
+from .distributions.initial_std import DEFAULT_POSTERIOR_STD, NamedPosteriorStd, PosteriorStd
+from .distributions.prior import Prior
+from .distributions.priors import Pretrained
+from .draws.estimators import DEFAULT
 from .errors import ConversionError
-from .estimator_choice import fit_estimators
-from .estimators import DEFAULT
 from .model import BayesianModel
-from .parameters import Settings, is_bayesian, is_derived, settings_of
-from .posterior import NamedPosteriorStd, PosteriorStd, Relative
-from .prior import Prior
-from .priors import Pretrained
-from .refusals import refuse_model
+from .modules.bayesian_class import plain_class
+from .modules.becoming import NewPosterior, become_aware, become_bayesian, become_plain
+from .modules.computed_weights import copies
+from .modules.estimator_choice import fit_estimators
+from .modules.parameters import Settings, is_bayesian, is_derived, settings_of
+from .modules.refusals import refuse_model
+from .modules.selection import (
+    UNSET,
+    Holder,
+    Select,
+    Selection,
+    Setting,
+    WhyNot,
+    holders_by_parameter,
+    known_names,
+    resolve,
+)
+from .modules.starting import Wanted, posterior_there, settings_there, start
+from .modules.verdicts import conversion_report, nothing_to_convert, refuse_unsupported
 from .report import Reason
-from .selection import UNSET, Holder, Select, Selection, Setting, WhyNot, holders_by_parameter, known_names, resolve
-from .starting import Wanted, posterior_there, settings_there, start
-from .verdicts import conversion_report, nothing_to_convert, refuse_unsupported
 
 DEFAULT_PRIOR = Pretrained()
-DEFAULT_POSTERIOR_STD = Relative(0.2, full_width=32)
-DEFAULT_ESTIMATOR = DEFAULT
 
 
 def convert(
@@ -98,7 +106,7 @@ def convert(
     if not chosen and (not already or select is not None or any(value is not UNSET for value in given.values())):
         raise ConversionError(nothing_to_convert(root, why_not))
     found: dict[str, dict[Tensor, Any]] = {option: resolve(option, value, chosen) for option, value in given.items()}
-    asked = {p: found["estimator"].get(p, already[p].estimator if p in already else DEFAULT_ESTIMATOR) for p in chosen}
+    asked = {p: found["estimator"].get(p, already[p].estimator if p in already else DEFAULT) for p in chosen}
     estimators = fit_estimators(asked, chosen, estimator)
     _refuse_changes(already, holders, why_not, found, estimators)
     wanted = {

@@ -16,12 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .bayesian import bayesian_class
+from .distributions.gaussian import std
+from .distributions.initial_std import Constant
+from .distributions.priors import Gaussian
+from .draws.companions import RHO
 from .errors import ConversionError
 from .model import call_in_draw
-from .parameters import RHO, Settings
-from .posterior import Constant, std
-from .priors import Gaussian
+from .modules.bayesian_class import bayesian_class
+from .modules.parameters import Settings
 
 _BAYESIAN = ("weight", "bias")
 

@@ -3,22 +3,21 @@
 __all__ = ["BayesianModel", "call_in_draw", "check_converted", "stacked", "total_kl"]
 
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from .averages import Prediction
-from .batches import called_with
 from .checks import check_num_samples, describe
-from .draw import Draw
-from .forward import ForwardNoise
-from .likelihood import Likelihood
-from .outputs import remember, take_off_copied_hooks
-from .parameters import bayesian_parameters, unique_bayesian_parameters
-from .prediction import predict
+from .draws.draw import Draw
+from .draws.estimators import ESTIMATORS, Estimator, token
+from .draws.outputs import remember, take_off_copied_hooks
+from .modules.parameters import BayesianParameter, bayesian_parameters, unique_bayesian_parameters
+from .prediction.averages import Prediction
+from .prediction.batches import called_with
+from .prediction.likelihood import Likelihood
+from .prediction.predict import predict
 from .report import ConversionReport
 
 
@@ -107,7 +106,7 @@ class BayesianModel(nn.Module):
     ) -> Prediction:
         """The predictive distribution over networks from the posterior; see :func:`bnnify.prediction.predict`."""
         return predict(
-            self,
+            self.module,
             inputs,
             num_samples,
             likelihood=likelihood,
@@ -158,26 +157,52 @@ def check_converted(caller: str, bnn: Any) -> None:
 
 
 def call_in_draw(root: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
-    """``forward`` with one sample of every Bayesian parameter under ``root``, or its estimator's noise, and their KL.
-
-    Parameters for which a draw is in effect already keep it.
-    """
-    noise = ForwardNoise()
-    with Draw(bayesian_parameters(root), noise, forward_of=root):
-        # Before the forward, which under FSDP leaves parameters gathered for the backward.
-        kl = total_kl(root, noise.kls)
+    """``forward`` with one network drawn for it, and the KL; parameters for which a draw is in effect keep that."""
+    draw, kl = draw_with_kl(root)  # before the forward, which under FSDP leaves parameters gathered for the backward
+    with draw:
         output = forward(*args, **kwargs)
         remember(output)
     return output, kl
 
 
-def total_kl(root: nn.Module, known: Mapping[int, Tensor] = MappingProxyType({})) -> Tensor:
-    """The summed KL, in nats, of the Bayesian parameters under ``root``; devices may differ from one to the next.
+def draw_with_kl(root: nn.Module) -> tuple[Draw, Tensor]:
+    """Draw what one forward of ``root`` needs: a sample of each Bayesian parameter, or what its estimator keeps.
 
-    Those in ``known``, by the id of the mean, are computed already.
+    Returns:
+        The draw, and KL(q‖p) in nats, summed over all weights; it is computed with the sample, in one function of
+        autograd, where the prior allows it.
     """
-    parameters = unique_bayesian_parameters(root)
-    terms = [known[id(each.mean)] if id(each.mean) in known else each.kl() for each in parameters]
+    parameters = list(bayesian_parameters(root))
+    kls: dict[int, Tensor] = {}
+    number = None
+
+    def make(parameter: BayesianParameter) -> Tensor | Estimator:
+        nonlocal number
+        settings = parameter.settings
+        estimator = ESTIMATORS[settings.estimator]
+        # A prior may need the sample itself, and of a sharded parameter no rank has the whole.
+        if estimator is not None and not settings.prior.needs_sample and not hasattr(parameter.mean, "full_tensor"):
+            number = number or token()
+            if settings.called_again in (None, number):
+                return estimator(parameter.kept_mean, parameter.rho, number)
+        both = parameter.sample_and_kl()
+        if both is None:
+            return parameter.sample()
+        drawn, kls[id(parameter.mean)] = both
+        return drawn
+
+    draw = Draw(parameters, make, forward_of=root)
+    with draw:  # whose samples a prior may need
+        unique = {id(parameter.mean): parameter for parameter in reversed(parameters)}
+        return draw, _sum([kls[mean] if mean in kls else unique[mean].kl() for mean in reversed(unique)])
+
+
+def total_kl(root: nn.Module) -> Tensor:
+    """The summed KL, in nats, of the Bayesian parameters under ``root``; devices may differ from one to the next."""
+    return _sum([parameter.kl() for parameter in unique_bayesian_parameters(root)])
+
+
+def _sum(terms: list[Tensor]) -> Tensor:
     return torch.stack([term.to(terms[0].device) for term in terms]).sum() if terms else torch.zeros(())
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
 
-from bnnify.demo import make_network
+from bnnify.cli.demo import make_network
 
 SEEN, EPOCHS = 500, 150
 TARGET = Path(__file__).parents[1] / "bnnify" / "data" / "digits.pt"

@@ -12,8 +12,8 @@ import zoo
 from torch import nn
 
 import bnnify
-from bnnify.computed import copies
-from bnnify.parameters import bayesian_parameters, unique_bayesian_parameters
+from bnnify.modules.computed_weights import copies
+from bnnify.modules.parameters import bayesian_parameters, unique_bayesian_parameters
 
 
 def call(model: nn.Module, inputs: tuple[Any, ...]) -> Any:

@@ -14,9 +14,9 @@ import zoo
 from torch import nn
 
 import bnnify
-from bnnify.companions import COMPANIONS
-from bnnify.parameters import bayesian_parameters, settings_of, unique_bayesian_parameters
-from bnnify.posterior import std
+from bnnify.distributions.gaussian import std
+from bnnify.draws.companions import COMPANIONS
+from bnnify.modules.parameters import bayesian_parameters, settings_of, unique_bayesian_parameters
 
 every_model = pytest.mark.parametrize("name", zoo.ZOO)
 SILENT = -200.0  # a rho for which softplus underflows: sigma is zero

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import bnnify
 from bnnify import layers
-from bnnify.parameters import bayesian_parameters
-from bnnify.posterior import std
+from bnnify.distributions.gaussian import std
+from bnnify.modules.parameters import bayesian_parameters
 
 LAYERS = {
     "linear": (layers.LinearReparameterization, nn.Linear, (4, 3), {}, (2, 4)),

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import bnnify
-from bnnify.parameters import unique_bayesian_parameters
+from bnnify.modules.parameters import unique_bayesian_parameters
 
 lightning = pytest.importorskip("lightning")
 

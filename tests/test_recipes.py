@@ -4,8 +4,8 @@ import pytest
 import torch
 import torchvision.models as models
 
+from bnnify.checkpoints.architectures.recipe import Recipe
 from bnnify.errors import CheckpointError
-from bnnify.files.recipes import Recipe
 
 DATA = {"library": "torchvision", "builder": "resnet18", "arguments": {"num_classes": 10}, "in_channels": 1}
 

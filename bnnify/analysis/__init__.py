@@ -1,0 +1,17 @@
+"""Looking at a posterior, and thinning it."""
+
+__all__ = [
+    "Audit",
+    "ParameterSummary",
+    "PruningReport",
+    "audit",
+    "plot_signal_to_noise",
+    "prune",
+    "signal_to_noise",
+    "summarize",
+]
+
+from .audit import Audit, audit
+from .plots import plot_signal_to_noise
+from .pruning import PruningReport, prune, signal_to_noise
+from .summary import ParameterSummary, summarize

@@ -1,0 +1,160 @@
+"""Pruning by signal-to-noise: weights that the posterior is least sure to need are set to zero, and stay there."""
+
+__all__ = ["PruningEntry", "PruningReport", "prune", "signal_to_noise"]
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..checks import check_module
+from ..distributions.gaussian import PRUNED, at_least_float32, has_pruned, is_pruned, std
+from ..errors import ConversionError
+from ..model import BayesianModel
+from ..modules.parameters import BayesianParameter, bayesian_parameters, unique_bayesian_parameters
+
+
+@dataclass(frozen=True)
+class PruningEntry:
+    """One Bayesian parameter: its name, its number of weights, and how many of these are pruned now."""
+
+    name: str
+    numel: int
+    pruned: int
+
+
+@dataclass(frozen=True)
+class PruningReport:
+    """What is pruned in a model after :func:`prune`; printing it gives a table.
+
+    Attributes:
+        entries: One entry for each parameter whose posterior has a σ; a tied one appears once.
+    """
+
+    entries: tuple[PruningEntry, ...]
+
+    @property
+    def numel(self) -> int:
+        """The number of weights that could be pruned."""
+        return sum(entry.numel for entry in self.entries)
+
+    @property
+    def pruned(self) -> int:
+        """The number of weights that are pruned."""
+        return sum(entry.pruned for entry in self.entries)
+
+    @property
+    def fraction(self) -> float:
+        """Their share, from 0 to 1."""
+        return self.pruned / max(self.numel, 1)
+
+    def __str__(self) -> str:
+        width = max((len(entry.name) for entry in self.entries), default=0)
+        rows = [
+            f"{entry.name.ljust(width)}  {entry.pruned:>11,} of {entry.numel:>11,}  {entry.pruned / entry.numel:7.2%}"
+            for entry in self.entries
+        ]
+        return "\n".join([*rows, f"{self.pruned:,} of {self.numel:,} Bayesian weights pruned ({self.fraction:.2%})"])
+
+
+def signal_to_noise(bnn: nn.Module) -> dict[str, Tensor]:
+    """The signal-to-noise ratio ``|μ|/σ`` of every Bayesian weight, in float32 or better, by the parameter's name.
+
+    It is 0 for a weight that was pruned and infinite for another one whose σ underflows. Parameters whose posterior is
+    a point are left out; a tied one appears under the first of its names.
+
+    References:
+        Blundell et al. 2015, "Weight Uncertainty in Neural Networks", section 5.1.
+    """
+    return {parameter.name: _signal_to_noise(parameter) for parameter in _prunable(_root(bnn))}
+
+
+def prune(bnn: nn.Module, fraction: float, *, per_layer: bool = False) -> PruningReport:
+    """Set the ``fraction`` of the Bayesian weights with the least ``|μ|/σ`` to zero, in place, for good.
+
+    A pruned weight has μ = 0 and σ = 0 exactly, in every draw and in the collapsed model. It gets no gradient and does
+    not count in the KL, so that fine-tuning leaves it at zero; its ρ tells that it is pruned, also in a file. Weights
+    that were pruned before count towards the fraction.
+
+    Make a new optimizer before fine-tuning: one with momentum would go on moving what it moved before.
+
+    Args:
+        bnn: A converted model, which is changed.
+        fraction: How much of all Bayesian weights (and biases) is pruned afterwards, from 0 to 1.
+        per_layer: Prune this fraction of each parameter, rather than that of all together. Default: ``False``.
+
+    Returns:
+        How many weights of each parameter are pruned now.
+
+    Raises:
+        TypeError: ``bnn`` is no module.
+        ConversionError: The fraction is not between 0 and 1; or the model is not converted; or a parameter is on the
+            meta device or sharded, so that its values are not at hand. Nothing has been pruned then.
+
+    References:
+        Blundell et al. 2015, "Weight Uncertainty in Neural Networks", section 5.1.
+
+    Example::
+
+        >>> print(bnnify.prune(bnnify.convert(nn.Linear(4, 5, bias=False)), 0.75))
+        weight           15 of          20   75.00%
+        15 of 20 Bayesian weights pruned (75.00%)
+    """
+    if isinstance(fraction, bool) or not (isinstance(fraction, (int, float)) and 0 <= fraction <= 1):
+        raise ConversionError(f"prune(fraction) must lie between 0 and 1, not {fraction!r}.")
+    parameters = _prunable(_root(bnn))
+    for parameter in parameters:
+        if parameter.mean.is_meta or hasattr(parameter.mean, "full_tensor"):
+            where = "on the meta device" if parameter.mean.is_meta else "sharded"
+            raise ConversionError(f"Cannot prune `{parameter.name}`: it is {where}. Prune a model with all its values.")
+    groups = [[parameter] for parameter in parameters] if per_layer else [parameters]
+    for group in groups:
+        _prune_together(group, fraction)
+    noted = {id(parameter.mean) for parameter in parameters}
+    for parameter in bayesian_parameters(_root(bnn)):  # a tied one everywhere it stands
+        if id(parameter.mean) in noted:
+            parameter.settings.pruned = has_pruned(parameter.rho)
+    return PruningReport(tuple(PruningEntry(p.name, p.mean.numel(), int(is_pruned(p.rho).sum())) for p in parameters))
+
+
+@torch.no_grad()
+def _prune_together(parameters: list[BayesianParameter], fraction: float) -> None:
+    if not parameters:
+        return
+    # What was pruned before comes first, so that pruning a second time does not begin anew.
+    ratios = [_signal_to_noise(p).masked_fill(is_pruned(p.rho), -1.0).flatten().cpu() for p in parameters]
+    least = _least(torch.cat(ratios), fraction)
+    for parameter, chosen in zip(parameters, least.split([len(ratio) for ratio in ratios]), strict=True):
+        chosen = chosen.view_as(parameter.mean).to(parameter.mean.device)
+        parameter.mean.masked_fill_(chosen, 0.0)
+        parameter.rho.masked_fill_(chosen, PRUNED)
+
+
+def _least(ratios: Tensor, fraction: float) -> Tensor:
+    """Where the least ``fraction`` of them are: exactly so many, the first ones where several are equal."""
+    count = round(fraction * len(ratios))
+    if count == 0:
+        return torch.zeros_like(ratios, dtype=torch.bool)
+    threshold = ratios.kthvalue(count).values  # to sort hundreds of millions would take minutes
+    least = ratios < threshold
+    equal = (ratios == threshold).nonzero().flatten()
+    least[equal[: count - int(least.sum())]] = True
+    return least
+
+
+@torch.no_grad()
+def _signal_to_noise(parameter: BayesianParameter) -> Tensor:
+    ratio = at_least_float32(parameter.mean).abs() / std(at_least_float32(parameter.rho))
+    return ratio.masked_fill(is_pruned(parameter.rho), 0.0).nan_to_num(nan=0.0, posinf=torch.inf)
+
+
+def _prunable(root: nn.Module) -> list[BayesianParameter]:
+    return [parameter for parameter in unique_bayesian_parameters(root) if not parameter.is_point]
+
+
+def _root(bnn: nn.Module) -> nn.Module:
+    check_module("The model", bnn)
+    root = bnn.module if isinstance(bnn, BayesianModel) else bnn
+    if not any(bayesian_parameters(root)):
+        raise ConversionError(f"{type(bnn).__name__} has no Bayesian parameters: bnnify.convert makes them.")
+    return root

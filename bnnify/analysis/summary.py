@@ -1,0 +1,111 @@
+"""What a posterior looks like, parameter by parameter: σ, signal-to-noise, KL."""
+
+__all__ = ["QUANTILES", "ParameterSummary", "print_table", "summarize"]
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..distributions.gaussian import at_least_float32, is_pruned, std
+from ..errors import BnnifyError
+from ..model import BayesianModel
+from ..modules.parameters import unique_bayesian_parameters
+from .pruning import signal_to_noise
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+@dataclass(frozen=True)
+class ParameterSummary:
+    """One Bayesian parameter.
+
+    Attributes:
+        name: The qualified name.
+        shape: Its shape.
+        numel: The number of its weights.
+        pruned: How many of them are pruned.
+        settings: Estimator, prior and initial σ.
+        std: The quantiles of σ at :data:`QUANTILES`; None for a point posterior.
+        signal_to_noise: Those of ``|μ|/σ``.
+        kl: KL(q‖p) in nats, summed over the parameter.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    numel: int
+    pruned: int
+    settings: str
+    std: tuple[float, ...] | None
+    signal_to_noise: tuple[float, ...] | None
+    kl: float
+
+
+@torch.no_grad()
+def summarize(bnn: BayesianModel) -> list[ParameterSummary]:
+    """Look at every Bayesian parameter of a converted model, a tied one once.
+
+    A KL that is a Monte Carlo estimate is that of one draw, the same at every call.
+    """
+    ratios = signal_to_noise(bnn)
+    summaries = []
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for parameter in unique_bayesian_parameters(bnn.module):
+            point = parameter.is_point
+            summaries.append(
+                ParameterSummary(
+                    name=parameter.name,
+                    shape=tuple(parameter.mean.shape),
+                    numel=parameter.mean.numel(),
+                    pruned=0 if point else int(is_pruned(parameter.rho).sum()),
+                    settings=str(parameter.settings),
+                    std=None if point else _quantiles(std(at_least_float32(parameter.rho))),
+                    signal_to_noise=None if point else _quantiles(ratios[parameter.name]),
+                    kl=parameter.kl().item(),
+                )
+            )
+    return summaries
+
+
+def print_table(summaries: Sequence[ParameterSummary], title: str) -> None:
+    """Print a table of the parameters; it needs rich.
+
+    Raises:
+        BnnifyError: It is not installed.
+    """
+    try:
+        from rich.console import Console
+        from rich.table import Table
+    except ImportError as error:
+        raise BnnifyError("The table needs rich: pip install 'bnnify[cli]'. Or ask for JSON.") from error
+    table = Table(title=title, caption="quantiles 5, 50 and 95 %; KL in nats")
+    table.add_column("parameter")
+    for heading in ("shape", "weights", "pruned", "σ", "|μ|/σ", "KL"):
+        table.add_column(heading, justify="right")
+    for summary in summaries:
+        table.add_row(
+            summary.name,
+            "×".join(map(str, summary.shape)),
+            f"{summary.numel:,}",
+            f"{summary.pruned / summary.numel:.1%}",
+            _shown(summary.std),
+            _shown(summary.signal_to_noise),
+            f"{summary.kl:,.1f}",
+        )
+    total = [sum(getattr(summary, field) for summary in summaries) for field in ("numel", "pruned", "kl")]
+    table.add_section()
+    table.add_row("all", "", f"{total[0]:,}", f"{total[1] / max(total[0], 1):.1%}", "", "", f"{total[2]:,.1f}")
+    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+
+
+def _quantiles(values: Tensor) -> tuple[float, ...]:
+    # torch.quantile takes no more than 16 million values.
+    ordered = values.flatten().sort().values
+    return tuple(ordered[round(q * (len(ordered) - 1))].item() for q in QUANTILES)
+
+
+def _shown(quantiles: tuple[float, ...] | None) -> str:
+    return "none" if quantiles is None else " ".join(f"{quantiles[i]:.2g}" for i in (0, 2, 4))

@@ -1,0 +1,6 @@
+"""Which architecture a state_dict comes from, and how to make that model again."""
+
+__all__ = ["Recipe", "Recognition", "recognise"]
+
+from .recipe import Recipe
+from .recognition import Recognition, recognise

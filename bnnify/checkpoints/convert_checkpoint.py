@@ -1,0 +1,91 @@
+"""From a checkpoint of any kind to a converted model."""
+
+__all__ = ["convert_checkpoint"]
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from ..convert import convert
+from ..errors import CheckpointError
+from ..model import BayesianModel
+from .architectures.recipe import Recipe
+from .architectures.recognition import recognise
+from .architectures.shapes import abridged, printable
+from .architectures.transformers_model import load_by_config
+from .foreign.read_write import Foreign, not_finite, read
+from .load_weights import load_weights
+from .own_format import Origin
+from .save_load import build_without_values, without_values
+
+
+def convert_checkpoint(
+    path: str | os.PathLike[str],
+    make_model: Callable[[], nn.Module] | None = None,
+    *,
+    key: str | None = None,
+    trust: bool = False,
+    for_writing: bool = False,
+    **options: Any,
+) -> BayesianModel:
+    """Convert the model whose weights are in a file, whoever wrote it.
+
+    Args:
+        path: A state_dict or a training checkpoint of torch's, a safetensors file, the index of a sharded one, a
+            Hugging Face model directory, a pickled module of torch.nn's and torchvision's classes, or an exported
+            program.
+        make_model: Makes the model that the weights belong to. Default: ``None``; the architecture is recognised by
+            the names and shapes in the file.
+        key: Where in the file the state_dict stands, such as ``"ema.state_dict"``, if it holds several.
+        trust: Let a pickled module run the code that it names. Default: ``False``; nothing in a file runs.
+        for_writing: Make a model that is only to be saved: it takes a third less memory, and must not be trained.
+            Default: ``False``.
+        options: Those of :func:`bnnify.convert`.
+
+    Returns:
+        The converted model. Its ``origin`` says where the weights came from, and :func:`bnnify.save` writes that down.
+
+    Raises:
+        CheckpointError: The file cannot be read, its model is not recognised or does not fit, or a weight is not
+            finite.
+        ConversionError: The model cannot be converted; see :func:`bnnify.convert`.
+    """
+    model = None if make_model is None else build_without_values(make_model)
+    foreign = read(path, key=key, names=None if model is None else model.state_dict().keys(), trust=trust)
+    if names := not_finite(foreign.state_dict):
+        raise CheckpointError(
+            f"`{path}` has weights that are NaN or infinite: {abridged(names)}. It was saved after the "
+            "training had diverged; use an earlier checkpoint."
+        )
+    recipe: Recipe | None = None
+    notes = [f"left out, as it is no plain data: {abridged(foreign.left_out)}"] if foreign.left_out else []
+    if model is None and foreign.config is not None:
+        model, foreign, unused = _by_config(foreign, foreign.config)
+        notes += [f"left out, as the model has no place for it: {abridged(map(printable, unused))}"] if unused else []
+    elif model is None and foreign.module is None:
+        found = recognise(foreign.state_dict)
+        model, recipe = build_without_values(found.recipe.build), found.recipe
+        if found.prefix:
+            foreign = read(path, key=key, names=model.state_dict().keys(), trust=trust)
+        notes += [f"{', '.join(found.same)} would have the same tensors"] if found.same else []
+        notes += found.notes
+    if beside := foreign.beside:
+        notes.append(f"beside the model, and not converted: {abridged(map(printable, beside))}")
+    unconverted = foreign.module if model is None else model
+    assert unconverted is not None  # a file without a module has had its model made
+    bnn = convert(unconverted, inplace=True, **options)
+    if model is not None:
+        load_weights(bnn, foreign.state_dict, share=for_writing)
+    bnn.origin = Origin(recipe, foreign.config, foreign.layout, foreign.rest, tuple(notes))
+    return bnn
+
+
+def _by_config(foreign: Foreign, config: Mapping[str, Any]) -> tuple[nn.Module, Foreign, list[str]]:
+    """The model of transformers that ``config`` describes, its weights under its own names, and the names left over."""
+    loaded, unused = load_by_config(config, foreign.state_dict)
+    state_dict = loaded.state_dict()
+    layout = replace(foreign.layout, names=tuple(name for name in foreign.layout.names if name in state_dict))
+    return without_values(loaded), replace(foreign, state_dict=state_dict, layout=layout), unused

@@ -1,0 +1,226 @@
+"""Reading any checkpoint safely, and writing a plain state_dict back as it was found."""
+
+__all__ = ["Foreign", "not_finite", "read", "write"]
+
+import math
+import os
+import warnings
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import CheckpointError
+from ..atomic import replace_atomically
+from . import hugging_face as folder
+from . import program_file
+from .archive import Archive, Refusal
+from .content import Foreign, from_content
+from .formats import OpenFile, import_safetensors, is_safetensors, read_legacy, read_safetensors, read_zip
+from .layout import Layout, find, put_back
+
+_SAFETENSORS_METADATA = "__metadata__"
+# What a file of another kind begins with, and what to do about it.
+_OTHER_FILES = {
+    b"version https://git-lfs": "it is a Git LFS pointer, not the weights. Run: git lfs pull",
+    b"GGUF": "it is a GGUF file, whose weights are quantized. Convert the checkpoint that it was made from.",
+    b"\x89HDF\r\n": "it is an HDF5 file, such as Keras writes. Load it into a PyTorch model and save its state_dict.",
+    b"\x93NUMPY": "it is a NumPy array. Load it into a PyTorch model and save its state_dict.",
+    b"\x1f\x8b": "it is compressed with gzip. Extract it first.",
+    b"<": "it is a web page or XML, not a checkpoint: the download failed. Get the file again.",
+}
+_OTHER_SUFFIXES = {
+    ".onnx": "it is an ONNX file. Convert the PyTorch model that it was exported from.",
+    ".pb": "it is a TensorFlow file. Load it into a PyTorch model and save its state_dict.",
+    ".tflite": "it is a TensorFlow Lite file. Load it into a PyTorch model and save its state_dict.",
+}
+
+
+def read(
+    path: str | os.PathLike[str],
+    *,
+    key: str | None = None,
+    names: Collection[str] | None = None,
+    trust: bool = False,
+) -> Foreign:
+    """Read a checkpoint of unknown origin.
+
+    A state_dict or a training checkpoint that torch.save wrote in any of its formats; a pickled module, of torch or
+    torchvision if ``names`` are not given; safetensors; a ``*.index.json`` with its shards; a Hugging Face model
+    directory; an exported program. The state_dict is found by its structure: a mapping of names to tensors. Where there
+    are several, it is the one that ``key`` says, else the only one that has all of ``names``, else the only one under a
+    usual key such as ``state_dict`` or ``model``. Without ``names``, prefixes of wrappers are removed which all names
+    begin with: ``module.``, ``_orig_mod.``, ``model.``, and in a Lightning checkpoint the attribute that is the model.
+    An ``argparse.Namespace`` is read as a dict, a NumPy scalar as a number; whatever else stands beside the weights and
+    is no plain data, such as a date or an optimizer, is left out.
+
+    Args:
+        path: The file or directory.
+        key: Where the state_dict stands, as a dotted path such as ``"generator.state_dict"``.
+        names: The names in the model's own state_dict. What the file has outside of their prefix is left in ``rest``.
+        trust: Whether to unpickle everything, which runs the code that the file names.
+
+    Raises:
+        CheckpointError: It cannot be read, or not without running code.
+    """
+    path = Path(path)
+    with _explained(path):
+        if "\0" in str(path):
+            raise Refusal("its name has a NUL character.")
+        if path.is_dir():
+            shards, config = folder.shards_of_folder(path)
+            if config is not None and names is None:
+                names = ()  # transformers needs them as they stand in the file
+            return _read_shards(shards, key, names, trust, config)
+        if path.name.endswith(".index.json"):
+            return _read_shards(folder.shards_of_index(path), key, names, trust, None)
+        return _read_file(path, key, names, trust)
+
+
+def write(path: str | os.PathLike[str], layout: Layout, state_dict: Mapping[str, Any], rest: Mapping[str, Any]) -> None:
+    """Write a state_dict in the layout of the file that it came from.
+
+    The file is complete or not there. What was sharded becomes one file, and what was a pickled module or an exported
+    program becomes a state_dict. The names are those that the original had: other names of a tied parameter are left
+    out, and so are counts of batches that it lacked.
+
+    Args:
+        path: The file, which is replaced if it exists.
+        layout: Of the original file.
+        state_dict: The weights, under the model's names.
+        rest: The other content of the original file.
+
+    Raises:
+        CheckpointError: The file cannot be written.
+    """
+    with _explained(Path(path), "write"):
+        content = put_back(layout, state_dict, rest)
+        if layout.kind == "safetensors":
+            safetensors = import_safetensors()
+            metadata = content.pop(_SAFETENSORS_METADATA, None)
+            with replace_atomically(path) as file:
+                safetensors.torch.save_file(_unshared(content), file.name, metadata)
+        else:
+            with replace_atomically(path) as file:
+                torch.save(content, file, _use_new_zipfile_serialization=layout.kind == "torch")
+
+
+def not_finite(state_dict: Mapping[str, Any]) -> list[str]:
+    """The names of the tensors that have a NaN or an infinity in them."""
+    return [name for name, value in state_dict.items() if isinstance(value, Tensor) and not _is_finite(value)]
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if tensor.layout != torch.strided:
+        tensor = tensor.detach().coalesce().values() if tensor.layout == torch.sparse_coo else tensor.values()
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor)
+    if not tensor.is_floating_point() or tensor.numel() == 0:
+        return True
+    if tensor.dtype.itemsize == 1:  # no float8 can be compared
+        tensor = tensor.float()
+    # A NaN is the least and the greatest; unlike isfinite this takes no memory.
+    return all(map(math.isfinite, (bound.item() for bound in torch.aminmax(tensor.detach()))))
+
+
+def _read_file(path: Path, key: str | None, names: Collection[str] | None, trust: bool) -> Foreign:
+    with OpenFile(path) as source:
+        head = source.head(64)
+        # First, because the length with which it begins may happen to begin as one of the others does.
+        if path.suffix == ".safetensors" or is_safetensors(source):
+            tensors, metadata = read_safetensors(source)
+            state_dict, layout, rest = find(tensors, "safetensors", key, names)
+            return Foreign(state_dict, layout, {**rest, _SAFETENSORS_METADATA: metadata} if metadata else rest)
+        if head.startswith(b"PK"):
+            return _read_archive(source, key, names, trust)
+        if head.startswith(b"\x80"):
+            content = _unpickle_freely(path) if trust else read_legacy(source)
+            return from_content(content, "torch-legacy", key, names)
+    advice = next((text for start, text in _OTHER_FILES.items() if head.lstrip().startswith(start)), None)
+    raise Refusal(
+        advice
+        or _OTHER_SUFFIXES.get(path.suffix.lower())
+        or "it is neither a file of torch.save nor safetensors. Save model.state_dict() with torch.save."
+    )
+
+
+def _read_archive(source: OpenFile, key: str | None, names: Collection[str] | None, trust: bool) -> Foreign:
+    archive = Archive(source.file, source.size)
+    if program_file.is_program(archive):
+        module = program_file.read_program(source, archive, trust)
+        state_dict = module.state_dict()
+        return Foreign(state_dict, Layout("torch", (), "", tuple(state_dict)), {}, module)
+    if "data.pkl" not in archive:
+        raise Refusal("it is a zip archive, but torch.save did not write it. Extract the checkpoint from it first.")
+    content = _unpickle_freely(source.path) if trust else read_zip(source, archive)
+    return from_content(content, "torch", key, names)
+
+
+def _unpickle_freely(path: Path) -> Any:
+    """For those who trust the file: this runs whatever it names."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.load(path, map_location="cpu", weights_only=False)
+
+
+def _read_shards(
+    shards: Mapping[Path, Collection[str] | None],
+    key: str | None,
+    names: Collection[str] | None,
+    trust: bool,
+    config: Mapping[str, Any] | None,
+) -> Foreign:
+    """One state_dict from several files, each of which has the names that the index says."""
+    tensors: dict[str, Tensor] = {}
+    kind = "torch"
+    metadata: Any = None
+    for path, expected in shards.items():
+        with _explained(path):
+            # The names are needed as they stand in the file.
+            part = _read_file(path, None, (), trust)
+        kind = part.layout.kind
+        metadata = part.rest.get(_SAFETENSORS_METADATA)
+        for name in part.state_dict if expected is None else expected:
+            if name not in part.state_dict:
+                raise Refusal(f"its shard `{path.name}` lacks `{name}`. Get the files again.")
+            tensors[name] = part.state_dict[name]
+    state_dict, layout, rest = find(tensors, kind, key, names)
+    if metadata:
+        rest = {**rest, _SAFETENSORS_METADATA: metadata}
+    return Foreign(state_dict, layout, rest, None, config)
+
+
+def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors with memory of their own, as safetensors needs them."""
+    seen: set[int] = set()
+    result = {}
+    for name, tensor in tensors.items():
+        memory = tensor.untyped_storage().data_ptr()
+        result[name] = tensor.clone().contiguous() if memory in seen else tensor.contiguous()
+        seen.add(memory)
+    return result
+
+
+@contextmanager
+def _explained(path: Path, verb: str = "read") -> Iterator[None]:
+    """Every failure within as one line that names the file."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Refusal as refusal:
+        raise CheckpointError(_one_line(f"Cannot {verb} `{path}`: {refusal}")) from refusal
+    except Exception as error:
+        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+        if verb == "read":
+            # What garbage leads to is without number: a damaged file is as good an explanation as the file deserves.
+            reason = f"it is damaged or not a checkpoint ({reason}). Get the file again, or save model.state_dict()"
+        raise CheckpointError(_one_line(f"Cannot {verb} `{path}`: {reason}.")) from error
+
+
+def _one_line(text: str) -> str:
+    """``text`` without what a file could do to a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text)[:900]

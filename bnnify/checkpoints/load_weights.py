@@ -1,0 +1,257 @@
+"""Original weights into a converted model, so that ρ and the prior follow them."""
+
+__all__ = ["load_weights"]
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..draws.companions import INITIAL_STD, PRIOR_MEAN, RHO, PriorMean
+from ..errors import CheckpointError
+from ..model import BayesianModel
+from ..modules.bayesian_class import plain_class, replacing_allowed
+from ..modules.parameters import BayesianParameter, bayesian_parameters, is_derived, settings_of
+from .architectures.shapes import COUNT, abridged
+from .foreign.prefixes import without_wrappers
+
+
+def load_weights(model: nn.Module, state_dict: Mapping[str, Any], *, share: bool = False) -> None:
+    """Load pretrained weights, or a converted model's own ``state_dict``, into a converted model.
+
+    The weights become the posterior means. Where the file has no ρ for a parameter, σ starts anew from the loaded
+    weights by the rule that it was converted with; where it has no prior mean, the loaded weights are it, and where it
+    has no scale of the prior, that follows them. So a model may be converted before it has its weights, also on the
+    meta device, where the tensors of the state_dict become its own. Parameters that were tied stay tied.
+
+    Args:
+        model: A converted model (a :class:`BayesianModel` or its ``module``).
+        state_dict: Tensors under the original names, or names that the modules' own hooks and loaders bring into them;
+            ``*_rho``, ``*_prior_mean`` and ``*_initial_std`` may be missing. The prefixes of wrappers, such as
+            ``module.``, are removed.
+        share: Let a prior mean be the memory of the mean itself, for a model that is only to be written to a file:
+            what trains the one would move the other. Default: ``False``.
+
+    Raises:
+        CheckpointError: Anything else is missing, unexpected, or of another shape; or a buffer that no state_dict holds
+            has no value, because it was made on the meta device. Nothing has been loaded then.
+    """
+    if not isinstance(state_dict, Mapping) or not all(isinstance(name, str) for name in state_dict):
+        raise CheckpointError(
+            f"load_weights takes a state_dict, a mapping of names to tensors; the {type(state_dict).__name__} given is "
+            "none. bnnify.convert_checkpoint reads a file."
+        )
+    root = model.module if isinstance(model, BayesianModel) else model
+    _refuse_valueless_buffers(root)
+    state_dict = without_wrappers(state_dict, root.state_dict().keys())
+    places = _places(root)
+    absent = _assign(root, state_dict, places)
+    with torch.no_grad():
+        for tensor, holders in places.items():
+            given = next((now for holder in holders if (now := holder.tensor) is not tensor), tensor)
+            _put(holders, given if _must_be_replaced(tensor, given) else tensor.copy_(given))
+        for parameter in bayesian_parameters(root):
+            _start_anew(parameter, absent, share)
+        for holders in places.values():
+            _put(holders, holders[0].tensor)  # on the meta device, what was started anew is new
+
+
+@dataclass(frozen=True)
+class _Holder:
+    """A place of a parameter or buffer: a module, the attribute there, and a name of the two together."""
+
+    module: nn.Module
+    attribute: str
+    name: str
+
+    @property
+    def tensor(self) -> Any:
+        return self.module._parameters.get(self.attribute, self.module._buffers.get(self.attribute))
+
+
+def _places(root: nn.Module) -> dict[Tensor, list[_Holder]]:
+    """Every parameter and buffer of ``root`` with its places, under all of their names."""
+    places: dict[Tensor, list[_Holder]] = {}
+    for prefix, module in root.named_modules(remove_duplicate=False):
+        for attribute, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None:
+                holder = _Holder(module, attribute, f"{prefix}.{attribute}".removeprefix("."))
+                places.setdefault(tensor, []).append(holder)
+    return places
+
+
+def _put(holders: Iterable[_Holder], tensor: Any) -> None:
+    """Let all places hold ``tensor``, as places of a tied one do."""
+    for holder in holders:
+        if holder.tensor is not tensor:
+            with replacing_allowed(holder.module):
+                setattr(holder.module, holder.attribute, tensor)
+
+
+def _must_be_replaced(tensor: Tensor, given: Any) -> bool:
+    """Whether ``tensor`` cannot take the values of ``given``: it has no memory, or its module gives it another form."""
+    expanded = tensor.layout == torch.strided and tensor.numel() > 1 and 0 in tensor.stride()
+    return given is None or tensor.is_meta or tensor.shape != given.shape or tensor.layout != torch.strided or expanded
+
+
+def _assign(root: nn.Module, state_dict: Mapping[str, Any], places: Mapping[Tensor, list[_Holder]]) -> set[str]:
+    """Let torch put what ``state_dict`` holds in its places, as the hooks and loaders of the modules want it.
+
+    Returns:
+        The names that were given nothing, neither themselves nor under another name of what they hold.
+
+    Raises:
+        CheckpointError: It does not fit. Everything is where it was.
+    """
+    undo = _undo(root)
+    state_dict = _with_dtypes_of(places, state_dict)
+    found, errors = _Incompatible([], []), list[str]()
+    try:
+        _load(root, OrderedDict(state_dict), "", getattr(state_dict, "_metadata", None) or {}, found, errors)
+    except Exception as error:  # of a hook or loader of a module's own
+        errors.append(f"{type(error).__name__}: {error}")
+    missing = set(found.missing_keys)
+    given = {id(tensor) for tensor, holders in places.items() if any(h.name not in missing for h in holders)}
+    absent = missing - {h.name for tensor, holders in places.items() if id(tensor) in given for h in holders}
+    derived = {h.name for holders in places.values() for h in holders if is_derived(h.module, h.attribute)}
+    # torch itself counts from zero where an old file has no count of batches.
+    needed = sorted(name for name in absent - derived if not name.endswith(COUNT))
+    if needed or found.unexpected_keys or errors:
+        for tensor, holders in places.items():
+            _put(holders, tensor)
+        undo()
+        complaints = {
+            "missing": needed,
+            "unexpected": found.unexpected_keys,
+            "of another shape": _reshaped(places, state_dict) if errors else [],
+            "not loaded": [" ".join(text.split())[:300] for text in errors if not text.startswith("size mismatch")],
+        }
+        listing = "; ".join(f"{what}: {abridged(names)}" for what, names in complaints.items() if names)
+        raise CheckpointError(f"The state_dict does not fit the model. {listing}. Nothing was loaded.")
+    return absent
+
+
+def _undo(root: nn.Module) -> Callable[[], None]:
+    """A function that puts back what a load changes beside putting tensors in their places."""
+    modules = list(root.modules())
+    settings = [(each, dict(vars(each))) for module in modules for each in settings_of(module).values()]
+    # A state and a loader of a module's own may write where they want to.
+    extra = [(m, copy.deepcopy(m.get_extra_state())) for m in modules if _has_its_own(m, "get_extra_state")]
+    own = [module for module in modules if _has_its_own(module, "_load_from_state_dict")]
+    tensors = [t for module in own for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
+    values = [(tensor, tensor.detach().clone()) for tensor in tensors]
+
+    def undo() -> None:
+        for each, before in settings:
+            vars(each).update(before)
+        for module, state in extra:
+            module.set_extra_state(state)
+        with torch.no_grad():
+            for tensor, value in values:
+                tensor.copy_(value)
+
+    return undo
+
+
+def _has_its_own(module: nn.Module, method: str) -> bool:
+    function = getattr(plain_class(type(module)), method)
+    return not function.__module__.startswith("torch.")
+
+
+def _with_dtypes_of(places: Mapping[Tensor, list[_Holder]], given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """``given``, in which integers that are to be weights are floating-point numbers."""
+    own = {holder.name: tensor for tensor, holders in places.items() for holder in holders}
+    integers = {
+        name: value.to(own[name].dtype)
+        for name, value in given.items()
+        if isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex())
+        if name in own and own[name].is_floating_point()
+    }
+    if not integers:
+        return given
+    made = OrderedDict(given) | integers
+    made._metadata = getattr(given, "_metadata", None)  # type: ignore[attr-defined]
+    return made
+
+
+def _reshaped(places: Mapping[Tensor, list[_Holder]], state_dict: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{holder.name} {tuple(state_dict[holder.name].shape)} for {tuple(tensor.shape)}"
+        for tensor, holders in places.items()
+        for holder in holders
+        if getattr(state_dict.get(holder.name), "shape", tensor.shape) != tensor.shape
+    ]
+
+
+class _Incompatible(NamedTuple):
+    """What torch gives to hooks after loading, under the names that it has there."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+
+def _load(
+    module: nn.Module,
+    state_dict: dict[str, Any],
+    prefix: str,
+    metadata: Mapping[str, Any],
+    found: _Incompatible,
+    errors: list[str],
+) -> None:
+    """Do as ``load_state_dict(strict=False, assign=True)`` does, which looks at every name for every module."""
+    local = {**metadata.get(prefix[:-1], {}), "assign_to_params_buffers": True}
+    module._load_from_state_dict(state_dict, prefix, local, True, *found, errors)
+    parts: dict[str, dict[str, Any]] = {}
+    for name, value in state_dict.items():
+        if name.startswith(prefix):
+            parts.setdefault(name[len(prefix) :].partition(".")[0], OrderedDict())[name] = value
+    for name, child in module._modules.items():
+        if child is not None:
+            _load(child, parts.get(name, OrderedDict()), f"{prefix}{name}.", metadata, found, errors)
+    for hook in module._load_state_dict_post_hooks.values():
+        hook(module, found)
+
+
+def _refuse_valueless_buffers(root: nn.Module) -> None:
+    """Raise for a buffer on the meta device to which no state_dict can give a value."""
+    valueless = [
+        f"`{name}.{attribute}`".replace("`.", "`")
+        for name, module in root.named_modules()
+        for attribute, buffer in module._buffers.items()
+        if buffer is not None and buffer.is_meta and attribute in module._non_persistent_buffers_set
+    ]
+    if valueless:
+        raise CheckpointError(
+            f"No state_dict holds {abridged(valueless)}: persistent=False, and on the meta device it has no value. "
+            "Give it one first, for example by making its submodule anew on a real device. Nothing was loaded."
+        )
+
+
+def _start_anew(parameter: BayesianParameter, absent: set[str], share: bool) -> None:
+    """Derive from the loaded mean what the file did not have: the prior mean, and ρ with the σ it starts from."""
+    slots = parameter.module._parameters
+    prior_mean = parameter.prior_mean
+    name, mean = parameter.attribute + PRIOR_MEAN, parameter.mean.detach()
+    if prior_mean is not None and parameter.name + PRIOR_MEAN in absent:
+        _fill(slots, name, mean if share else mean.clone(), share)
+    elif prior_mean is not None and prior_mean.data_ptr() == mean.data_ptr() != 0 and not share:
+        # A file may hold the two as one. (Sharded tensors have no memory of their own: 0.)
+        slots[name] = PriorMean(prior_mean.clone())
+    if parameter.name + INITIAL_STD in absent:
+        parameter.refresh_initial_std()
+    if parameter.name + RHO in absent:
+        parameter.settings.pruned = False
+        rho = parameter.settings.initial_rho(parameter.name, parameter.mean)
+        _fill(slots, parameter.attribute + RHO, rho.expand_as(parameter.mean).contiguous())
+
+
+def _fill(slots: dict[str, Any], name: str, value: Tensor, replace: bool = False) -> None:
+    if slots[name].is_meta or replace:
+        kind = PriorMean if name.endswith(PRIOR_MEAN) else nn.Parameter
+        slots[name] = kind(value, requires_grad=slots[name].requires_grad)
+    else:
+        slots[name].copy_(value)

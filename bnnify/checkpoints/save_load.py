@@ -1,0 +1,129 @@
+"""A converted model into a file of bnnify's and out of it."""
+
+__all__ = ["build_without_values", "load", "save", "without_values"]
+
+import copy
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..convert import collapse, convert_with
+from ..draws.companions import PRIOR_MEAN, RHO
+from ..errors import CheckpointError, ConversionError
+from ..model import BayesianModel
+from ..modules.parameters import BayesianParameter, bayesian_parameters, settings_of
+from .architectures.transformers_model import load_by_config
+from .load_weights import load_weights
+from .own_format import Origin, PosteriorFile, open_posterior, write_posterior
+from .settings_data import can_be_saved
+
+
+def save(bnn: BayesianModel, path: str | os.PathLike[str]) -> None:
+    """Write a converted model: its ``state_dict`` and, as plain data, how it was converted and how to make it again.
+
+    The file is complete or not there: it is written beside ``path`` and renamed. It loads under ``weights_only=True``,
+    and its ``"state_dict"`` has the original keys plus ``*_rho``, ``*_prior_mean`` and ``*_initial_std``. A path that
+    ends in ``.safetensors`` gets a file of that format, in which a tied parameter stands once.
+
+    Raises:
+        CheckpointError: A prior or a rule for σ is not one of bnnify's own, so that no file could restore it; the model
+            holds something that :func:`load` would not read; or the file cannot be written.
+    """
+    parameters = list(bayesian_parameters(bnn.module))
+    for parameter in parameters:
+        _check_savable(parameter)
+    settings = {parameter.name: parameter.settings for parameter in parameters}
+    state_dict = bnn.module.state_dict()
+    for name in _left_behind(bnn.module):
+        del state_dict[name]
+    write_posterior(path, state_dict, settings, bnn.origin or Origin())
+
+
+def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> BayesianModel:
+    """Read a file that :func:`save` or ``bnnify-cli convert`` wrote, and make the converted model of it.
+
+    Nothing in the file can run code: it is read under ``weights_only=True``, and of the models that it may name only
+    those of torchvision, timm and transformers are made, by these libraries.
+
+    Args:
+        path: The file.
+        model: A model of the original architecture, with any weights; it is copied. Default: ``None``, the model that
+            the file names.
+
+    Raises:
+        CheckpointError: The file cannot be read, is not bnnify's, is of a newer format, does not say how to make its
+            model, or does not fit the model.
+    """
+    file = open_posterior(path)
+    try:
+        model = _make_model(file) if model is None else collapse(model)
+        bnn = convert_with(model, file.settings, inplace=True)
+    except ConversionError as error:
+        raise CheckpointError(f"`{path}` does not fit the model ({type(model).__name__}): {error}") from error
+    load_weights(bnn, file.state_dict)
+    bnn.origin = file.origin
+    return bnn
+
+
+def _make_model(file: PosteriorFile) -> nn.Module:
+    if file.origin.config is not None:
+        return without_values(load_by_config(file.origin.config, file.plain_state_dict)[0])
+    recipe = file.origin.recipe
+    if recipe is None:
+        raise CheckpointError(
+            f"`{file.path}` does not say how to make its model. Pass one of the same architecture: load(path, model)."
+        )
+    recipe.check(file.plain_state_dict)  # takes no memory; what a damaged file asks for might not fit into any
+    return build_without_values(recipe.build)
+
+
+def build_without_values(make_model: Callable[[], nn.Module]) -> nn.Module:
+    """The model on the meta device where that is enough, since its weights are to come from a file.
+
+    It is not where a model has values that no state_dict holds, or looks at its values while it is made.
+    """
+    try:
+        with torch.device("meta"):
+            model = make_model()
+    except Exception:
+        return make_model()
+    return make_model() if _lacks_values(model) else model
+
+
+def without_values(model: nn.Module) -> nn.Module:
+    """A copy of ``model`` with its parameters on the meta device, tied as they were, and its buffers as they are."""
+    memo = {
+        id(parameter): nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
+        for parameter in model.parameters()
+    }
+    return copy.deepcopy(model, dict[int, Any](memo))
+
+
+def _lacks_values(model: nn.Module) -> bool:
+    """Whether a buffer on the meta device is one that no state_dict holds."""
+    return any(
+        buffer is not None and buffer.is_meta and name in module._non_persistent_buffers_set
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+    )
+
+
+def _left_behind(root: nn.Module) -> Iterator[str]:
+    """The names of what belongs to a parameter that is no longer there, such as a bias that was set to None."""
+    for prefix, module in root.named_modules(remove_duplicate=False):
+        for attribute in settings_of(module):
+            for ending in (RHO, PRIOR_MEAN) if module._parameters.get(attribute) is None else ():
+                if module._parameters.get(attribute + ending) is not None:
+                    yield f"{prefix}.{attribute}{ending}".removeprefix(".")
+
+
+def _check_savable(parameter: BayesianParameter) -> None:
+    for what in (parameter.settings.prior, parameter.settings.posterior_std):
+        if not can_be_saved(what):
+            raise CheckpointError(
+                f"Cannot save `{parameter.name}`: {what!r} is not one of bnnify's own; a file could not restore it. "
+                "Save bnn.module.state_dict() and convert with the same settings before loading it."
+            )

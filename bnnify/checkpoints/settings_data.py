@@ -1,0 +1,66 @@
+"""How parameters are Bayesian, as the plain data that stand in a file."""
+
+__all__ = ["can_be_saved", "initial_std_from_data", "settings_as_data", "settings_from_data"]
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..distributions.initial_std import Constant, Moped, Relative
+from ..distributions.priors import Gaussian, Laplace, Pretrained, ScaleMixture
+from ..draws.estimators import ESTIMATORS
+from ..modules.parameters import Settings
+
+# What a file may name. A prior or a rule of the user's own has no place in a file that must load without running code.
+_KINDS = {kind.__name__: kind for kind in (Constant, Moped, Relative, Gaussian, Laplace, Pretrained, ScaleMixture)}
+
+
+def settings_as_data(settings: Mapping[str, Settings]) -> dict[str, Any]:
+    """The settings of parameters, by name, as they stand in a file; equal ones are one object, written once."""
+    first: dict[str, dict[str, Any]] = {}
+    plain = ((name, _as_plain(each)) for name, each in settings.items())
+    return {name: first.setdefault(repr(data), data) for name, data in plain}
+
+
+def can_be_saved(what: object) -> bool:
+    """Whether a prior, or a rule for σ, is one that a file may name."""
+    return _KINDS.get(type(what).__name__) is type(what)
+
+
+def settings_from_data(data: Mapping[str, Any]) -> Settings:
+    """What :func:`settings_as_data` has made of the settings of one parameter.
+
+    Raises:
+        KeyError, TypeError, ValueError: The data are damaged.
+    """
+    estimator = data["estimator"]
+    if estimator not in ESTIMATORS:
+        raise ValueError(f"unknown estimator {estimator!r}")
+    return Settings(_from_data(data["prior"]), _from_data(data["posterior_std"]), estimator)
+
+
+def _from_data(data: Mapping[str, Any]) -> Any:
+    arguments = dict(data)
+    return _KINDS[arguments.pop("kind")](**arguments)
+
+
+def initial_std_from_data(data: Mapping[str, Any]) -> Tensor | None:
+    """The rms of the σ that a posterior started with, where files up to format 2 have it; None in newer ones."""
+    known = float(data.get("initial_std", math.nan))
+    return torch.tensor([known]) if math.isfinite(known) else None
+
+
+def _as_plain(settings: Settings) -> dict[str, Any]:
+    return {
+        "prior": _as_data(settings.prior),
+        "posterior_std": _as_data(settings.posterior_std),
+        "estimator": settings.estimator,
+    }
+
+
+def _as_data(value: Any) -> dict[str, Any]:
+    return {"kind": type(value).__name__, **dataclasses.asdict(value)}

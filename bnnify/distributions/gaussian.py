@@ -1,0 +1,74 @@
+"""The mean-field Gaussian posterior N(μ, σ²) with σ = softplus(ρ), its σ and ρ."""
+
+__all__ = [
+    "PRUNED",
+    "at_least_float32",
+    "has_pruned",
+    "is_pruned",
+    "log_std",
+    "rho_from_std",
+    "rms_std",
+    "root_mean_square",
+    "std",
+]
+
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PRUNED = -(2.0**14)
+"""The ρ of a weight that was pruned: its σ is exactly zero. Every dtype can hold it, and no training reaches it."""
+
+
+def std(rho: Tensor) -> Tensor:
+    """The standard deviation σ = softplus(ρ) = log(1 + e^ρ)."""
+    # The default threshold of 20, above which softplus(ρ) is taken to be ρ, is too low for float64.
+    return F.softplus(rho, threshold=40.0)
+
+
+def log_std(rho: Tensor) -> Tensor:
+    """log σ, finite for every finite ρ, in float32 or better.
+
+    Far to the left σ = softplus(ρ) underflows, but log σ → ρ - e^ρ/2 does not; where e^ρ no longer matters to the
+    dtype, ρ itself is the answer.
+    """
+    rho = at_least_float32(rho)
+    cut = -40.0 if rho.dtype == torch.float64 else -20.0
+    # The clamp keeps the branch that `where` discards from poisoning the gradient with 0/0.
+    return torch.where(rho <= cut, rho, std(rho.clamp(min=cut)).log())
+
+
+def rho_from_std(std: Tensor) -> Tensor:
+    """The ρ with softplus(ρ) = σ; a σ that the dtype cannot hold, such as zero, becomes the nearest that it can."""
+    limits = torch.finfo(std.dtype)
+    wide = at_least_float32(std).clamp(limits.tiny, limits.max)
+    # log(e^σ - 1) = σ + log(1 - e^-σ), which neither overflows for large σ nor cancels for small.
+    return (wide + torch.log(-torch.expm1(-wide))).to(std.dtype)
+
+
+def is_pruned(rho: Tensor) -> Tensor:
+    """Where weights were pruned, of the shape of ``rho``. An optimizer's momentum may since have moved ρ a little."""
+    return rho < PRUNED / 2
+
+
+def has_pruned(rho: Tensor) -> bool:
+    """Whether any weight was pruned."""
+    return not rho.is_meta and bool(is_pruned(rho.detach()).any())
+
+
+def rms_std(rho: Tensor) -> Tensor:
+    """The root mean square of σ: a scalar, in float32 or better."""
+    return root_mean_square(std(at_least_float32(rho)))
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Widen half precision, in which sums and logarithms of small numbers are lost."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def root_mean_square(tensor: Tensor) -> Tensor:
+    """√(mean of squares), in units of the largest element so that no square vanishes; NaN for a tensor of zeros."""
+    tensor = at_least_float32(tensor)
+    largest = tensor.abs().amax()
+    return largest * (tensor / largest).square().mean().sqrt()

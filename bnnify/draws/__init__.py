@@ -1,0 +1,7 @@
+"""What reading one Bayesian parameter gives at this moment, and again in backward."""
+
+__all__ = ["Draw", "Estimator", "Flipout", "Local", "noise_like"]
+
+from .draw import Draw
+from .estimators import Estimator, Flipout, Local
+from .noise import noise_like

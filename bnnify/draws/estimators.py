@@ -1,0 +1,228 @@
+"""Estimators: other places for the noise of a layer than a sample of its weights, for layers whose forward is known."""
+
+__all__ = [
+    "DEFAULT",
+    "ESTIMATORS",
+    "POINT",
+    "Estimator",
+    "Flipout",
+    "Local",
+    "check_input",
+    "may_note",
+    "token",
+]
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from ..distributions.gaussian import at_least_float32, std
+from ..errors import DrawError
+from .noise import noise_like, standard_normal_
+from .replay import is_batched
+from .sample import sample
+
+Linear: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""What a layer computes of ``(input, weight, bias)``, linear in the input and linear in weight and bias."""
+
+
+class Estimator(ABC):
+    """What a draw keeps of one parameter in place of a sample, and how a layer computes with it.
+
+    Args:
+        mean: The posterior mean.
+        rho: ρ, of the same shape.
+        draw: The number of the draw, or None; see :func:`token`.
+    """
+
+    def __init__(self, mean: Tensor, rho: Tensor, draw: int | None) -> None:
+        self.mean = mean
+        self.rho = rho
+        self.draw = draw
+        self._first: int | None = None
+
+    @abstractmethod
+    def sample(self) -> Tensor:
+        """The weight sample, for whoever reads the parameter: the same values at every read."""
+
+    @abstractmethod
+    def forward(
+        self, linear: Linear, channel: int, input: Tensor, bias: Tensor | None, noisy_bias: "Estimator | None"
+    ) -> Tensor:
+        """The output of the layer of which this is the weight.
+
+        Args:
+            linear: What the layer computes.
+            channel: The dimension of the channels in its input and in its output.
+            input: Its input.
+            bias: The bias, the mean of it if it is noisy.
+            noisy_bias: What the draw keeps of a bias with this estimator.
+        """
+
+    def first_call(self) -> bool:
+        """Whether this is the draw's first call of the layer; a recomputation in backward is told what its call was.
+
+        A second call has to see the weights of the first, which only the weight sample can give it.
+        """
+        call = token()
+        if self._first is None:
+            if may_note():
+                self._first = call or 0
+            return True
+        return call is not None and call == self._first
+
+
+class Local(Estimator):
+    """Local reparameterization: noise on each element of the output, with the variance that the weights cause there.
+
+    y ~ N(linear(x; μ), linear(x²; σ²)), drawn independently for each element.
+
+    References:
+        Kingma, Salimans, Welling 2015, "Variational Dropout and the Local Reparameterization Trick", section 2.3.
+    """
+
+    def __init__(self, mean: Tensor, rho: Tensor, draw: int | None) -> None:
+        super().__init__(mean, rho, draw)
+        # Few read the weight, so its sample is made for them alone. It is not kept: of one that was made in a region
+        # under activation checkpointing, the recomputation would miss the making.
+        self._seed = None if mean.is_meta else token()
+        self._sample = sample(mean, rho) if self._seed is None else None
+
+    def sample(self) -> Tensor:
+        if self._seed is None:
+            assert self._sample is not None
+            return self._sample
+        generator = torch.Generator(self.mean.device).manual_seed(self._seed)
+        return sample(self.mean, self.rho, standard_normal_(torch.empty_like(self.mean), generator))
+
+    def forward(
+        self, linear: Linear, channel: int, input: Tensor, bias: Tensor | None, noisy_bias: Estimator | None
+    ) -> Tensor:
+        output = linear(input, self.mean, bias)
+        kind = input.device.type
+        half = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        # Squares of small numbers are zero in half precision.
+        with torch.autocast(kind, enabled=False) if half else nullcontext():
+            added = None if noisy_bias is None else _variance(noisy_bias.rho)
+            variance = linear(at_least_float32(input).square(), _variance(self.rho), added)
+        return _AddNoise.apply(output, variance, noise_like(variance))
+
+
+class Flipout(Estimator):
+    """Flipout: one weight sample μ + ΔW, of which each example turns the rows and columns of ΔW by random signs.
+
+    y = linear(x; μ) + linear(x ∘ s; ΔW) ∘ r with one sign for each example (dimension 0) and channel. The bias has the
+    signs r too, so that the noise of two examples is uncorrelated.
+
+    References:
+        Wen, Vicol, Ba, Tran, Grosse 2018, "Flipout: Efficient Pseudo-Independent Weight Perturbations on
+        Mini-Batches", section 3.
+    """
+
+    def __init__(self, mean: Tensor, rho: Tensor, draw: int | None) -> None:
+        super().__init__(mean, rho, draw)
+        self.noise = sample(torch.zeros_like(mean), rho)
+
+    def sample(self) -> Tensor:
+        return self.mean + self.noise
+
+    def forward(
+        self, linear: Linear, channel: int, input: Tensor, bias: Tensor | None, noisy_bias: Estimator | None
+    ) -> Tensor:
+        added = noisy_bias.noise if isinstance(noisy_bias, Flipout) else None
+        noise = linear(input * _signs(input, channel), self.noise, added)
+        return torch.addcmul(linear(input, self.mean, bias), noise, _signs(noise, channel))
+
+
+DEFAULT, POINT = "reparameterization", "point"
+
+ESTIMATORS: dict[str, type[Estimator] | None] = {DEFAULT: None, "local": Local, "flipout": Flipout, POINT: None}
+"""The estimators by name; None for the weight sample and for no noise at all, which need nothing of the layer."""
+
+
+def token() -> int | None:
+    """A random number by which a recomputation under activation checkpointing, which restores the state of the random
+    number generator, recognises itself; None under ``torch.compile`` and ``torch.func``, which run nothing twice.
+    """
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+        return None
+    return int(torch.randint(1, 2**62, (), device="cpu"))
+
+
+def may_note() -> bool:
+    """Whether state may be changed here: ``torch.compile`` cannot do it in a checkpointed region that it traces."""
+    return not (torch.compiler.is_dynamo_compiling() and _in_traced_region())
+
+
+def _in_traced_region() -> bool:
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
+    return InstructionTranslator.current_tx().output.current_tracer.parent is not None
+
+
+# As torch.compiler.assume_constant_result does, which would import the compiler: called while tracing, not traced.
+_in_traced_region._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def check_input(layer: nn.Module, estimator: str, input: Tensor) -> None:
+    """Raise where a layer's input is of a kind with which its estimator cannot compute.
+
+    Raises:
+        DrawError: It is a nested tensor, whose examples have no common shape for noise or signs.
+    """
+    if input.is_nested:
+        raise DrawError(
+            f"A {type(layer).__name__} with estimator={estimator!r} was called with a nested tensor, for which only "
+            "the weight sample works: convert the model, or this layer by name, with estimator='reparameterization', "
+            "or pad the input (input.to_padded_tensor(0.0))."
+        )
+
+
+def _variance(rho: Tensor) -> Tensor:
+    return std(at_least_float32(rho)).square()
+
+
+class _AddNoise(torch.autograd.Function):
+    """y + √v·ε. The gradient for v is g·ε/(2√v), and zero where v is zero and that of the root infinite.
+
+    A v that an algorithm for convolutions has rounded to below zero counts as zero.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(output: Tensor, variance: Tensor, noise: Tensor) -> Tensor:
+        root = variance.clamp(min=0.0).sqrt_()
+        return torch.addcmul(output.to(root.dtype), root, noise).to(output.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        variance, noise = ctx.saved_tensors
+        wide = grad.to(noise.dtype)
+        if torch.is_grad_enabled():
+            # Values that `where` discards must not be infinite, or their own gradients would be NaN.
+            inverse = torch.where(variance > 0, variance, math.inf).rsqrt()
+            return grad, 0.5 * wide * noise * inverse, None
+        inverse = variance.rsqrt().nan_to_num_(nan=0.0, posinf=0.0)
+        if is_batched(grad):
+            return grad, 0.5 * wide * (noise * inverse), None
+        return grad, inverse.mul_(noise).mul_(wide).mul_(0.5), None
+
+
+def _signs(like: Tensor, channel: int) -> Tensor:
+    """Random signs that broadcast to ``like``: one for each example and channel, the same at every place in space."""
+    channel %= like.ndim
+    shape = [size if dim in (0, channel) else 1 for dim, size in enumerate(like.shape)]
+    # From single bits, which costs a quarter of one random number for each sign.
+    words = torch.randint(2**62, (math.prod(shape) // 62 + 1, 1), device=like.device)
+    bits = (words >> torch.arange(62, device=like.device)) & 1
+    return (2 * bits.flatten()[: math.prod(shape)] - 1).view(shape).to(like.dtype)

@@ -1,0 +1,125 @@
+"""Draws that are in effect again in a backward pass, for the regions that activation checkpointing runs once more."""
+
+__all__ = ["Replay", "is_batched", "is_nested_pass", "keeps_graph", "replay", "replaying", "saved_tensors"]
+
+import sys
+import threading
+import types
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Replay:
+    """What one backward pass replays; callable, because the autograd engine keeps it as a callback.
+
+    Attributes:
+        draws: The draws that were in effect in the forward, the innermost last.
+        number: What was entered under a higher number than this came later, in the backward pass itself.
+    """
+
+    def __init__(self) -> None:
+        self.draws: tuple[Any, ...] = ()
+        self.number = -1
+
+    def __call__(self) -> None:
+        """Nothing is left to do at the end of the backward pass."""
+
+
+class _Thread(threading.local):
+    """The passes with a replay that run in this thread, one inside the other."""
+
+    def __init__(self) -> None:
+        self.passes: list[weakref.ref[Replay]] = []
+
+    def innermost(self, but: Replay | None = None) -> Replay | None:
+        alive = (reference() for reference in reversed(self.passes))
+        return next((found for found in alive if found is not None and found is not but), None)
+
+    def add(self, made: Replay) -> None:
+        if self.innermost() is not made:
+            self.passes = [each for each in self.passes if each() is not None] + [weakref.ref(made)]
+
+
+_thread = _Thread()
+# By graph task too, because one backward pass runs a thread per device. Re-entrant checkpointing starts passes of its
+# own inside the outer one; these find the replay by their thread.
+_replays: weakref.WeakValueDictionary[int, Replay] = weakref.WeakValueDictionary()
+
+
+def replay(draws: tuple[Any, ...], number: int) -> None:
+    """Let :func:`replaying` give these draws until the backward pass that runs now is over, even if it fails."""
+    task = torch._C._current_graph_task_id()
+    made = _replays.get(task)
+    if made is None:
+        # The engine drops its callbacks with the backward pass they belong to, also with one that failed: the replay
+        # is held by nothing else, and is over exactly when that pass is.
+        made = Replay()
+        torch.autograd.Variable._execution_engine.queue_callback(made)
+        _replays[task] = made
+    _thread.add(made)
+    made.draws, made.number = draws, number
+
+
+def replaying() -> Replay | None:
+    """What a read has to see because it belongs to a region that is run again; None outside of backward passes.
+
+    The hooks of a backward pass read too, and these are no recomputations. Checkpointing runs a region again with
+    gradients enabled, never to accumulate a gradient, and a function of autograd does it in its own backward.
+    """
+    task = torch._C._current_graph_task_id()
+    found = None if task == -1 else _replays.get(task) or _thread.innermost()
+    if found is None:
+        return None
+    node = torch._C._current_autograd_node()
+    if isinstance(node, torch.autograd.function.BackwardCFunction):
+        return found if _runs_backward(node) else None
+    return found if torch.is_grad_enabled() and not isinstance(node, torch._C._functions.AccumulateGrad) else None
+
+
+def _runs_backward(node: Any) -> bool:
+    """Whether the backward of a function written in Python is being executed, and not a hook before or after it."""
+    code = node._forward_cls.backward.__code__
+    frame: types.FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code is not code:
+        frame = frame.f_back
+    return frame is not None
+
+
+def is_nested_pass() -> bool:
+    """Whether the backward pass that runs now was started, by re-entrant checkpointing, inside one with a replay."""
+    task = torch._C._current_graph_task_id()
+    return task != -1 and _thread.innermost(_replays.get(task)) is not None
+
+
+def keeps_graph() -> bool:
+    """Whether another backward pass may go where this one does."""
+    return torch._C._autograd._get_current_graph_task_keep_graph()
+
+
+def is_batched(*gradients: Tensor | None) -> bool:
+    """Whether a pass computes many gradients at once (``is_grads_batched``, ``vmap``); then none can go in place."""
+    if torch.compiler.is_compiling():
+        return False
+    functorch = torch._C._functorch
+    given = (each for each in gradients if each is not None)
+    return any(functorch.is_batchedtensor(each) or functorch.is_legacy_batchedtensor(each) for each in given)
+
+
+def saved_tensors(ctx: Any) -> tuple[Tensor, ...]:
+    """``ctx.saved_tensors`` of the function that made a sample, whose backward may run more than once.
+
+    With re-entrant checkpointing the pass of each region goes through that function, and the outer pass does so for
+    the KL, after all of them. After the first of them autograd has dropped what it saved.
+    """
+    if torch.compiler.is_compiling():
+        return ctx.saved_tensors
+    kept: tuple[Tensor, ...] | None = getattr(ctx, "kept", None)
+    saved: tuple[Tensor, ...] = kept or ctx.saved_tensors
+    if is_nested_pass():
+        ctx.kept = saved
+    elif kept is not None and not keeps_graph():
+        ctx.kept = None
+    return saved

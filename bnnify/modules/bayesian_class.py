@@ -1,0 +1,274 @@
+"""The class of a Bayesian module: a subclass of its own class, in which reading a weight gives the draw's sample."""
+
+__all__ = ["bayesian_class", "enter_class", "plain_class", "remove_companions", "replacing_allowed"]
+
+import copy
+import functools
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from ..draws.companions import COMPANIONS, INITIAL_STD
+from ..draws.estimators import ESTIMATORS, check_input, may_note
+from ..draws.slot import note_replacement, read, unsampled
+from ..errors import DrawError
+from .computed_weights import cache_properties, compute, computed_weights
+from .exported_programs import plain_view
+from .known_forwards import known_forward
+from .parameters import Settings, settings_of
+from .state_loading import follow, freeze_prior_means
+from .subclassing import quiet_subclass
+from .ties import ties_kept
+
+
+def enter_class(module: nn.Module, bayesian: dict[str, Settings]) -> None:
+    """Let ``module`` be of the class in which these of its parameters, and what it computes of them, are Bayesian."""
+    computed = computed_weights(module, bayesian)
+    stored = (*computed, "_flat_weights") if isinstance(module, nn.RNNBase) else computed
+    for name in stored:
+        module.__dict__.pop(name, None)  # where the layer or a hook has put it; reading gives it from now on
+    made = bayesian_class(plain_class(type(module)), tuple(bayesian), computed, _estimated(bayesian))
+    object.__setattr__(module, "__class__", made)  # past the module's own __setattr__
+    module.__dict__["_bayesian"] = bayesian
+
+
+def remove_companions(module: nn.Module, attribute: str) -> None:
+    """Take away what stands beside the Bayesian parameter ``attribute``."""
+    for ending in COMPANIONS:
+        module._parameters.pop(attribute + ending, None)
+        module._buffers.pop(attribute + ending, None)
+
+
+_classes: weakref.WeakValueDictionary[tuple[Any, ...], type[nn.Module]] = weakref.WeakValueDictionary()
+"""The classes that are in use. A graph has one of its own, with its code, which must be able to go."""
+
+
+def bayesian_class(
+    plain: type[nn.Module], attributes: tuple[str, ...], computed: tuple[str, ...] = (), estimated: bool = False
+) -> type[nn.Module]:
+    """The subclass of ``plain`` in which ``attributes`` are Bayesian: reading one gives the sample of the draw.
+
+    Reading one of ``computed`` computes it anew, from such samples. An ``estimated`` layer lets its estimator compute.
+    It is one class for the same arguments, as long as anybody uses it.
+
+    Example::
+
+        >>> issubclass(bayesian_class(nn.Linear, ("weight", "bias")), nn.Linear)
+        True
+    """
+    key = (plain, attributes, computed, estimated)
+    made = _classes.get(key)
+    if made is None:
+        made = _classes[key] = _make_class(*key)
+    return made
+
+
+def _make_class(
+    plain: type[nn.Module], attributes: tuple[str, ...], computed: tuple[str, ...], estimated: bool
+) -> type[nn.Module]:
+    namespace: dict[str, Any] = {attribute: _bayesian_property(attribute) for attribute in attributes}
+    namespace |= {weight: _computed_property(plain, weight) for weight in computed} | cache_properties(attributes)
+    if issubclass(plain, nn.RNNBase):
+        namespace["_flat_weights"] = property(_flat_weights, lambda module, value: None)
+    if estimated:
+        namespace["forward"] = _estimating_forward(plain)
+
+    def extra_repr(self: nn.Module) -> str:
+        described = [f"{name}: {settings}" for name, settings in settings_of(self).items()]
+        return "; ".join(filter(None, [plain.extra_repr(self), *described]))
+
+    def reduce_ex(self: nn.Module, protocol: Any) -> Any:
+        reduced = plain.__reduce_ex__(self, protocol)
+        if type(self) is not made:
+            return reduced  # a subclass somebody wrote, which pickle finds by its name
+        constructor, arguments, *state = cast(tuple[Any, ...], reduced)
+        arguments = tuple(plain if argument is made else argument for argument in arguments)
+        return _rebuild, (plain, attributes, constructor, arguments, computed, estimated), *state
+
+    def register_parameter(self: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        before = self._parameters.get(name)
+        if name in settings_of(self) and before is not None and before is not parameter:
+            if parameter is None:  # a bias that is done away with
+                remove_companions(self, name)
+            elif not hasattr(parameter, "full_tensor"):  # as which tensor parallelism puts it here, in pieces
+                _refuse_replacement(self, name)
+        plain.register_parameter(self, name, parameter)
+
+    def load_from_state_dict(
+        self: nn.Module,
+        state_dict: dict[str, Any],
+        prefix: str,
+        metadata: dict[str, Any],
+        strict: bool,
+        missing: list[str],
+        *args: Any,
+    ) -> None:
+        count, own = len(missing), [name + ending for name in settings_of(self) for ending in ("", *COMPANIONS)]
+        with replacing_allowed(self), ties_kept(self, own, missing):  # as load_state_dict(assign=True) does
+            plain._load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, *args)
+            freeze_prior_means(self)
+        assigned = bool(metadata.get("assign_to_params_buffers"))
+        missing[count:] = follow(self, state_dict, prefix, missing[count:], assigned)
+
+    def apply(self: nn.Module, function: Any, recurse: bool = True) -> nn.Module:
+        scales = {name: self._buffers.get(name + INITIAL_STD) for name in settings_of(self)}
+        plain._apply(self, function, recurse)
+        for name, scale in scales.items():
+            now = self._buffers.get(name + INITIAL_STD)
+            if scale is not None and now is not None and now.dtype != scale.dtype:
+                # `half()` is for what is computed with: in half precision the scale of a small σ would be zero.
+                self._buffers[name + INITIAL_STD] = scale.to(now.device)
+        return self
+
+    namespace |= {"_apply": apply}
+    namespace |= {"register_parameter": register_parameter, "_load_from_state_dict": load_from_state_dict}
+    namespace |= {"_plain_class": plain, "extra_repr": extra_repr, "__reduce_ex__": reduce_ex}
+    namespace |= {"__module__": plain.__module__, "__doc__": plain.__doc__}
+    if issubclass(plain, GraphModule):  # each has a class of its own, which torch knows how to make
+        namespace |= {"__deepcopy__": _copy_graph, "__reduce_ex__": _reduce_graph}
+    # `remove_parametrizations` deletes computed weights from the class.
+    of_metaclass = {"__delattr__": _refuse_removal_from_class} if computed else {}
+    made: type[nn.Module] = quiet_subclass(plain, f"Bayesian{plain.__name__}", namespace, of_metaclass)
+    return made
+
+
+def _bayesian_property(attribute: str) -> property:
+    def get(module: nn.Module) -> Tensor | None:
+        if attribute in module._parameters:
+            value = module._parameters[attribute]
+            return None if value is None else read(settings_of(module)[attribute].active, value)
+        if attribute not in module.__dict__:
+            raise AttributeError(attribute)
+        return note_replacement(settings_of(module)[attribute].active, module.__dict__[attribute])
+
+    def set_(module: nn.Module, value: Any) -> None:
+        # Parameters never come here: nn.Module registers them. A plain tensor does when a hypernetwork, pruning or
+        # weight_norm has removed the parameter; the next draw decides whether that can be lived with.
+        module.__dict__[attribute] = value
+
+    return property(get, set_)
+
+
+def _estimated(bayesian: dict[str, Settings]) -> bool:
+    """Whether the layer's forward is left to an estimator, as that of its weight says."""
+    return "weight" in bayesian and ESTIMATORS[bayesian["weight"].estimator] is not None
+
+
+def _estimating_forward(plain: Any) -> Any:
+    known = known_forward(plain)
+    assert known is not None  # the conversion has looked
+
+    @functools.wraps(plain.forward)
+    def forward(self: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        settings, parameters = settings_of(self), self._parameters
+        estimator = unsampled(settings["weight"].active, parameters.get("weight"))
+        if estimator is None:
+            return plain.forward(self, input, *args, **kwargs)
+        if not estimator.first_call():
+            for each in settings.values() if may_note() else ():
+                each.called_again = estimator.draw or 0
+            return plain.forward(self, input, *args, **kwargs)
+        noisy_bias = unsampled(settings["bias"].active, parameters.get("bias")) if "bias" in settings else None
+        bias = self.bias if noisy_bias is None else noisy_bias.mean
+
+        def linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            return known.apply(self, input, weight, bias, *args, **kwargs)
+
+        check_input(self, settings["weight"].estimator, input)
+        return estimator.forward(linear, known.channel, input, bias, noisy_bias)
+
+    return forward
+
+
+def _computed_property(plain: type[nn.Module], weight: str) -> property:
+    parametrized = getattr(plain, weight, None)  # if so, torch has made a property too, which knows how to assign
+    set_ = parametrized.fset if isinstance(parametrized, property) else _discard
+
+    def delete(module: nn.Module) -> None:
+        _refuse_removal(type(module), weight)
+
+    return property(lambda module: compute(module, weight), set_, delete)
+
+
+def _discard(module: nn.Module, value: Tensor) -> None:
+    """What a hook assigns before each forward: it has computed it as reading does."""
+
+
+def _refuse_removal_from_class(cls: type, name: str) -> None:
+    # Nothing that torch calls earlier tells a removal from a read.
+    _refuse_removal(cls, name, " torch has overwritten the parameter if it was a single one: load the weights again.")
+
+
+def _refuse_removal(cls: type, weight: str, moreover: str = "") -> None:
+    raise DrawError(
+        f"Cannot remove what computes `{weight}` of {cls.__name__}: it computes it from parameters with a posterior. "
+        f"Call bnnify.collapse first, change the model, and convert it again.{moreover}"
+    )
+
+
+def _copy_graph(module: GraphModule, memo: dict[int, Any]) -> GraphModule:
+    made = plain_view(module, plain_class(type(module))).__deepcopy__(memo)
+    memo[id(module)] = made
+    enter_class(made, copy.deepcopy(settings_of(module), memo))
+    return made
+
+
+def _reduce_graph(module: GraphModule, protocol: Any) -> Any:
+    constructor, arguments = plain_view(module, plain_class(type(module))).__reduce__()
+    return _rebuild_graph, (constructor, arguments, settings_of(module))
+
+
+def _rebuild_graph(constructor: Any, arguments: tuple[Any, ...], bayesian: dict[str, Settings]) -> GraphModule:
+    made: GraphModule = constructor(*arguments)
+    enter_class(made, bayesian)
+    return made
+
+
+_may_be_replaced: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+@contextmanager
+def replacing_allowed(module: nn.Module) -> Iterator[None]:
+    """Within this block a Bayesian parameter of ``module`` may be replaced by another, as assigning a file does."""
+    _may_be_replaced.add(module)
+    try:
+        yield
+    finally:
+        _may_be_replaced.discard(module)
+
+
+def _refuse_replacement(module: nn.Module, name: str) -> None:
+    if module not in _may_be_replaced:
+        raise DrawError(
+            f"Cannot replace `{name}` of {type(module).__name__} by another parameter: it is the mean of a posterior, "
+            "and its rho would not follow. Call bnnify.collapse first, change the model, and convert it again; "
+            "to change values alone, load them with bnnify.load_weights."
+        )
+
+
+def _flat_weights(module: Any) -> list[Tensor | None]:
+    """The list from which recurrent layers read their weights, read anew so that it holds the draw's samples."""
+    return [getattr(module, name, None) for name in module._flat_weights_names]
+
+
+def plain_class(cls: type) -> Any:
+    """The class that a Bayesian one was made of; any other class itself."""
+    return getattr(cls, "_plain_class", cls)
+
+
+def _rebuild(
+    plain: type[nn.Module],
+    attributes: tuple[str, ...],
+    constructor: Any,
+    arguments: tuple[Any, ...],
+    computed: tuple[str, ...] = (),
+    estimated: bool = False,
+) -> Any:
+    """Unpickle in any process: make an object of the plain class, then let it become Bayesian."""
+    module = constructor(*arguments)
+    object.__setattr__(module, "__class__", bayesian_class(plain, attributes, computed, estimated))
+    return module

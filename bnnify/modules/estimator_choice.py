@@ -1,0 +1,78 @@
+"""Which estimator each parameter gets: what was asked for, or the weight sample where its layer cannot have that."""
+
+__all__ = ["fit_estimators"]
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from ..draws.estimators import DEFAULT, ESTIMATORS
+from ..errors import ConversionError
+from .known_forwards import known_forward
+from .parameters import settings_of
+from .selection import UNSET, Holder, Setting, resolve
+
+
+def fit_estimators(
+    asked: Mapping[Tensor, str], chosen: Mapping[Tensor, Sequence[Holder]], given: Setting[str] = UNSET
+) -> dict[Tensor, tuple[str, str]]:
+    """The estimator of each chosen parameter, and which one was asked for instead and why it cannot have it.
+
+    Args:
+        asked: The estimator that each chosen parameter should have.
+        chosen: The parameters that are to be Bayesian, each with every place that holds it.
+        given: The option from which they come; a glob in it has to be of use. Default: none was given.
+
+    Raises:
+        ConversionError: An estimator is unknown, or a glob names it for nothing but what cannot have it.
+    """
+    for estimator in asked.values():
+        if estimator not in ESTIMATORS:
+            raise ConversionError(f"Unknown estimator {estimator!r}: known are {', '.join(map(repr, ESTIMATORS))}.")
+    why_not = {parameter: _why_not(parameter, asked, chosen) for parameter in chosen}
+    if isinstance(given, Mapping):
+        _refuse_useless(given, why_not, chosen)
+    return {
+        parameter: (DEFAULT, f"{asked[parameter]}: {reason}") if reason else (asked[parameter], "")
+        for parameter, reason in why_not.items()
+    }
+
+
+def _refuse_useless(
+    given: Mapping[str, str], why_not: Mapping[Tensor, str], chosen: Mapping[Tensor, Sequence[Holder]]
+) -> None:
+    deciding: dict[Tensor, str] = resolve("estimator", {pattern: pattern for pattern in given}, chosen)
+    decided: dict[str, list[Tensor]] = {}
+    for parameter, pattern in deciding.items():
+        decided.setdefault(pattern, []).append(parameter)
+    for pattern, parameters in decided.items():
+        if all(why_not[parameter] for parameter in parameters):
+            place = chosen[parameters[0]][0]
+            raise ConversionError(
+                f"Cannot use estimator={{{pattern!r}: {given[pattern]!r}}} for `{place.names[0]}` "
+                f"({type(place.module).__name__}): {why_not[parameters[0]]}. Take it out of the pattern, or give it "
+                f"{DEFAULT!r}."
+            )
+
+
+def _why_not(parameter: Tensor, asked: Mapping[Tensor, str], chosen: Mapping[Tensor, Sequence[Holder]]) -> str:
+    """Why ``parameter`` cannot have the estimator that was asked for; empty if it can."""
+    place, *ties = chosen[parameter]
+    if ESTIMATORS[asked[parameter]] is None:
+        return ""
+    own = settings_of(place.module).get(place.attribute)
+    if own is not None and own.estimator == asked[parameter]:
+        return ""  # it has it already
+    if ties:
+        return "it is tied to another parameter, and both must have the same value"
+    if len(place.module_names) > 1:
+        return "its layer has several names, and must have the same weights wherever it is called"
+    cls = getattr(type(place.module), "_plain_class", type(place.module))
+    if known_forward(cls) is None or "forward" in vars(place.module):
+        return f"only Linear and (transposed) convolutions with torch's own forward can have it, not {cls.__name__}"
+    if place.attribute == "weight":
+        return ""
+    weight = place.module._parameters.get("weight") if place.attribute == "bias" else None
+    if weight is None or weight not in chosen or asked[weight] != asked[parameter]:
+        return "only a layer whose `weight` has it too can have it"
+    return _why_not(weight, asked, chosen)

@@ -1,0 +1,67 @@
+"""Layers whose forward is known, which an estimator may take the place of."""
+
+__all__ = ["Forward", "known_forward"]
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Forward:
+    """The forward of a layer type, told apart from the weights that it uses.
+
+    Attributes:
+        layer: The layer type.
+        channel: The dimension of the channels in input and output; those after it are space.
+        apply: ``(layer, input, weight, bias, *args, **kwargs) -> output``, where the rest is as in the layer's forward.
+    """
+
+    layer: type[nn.Module]
+    channel: int
+    apply: Callable[..., Tensor]
+
+    def is_of(self, cls: type[nn.Module]) -> bool:
+        """Whether ``cls`` has this forward, and all that it calls."""
+        methods = ("forward", "_conv_forward", "_output_padding")
+        return issubclass(cls, self.layer) and all(
+            getattr(cls, name, None) is getattr(self.layer, name, None) for name in methods
+        )
+
+
+def known_forward(cls: type[nn.Module]) -> Forward | None:
+    """The forward of a class of layers, if it is one that an estimator can take the place of."""
+    if issubclass(cls, nn.modules.linear.NonDynamicallyQuantizableLinear):
+        return None  # nn.MultiheadAttention reads the weight of its projection and never calls it
+    return next((known for known in _FORWARDS if known.is_of(cls)), None)
+
+
+def _linear(layer: nn.Module, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.linear(input, weight, bias)
+
+
+def _conv(layer: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return layer._conv_forward(input, weight, bias)
+
+
+def _transposed(
+    layer: Any, input: Tensor, weight: Tensor, bias: Tensor | None, output_size: list[int] | None = None
+) -> Tensor:
+    stride, padding, dilation = layer.stride, layer.padding, layer.dilation
+    spaces = len(layer.kernel_size)
+    extra = layer._output_padding(input, output_size, stride, padding, layer.kernel_size, spaces, dilation)
+    function: Any = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[spaces - 1]
+    return function(input, weight, bias, stride, padding, extra, layer.groups, dilation)
+
+
+_FORWARDS = (
+    Forward(nn.Linear, -1, _linear),
+    *(Forward(conv, -2 - n, _conv) for n, conv in enumerate((nn.Conv1d, nn.Conv2d, nn.Conv3d))),
+    *(
+        Forward(transposed, -2 - n, _transposed)
+        for n, transposed in enumerate((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d))
+    ),
+)

@@ -1,0 +1,264 @@
+"""Which parameters of a model become Bayesian, and which settings were given for them."""
+
+__all__ = [
+    "UNSET",
+    "Holder",
+    "Select",
+    "Selection",
+    "Setting",
+    "WhyNot",
+    "holders_by_parameter",
+    "known_names",
+    "resolve",
+]
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.nn.parameter import is_lazy
+
+from ..errors import ConversionError
+from ..report import Reason
+from .computed_weights import parametrizations, unsupported, used_for
+from .exported_programs import multiplied_parameters
+from .parameters import is_derived
+from .patterns import Patterns
+from .refusals import is_quantized
+from .registry import layer_of
+
+Select: TypeAlias = str | Sequence[str] | Callable[[str, nn.Module], bool] | None
+
+_T = TypeVar("_T")
+Setting: TypeAlias = _T | Mapping[str, _T]
+
+
+class _Unset:
+    """The value of an option that was not given, which is another thing than giving its default."""
+
+    def __repr__(self) -> str:
+        return "default"
+
+
+UNSET: Any = _Unset()
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A place where a parameter stands: a module, under all of its names, and the attribute there.
+
+    Attributes:
+        layer: The layer that uses the parameter: the module, or the parametrized layer whose weight it computes.
+        weight: The weight of that layer which the parameter is, or from which it is computed.
+        multiplied: Whether the exported program to which the module belongs uses the parameter as a layer's weight;
+            None outside of programs.
+        may_be_layer: Whether the module may be a layer: it has parameters, no module in it has, and it is not part of a
+            parametrization.
+    """
+
+    module_names: tuple[str, ...]
+    module: nn.Module
+    attribute: str
+    layer: nn.Module
+    weight: str
+    multiplied: bool | None = None
+    may_be_layer: bool = True
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The qualified names of the parameter here, such as ``fc.weight``."""
+        return tuple(f"{name}.{self.attribute}" if name else self.attribute for name in self.module_names)
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """The qualified names of the layer."""
+        if self.layer is self.module:
+            return self.module_names
+        return tuple(name.removesuffix(f"parametrizations.{self.weight}").rstrip(".") for name in self.module_names)
+
+
+def holders_by_parameter(model: nn.Module) -> dict[Tensor, list[Holder]]:
+    """Each parameter of ``model`` with every place that holds it; more than one place means that it is tied."""
+    module_names: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        module_names.setdefault(module, []).append(name)
+    parametrized: dict[nn.Module, tuple[nn.Module, str]] = {
+        made: (module, weight) for module in module_names for weight, made in parametrizations(module).items()
+    }
+    parts = {part for made in parametrized for part in made.children()}
+    graphs = [module for module in module_names if isinstance(module, GraphModule)]
+    multiplied = {parameter for graph in graphs for parameter in multiplied_parameters(graph)}
+    in_programs = {module for graph in graphs for module in graph.modules()}
+    holders: dict[Tensor, list[Holder]] = {}
+    for module, names in module_names.items():
+        may_be_layer = module not in parts and not any(True for child in module.children() for _ in child.parameters())
+        for attribute, parameter in module._parameters.items():
+            if parameter is not None:
+                layer, weight = parametrized.get(module) or (module, used_for(module, attribute))
+                in_program = parameter in multiplied if module in in_programs else None
+                place = Holder(tuple(names), module, attribute, layer, weight, in_program, may_be_layer)
+                holders.setdefault(parameter, []).append(place)
+    return holders
+
+
+class WhyNot(NamedTuple):
+    """Why a parameter is left alone, and the sentence that says so of this one."""
+
+    reason: Reason
+    sentence: str
+
+    @property
+    def is_general(self) -> bool:
+        """Whether it is not ``select`` or ``exclude`` that leaves it alone."""
+        return self.reason not in (Reason.NOT_SELECTED, Reason.EXCLUDED)
+
+
+class Selection:
+    """The meaning of ``select``: says of each parameter that it is to be converted, or why not.
+
+    Args:
+        select: As in :func:`bnnify.convert`.
+        holders: The parameters of the model, each with every place that holds it.
+        exclude: As in :func:`bnnify.convert`.
+
+    Raises:
+        ConversionError: ``select`` is of an unknown kind, or a glob in it or in ``exclude`` matches nothing.
+    """
+
+    def __init__(
+        self, select: Select, holders: Mapping[Tensor, Sequence[Holder]], exclude: str | Sequence[str] = ()
+    ) -> None:
+        self._holders = holders
+        self._excluded = Patterns((exclude,) if isinstance(exclude, str) else exclude)
+        self._by_default = select is None
+        self._choose = select if callable(select) else None
+        self._selected = Patterns(())
+        if isinstance(select, str):
+            self._selected = Patterns((select,))
+        elif isinstance(select, Sequence) and select and all(isinstance(pattern, str) for pattern in select):
+            self._selected = Patterns(select)
+        elif select is not None and not callable(select):
+            raise ConversionError(
+                f"Unknown select {select!r}: give a glob, a list of globs, or a function (name, module) -> bool."
+            )
+        for option, patterns in (("select", self._selected), ("exclude", self._excluded)):
+            if (unmatched := _first_unmatched(patterns, holders)) is not None:
+                raise ConversionError(f"{option}={unmatched!r} matches nothing; {known_names(holders)}.")
+
+    def why_not(self) -> dict[Tensor, WhyNot | None]:
+        """Why each parameter is left alone; None for one that is to become Bayesian, in any of its places."""
+        found: dict[Tensor, WhyNot | None] = {}
+        for parameter, places in self._holders.items():
+            reasons = [self._why_not(place, parameter) for place in places]
+            found[parameter] = None if None in reasons else reasons[0]
+            if _matching(self._excluded, places):
+                found[parameter] = _because(Reason.EXCLUDED)
+        return found
+
+    def _why_not(self, place: Holder, parameter: Tensor) -> WhyNot | None:
+        if not is_lazy(parameter) and parameter.numel() == 0:
+            return _because(Reason.EMPTY)
+        if why := unsupported(place.module):
+            return _because(Reason.UNSUPPORTED, why=why)
+        by_module = _by_module(self._selected, place)
+        if _by_name(self._selected, place) - by_module:
+            return None
+        if self._choose is not None:
+            selected = any(self._choose(name, place.layer) for name in place.layer_names)
+        else:
+            selected = self._by_default or bool(by_module)
+        if not selected:
+            return _because(Reason.NOT_SELECTED)
+        return self._why_no_weight(place, parameter)
+
+    def _why_no_weight(self, place: Holder, parameter: Tensor) -> WhyNot | None:
+        """Why a parameter is left alone that stands where weights are asked for."""
+        layer = layer_of(place.layer)
+        names = layer.names_in(place.layer) if layer else ()
+        if layer is None and place.multiplied is None:
+            is_unknown, is_weight = place.may_be_layer or not _is_scale(parameter), False
+        elif layer is None:
+            is_unknown, is_weight = False, bool(place.multiplied)
+        else:
+            is_unknown = layer.may_miss(place.layer, place.weight) and not _is_scale(parameter)
+            is_weight = place.weight in names and (layer.by_default or not self._by_default)
+        if not (is_unknown or is_weight):
+            return _because(Reason.OFF_BY_DEFAULT if self._by_default else Reason.NOT_A_WEIGHT)
+        if not parameter.requires_grad and not is_quantized(parameter):
+            return _because(Reason.FROZEN)
+        return _unknown(place, names) if is_unknown else None
+
+
+def resolve(option: str, given: Setting[_T], chosen: Mapping[Tensor, Sequence[Holder]]) -> dict[Tensor, _T]:
+    """What was given for each chosen parameter: the same for all, or the value of its first matching glob.
+
+    Raises:
+        ConversionError: No chosen parameter answers to one of the globs, most likely a slip of the pen.
+    """
+    if given is UNSET:
+        return {}
+    if not isinstance(given, Mapping):
+        return dict.fromkeys(chosen, given)
+    patterns, values = Patterns(given), list(given.values())
+    if (unmatched := _first_unmatched(patterns, chosen)) is not None:
+        raise ConversionError(f"The pattern {unmatched!r} in {option}= matches none of the parameters to convert.")
+    matching = {parameter: _matching(patterns, places) for parameter, places in chosen.items()}
+    return {parameter: values[min(positions)] for parameter, positions in matching.items() if positions}
+
+
+def known_names(holders: Mapping[Tensor, Sequence[Holder]]) -> str:
+    """The first names of the parameters, for a message."""
+    known = ", ".join(f"`{places[0].names[0]}`" for places in list(holders.values())[:5])
+    return f"the model's parameters are {known}{', …' if len(holders) > 5 else ''}"
+
+
+def _because(reason: Reason, **details: str) -> WhyNot:
+    return WhyNot(reason, reason.value.format(**details))
+
+
+def _is_scale(parameter: Tensor) -> bool:
+    """Whether it is a vector or a number, as a scale, a temperature or a token is: no matrix of weights."""
+    return is_lazy(parameter) or sum(size > 1 for size in parameter.shape) < 2
+
+
+def _unknown(place: Holder, known: Sequence[str]) -> WhyNot:
+    module = place.layer
+    others = (name for name in module._parameters if name not in known and not is_derived(module, name))
+    names = [*known, *itertools.islice(others, _FEW)]
+    if place.weight not in names[:_FEW]:
+        names = [*names[: _FEW - 1], place.weight]
+    listed = ", ".join(f'"{name}"' for name in names[:_FEW])
+    return _because(Reason.UNKNOWN_LAYER, layer=type(module).__name__, names=listed)
+
+
+_FEW = 4
+"""How many names of parameters a sentence lists."""
+
+
+def _first_unmatched(patterns: Patterns, holders: Mapping[Tensor, Sequence[Holder]]) -> str | None:
+    """The first of the globs that matches no parameter."""
+    matched = {position for places in holders.values() for position in _matching(patterns, places)}
+    return next((glob for position, glob in enumerate(patterns.globs) if position not in matched), None)
+
+
+def _matching(patterns: Patterns, places: Sequence[Holder]) -> set[int]:
+    """The positions of the globs that match a parameter, or a module that contains it."""
+    return {position for place in places for position in _by_name(patterns, place) | _by_module(patterns, place)}
+
+
+def _by_name(patterns: Patterns, place: Holder) -> set[int]:
+    return {position for name in place.names for position in patterns.matching(name)}
+
+
+def _by_module(patterns: Patterns, place: Holder) -> set[int]:
+    """Those that match the name of the module, or of one that contains it."""
+    parts = (part for name in place.module_names for part in _with_ancestors(name))
+    return {position for part in parts for position in patterns.matching(part)}
+
+
+def _with_ancestors(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[: end + 1]) for end in range(len(parts))]

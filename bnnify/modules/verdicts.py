@@ -1,0 +1,69 @@
+"""What a conversion says about the parameters: its report, and its complaint if nothing or too little is converted."""
+
+__all__ = ["conversion_report", "nothing_to_convert", "refuse_unsupported"]
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from ..errors import ConversionError
+from ..report import ConversionReport, Reason, ReportEntry
+from .bayesian_class import plain_class
+from .becoming import NewPosterior
+from .selection import Holder, WhyNot
+
+
+def conversion_report(
+    holders: Mapping[Tensor, Sequence[Holder]],
+    why_not: Mapping[Tensor, WhyNot | None],
+    posteriors: Mapping[Tensor, NewPosterior],
+    descriptions: Mapping[Tensor, str],
+) -> ConversionReport:
+    """What became of each parameter, and for what reason."""
+    entries = []
+    for parameter, places in holders.items():
+        new, reason = posteriors.get(parameter), why_not[parameter]
+        reason = reason if new is None else None
+        added = [] if new is None else [tensor for tensor in (new.rho, new.prior_mean) if tensor is not None]
+        entries.append(
+            ReportEntry(
+                name=places[0].names[0],
+                module=plain_class(type(places[0].module)).__name__,
+                shape=tuple(parameter.shape),
+                bayesian=new is not None,
+                reason=reason.sentence if reason else "",
+                settings=descriptions.get(parameter, ""),
+                memory=parameter.nbytes,
+                added_memory=sum(tensor.nbytes for tensor in added),
+                unsupported=reason is not None and reason.reason.is_want_of_support,
+            )
+        )
+    return ConversionReport(tuple(entries))
+
+
+def refuse_unsupported(report: ConversionReport) -> None:
+    """Raise if a parameter was left alone for want of support.
+
+    Raises:
+        ConversionError: Names the first ones, with their reasons.
+    """
+    if unsupported := [entry for entry in report.left_alone if entry.unsupported]:
+        listing = "; ".join(f"`{entry.name}` ({entry.module}): {entry.reason}" for entry in unsupported[:3])
+        more = f"; and {len(unsupported) - 3} more" if len(unsupported) > 3 else ""
+        raise ConversionError(
+            f"strict=True, but these parameters were left alone: {listing}{more}. What is meant to stay as it is, name "
+            "in `exclude`."
+        )
+
+
+def nothing_to_convert(model: nn.Module, why_not: Mapping[Tensor, WhyNot | None]) -> str:
+    """The sentence for a model of which nothing is to be converted."""
+    found = f"Nothing to convert in the model ({type(model).__name__}): "
+    if not why_not:
+        return found + "it has no parameters."
+    reasons = [reason for reason in why_not.values() if reason]
+    if any(reason.reason is Reason.FROZEN for reason in reasons):
+        return found + "every layer that could be converted is frozen. Set requires_grad, or select parameters by name."
+    sentences = list(dict.fromkeys(reason.sentence for reason in reasons))
+    listing = "; ".join([*sentences[:3], *(["…"] if len(sentences) > 3 else [])])
+    return found + f"its {len(why_not)} parameters were left alone ({listing}). Name what to convert with `select`."

@@ -1,0 +1,180 @@
+"""Which models run nothing but published code that gives the same output whenever it is called with the same values."""
+
+__all__ = ["State", "is_known", "is_plain", "is_plain_tensor"]
+
+import inspect
+import sys
+from collections.abc import Iterator, Mapping
+from functools import partial, partialmethod
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as global_hooks
+
+from ..draws.companions import PriorMean
+
+_LAYERS = ("timm.", "torch.nn.", "torchvision.", "transformers.")
+"""In eval mode the layers of these depend on nothing but inputs, tensors, their attributes and random numbers."""
+
+_LIBRARIES = {"bnnify", "timm", "torch", "torchvision", "transformers"}
+_LIBRARIES |= {"huggingface_hub", "packaging", "safetensors", "typing_extensions"}
+"""Whose functions such layers call, or import."""
+
+_LIBRARIES_AND_PYTHON = _LIBRARIES | sys.stdlib_module_names
+
+_OTHER_SOURCES = {"numpy", "random", "secrets", "time"}
+"""Where numbers may come from that torch knows nothing of: a layer in a file that imports one of these is not known."""
+
+_READS_UNSEEN = {"numpy", "tolist"}
+"""Methods that read a tensor without an operation of torch."""
+
+_OF_EVERY_MODULE = vars(nn.Module()).keys()
+_IMMUTABLE = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.memory_format)
+
+
+class State:
+    """What the modules of a model hold at one moment: tensors, attributes and what stands in containers among these."""
+
+    def __init__(self, root: nn.Module) -> None:
+        self._root = root
+        self._values = list(_held(root))
+
+    def is_unchanged(self) -> bool:
+        """Whether they hold the same objects now."""
+        now = list(_held(self._root))
+        return len(now) == len(self._values) and all(a is b for a, b in zip(now, self._values, strict=True))
+
+
+def is_known(root: nn.Module) -> bool:
+    """Whether each part of ``root`` is of a class of these libraries, as published, in eval mode and without hooks."""
+    hooks = global_hooks._global_forward_hooks, global_hooks._global_forward_pre_hooks
+    parts = list(root.modules())
+    classes = {getattr(type(part), "_plain_class", type(part)) for part in parts}
+    ids = set(map(id, parts))
+    if any(hooks) or not all(map(_is_published, classes)) or not all(_is_ordinary(part, ids) for part in parts):
+        return False
+    files = {file for cls in classes for file in _files(cls)}
+    # Functions that all layers call. Of torch, Lightning replaces one that no layer does.
+    shared = ({name: value for name, value in vars(torch).items() if name != "compile"}, vars(torch.nn.functional))
+    return all(file is not None and _is_open(file) for file in files) and all(map(_is_original, shared))
+
+
+def is_plain(value: Any) -> bool:
+    """Whether ``value`` is a tensor, or something that nobody can change, or a tuple of such."""
+    if isinstance(value, tuple):
+        return all(map(is_plain, value))
+    return is_plain_tensor(value) or isinstance(value, _IMMUTABLE)
+
+
+def is_plain_tensor(value: Any) -> bool:
+    """Whether ``value`` is a tensor with memory of its own, and not one of another kind."""
+    plain = type(value) in (Tensor, nn.Parameter, nn.Buffer, PriorMean) and value.layout is torch.strided
+    return plain and not (value.is_nested or value.is_quantized or value.is_meta or value.is_inference())
+
+
+def _is_published(cls: type) -> bool:
+    bases = [base for base in cls.__mro__ if base is not object]
+    if not cls.__module__.startswith(_LAYERS) or not all(_is_original(vars(base)) for base in bases):
+        return False
+    return not any(_READS_UNSEEN & _names(inspect.unwrap(each).__code__) for each in _methods(cls))
+
+
+def _methods(cls: type) -> Iterator[FunctionType]:
+    """What runs in a forward: other bases of a layer help to make it, to load it or to generate with it."""
+    for base in cls.__mro__:
+        if "forward" in vars(base) and base is not nn.Module:
+            for function in map(_function, vars(base).values()):
+                if function is not None and function.__name__ != "__init__":
+                    yield function
+
+
+def _files(cls: type) -> set[ModuleType | None]:
+    """The files in which a class and its methods stand; None for one that is not known."""
+    return {sys.modules.get(str(each.__module__)) for each in (cls, *_methods(cls))}
+
+
+def _is_open(file: ModuleType) -> bool:
+    """Whether a file of Python imports no other source of numbers, and no function in it has been replaced."""
+    values = vars(file)
+    registries = (value for value in values.values() if isinstance(value, Mapping))
+    return (
+        not any(_library(value) in _OTHER_SOURCES for value in values.values())
+        and _is_original(values)
+        and all(map(_is_original, registries))  # such as that of attention functions
+    )
+
+
+def _is_original(values: Mapping[str, Any]) -> bool:
+    """Whether the functions among ``values`` are those of the libraries, or of Python itself."""
+    functions = map(_function, values.values())
+    return all(f is None or _library(f) in _LIBRARIES_AND_PYTHON for f in functions) and not any(
+        isinstance(value, partialmethod) for value in values.values()
+    )
+
+
+def _function(value: Any) -> Any:
+    """The function that a class or module holds as ``value``, as it stands there or in a property or the like."""
+    if isinstance(value, (staticmethod, classmethod)):
+        value = value.__func__
+    elif isinstance(value, property):
+        value = value.fget
+    return value if isinstance(value, FunctionType) else None
+
+
+def _is_ordinary(module: nn.Module, parts: set[int]) -> bool:
+    own = {name: value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE}
+    tensors = [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
+    return (
+        not (module.training or module._forward_hooks or module._forward_pre_hooks or module._compiled_call_impl)
+        and all(map(is_plain_tensor, tensors))
+        and "forward" not in own
+        and all(_is_known_value(value, parts) for value in own.values())
+    )
+
+
+def _is_known_value(value: Any, parts: set[int], depth: int = 0) -> bool:
+    if isinstance(value, nn.Module):
+        return id(value) in parts
+    if is_plain(value):
+        return True
+    if isinstance(value, (FunctionType, BuiltinFunctionType, type)):
+        return _library(value) in _LIBRARIES
+    if isinstance(value, partial):
+        inside = [value.func, *value.args, *value.keywords.values()]
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        inside = list(value)
+    elif isinstance(value, Mapping):
+        inside = list(value.values())
+    elif _library(type(value)) in _LIBRARIES:
+        inside = list(getattr(value, "__dict__", {}).values())
+    else:
+        return False
+    return depth < 5 and all(_is_known_value(each, parts, depth + 1) for each in inside)
+
+
+def _library(value: Any) -> str:
+    """The library in which a class or function was written, or which a module belongs to; built-ins are torch's."""
+    if isinstance(value, FunctionType):
+        name = value.__globals__.get("__name__")  # unlike its __module__, functools.wraps does not change it
+    else:
+        name = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+    return name.partition(".")[0] if isinstance(name, str) else "torch"
+
+
+def _names(code: CodeType) -> set[str]:
+    """The names that a function uses, also in functions inside of it."""
+    inner = (_names(constant) for constant in code.co_consts if isinstance(constant, CodeType))
+    return set(code.co_names).union(*inner)
+
+
+def _held(root: nn.Module) -> Iterator[Any]:
+    for module in root.modules():
+        for values in (module._parameters, module._buffers, vars(module)):
+            for value in values.values():
+                yield value
+                if isinstance(value, Mapping):
+                    yield from value.values()
+                elif isinstance(value, (list, tuple, set)):
+                    yield from value

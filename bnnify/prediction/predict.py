@@ -1,0 +1,125 @@
+"""The predictive distribution: averages over networks from the posterior, and the uncertainty that they show."""
+
+__all__ = ["predict"]
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..checks import check_num_samples
+from .averages import Averages, Prediction, concatenate
+from .batches import Arguments, batches_of, count_batches, rows_of
+from .eval_mode import evaluating
+from .likelihood import Likelihood, check_likelihood
+from .loop import passes
+
+
+def predict(
+    module: nn.Module,
+    inputs: Any,
+    num_samples: int = 32,
+    *,
+    likelihood: Likelihood = "values",
+    output: str | int | Callable[[Any], Any] | None = None,
+    class_dim: int | None = None,
+    antithetic: bool = False,
+    progress: bool = False,
+) -> Prediction:
+    """The predictive distribution of ``module`` for ``inputs``, in eval mode, without gradient, and in constant memory.
+
+    It is what ``num_samples`` rounds of ``with bnn.draw(): bnn.module(x)`` give, under the same seed where the batches
+    take less than 256 MiB together. All the batches of a loader, which is read once, are seen by the same networks.
+    The forward runs once for each network and batch. Where every layer is one of torch, torchvision, timm or
+    transformers as published, what comes before the Bayesian weights is computed once for each batch.
+
+    ``inputs`` is one batch, with which the model is called as it stands:
+
+    - a tensor, or any object that is not iterable or has a method ``to`` of its own: the only argument;
+    - a tuple: the arguments; so ``([x, y],)`` is one argument that is a list;
+    - a mapping, such as a ``BatchEncoding``: the keyword arguments;
+
+    or anything that gives batches: a ``DataLoader`` or another loader, a generator, a list. Then results are
+    concatenated along the first dimension, and each batch is moved to the device of the model's first parameter, with
+    all that is nested in it, unless a tensor of it is on another accelerator of the model already. A batch may be
+
+    - a list or tuple ``(inputs,)`` or ``(inputs, target)``, with inputs as above; the target is left out;
+    - a mapping of keyword arguments; its ``labels`` are left out (to pass them on, give ``(mapping,)``);
+    - anything else: the only argument.
+
+    A batch ``(x, t, y)`` does not tell which are inputs: give ``(((x, t), y) for x, t, y in loader)``. A list of
+    tensors that differ in dtype or shape, as one batch ``[x, y]`` of a loader is, is refused: give ``x``.
+
+    ``likelihood`` says what the model's output means:
+
+    ===================  ==========================================================================================
+    ``"values"``         real or complex numbers, averaged as they are; of yes and no (bool) the share of yes
+    ``"logits"``         unnormalised log probabilities of classes along ``class_dim``
+    ``"probabilities"``  probabilities of classes along ``class_dim``
+    ``"binary_logits"``  independent logits of yes/no questions
+    ``"gaussian"``       a pair (mean, variance) of a regression that predicts its own noise
+    ===================  ==========================================================================================
+
+    Args:
+        module: What contains converted modules, such as ``bnn.module``.
+        inputs: One batch, or what gives batches: see above.
+        num_samples: K, the number of networks. Default: ``32``.
+        likelihood: See above. Default: ``"values"``.
+        output: Which part of the model's output: a key or attribute, an index, or a function. Default: all of it.
+        class_dim: The dimension of the classes, for ``"logits"`` and ``"probabilities"``. Segmentation models usually
+            have it at ``1``. Default: the last one; of an output with more than three dimensions it must be said.
+        antithetic: Draw the networks in pairs with the noise ε and -ε. The mean stays unbiased, and where the output is
+            nearly linear in the weights it is far more precise, so that ``std / √K`` is no longer its error. ``std``
+            and the mutual information gain nothing: if the outputs of a pair have the correlation c, the variance
+            that ``std`` is the root of is on average ``(K - 1 - c) / (K - 1)`` times the true one. For c < 0 that is
+            too wide, by at most the factor ``K / (K - 1)``, and never too narrow. Of an odd K the last network has no
+            partner. Default: ``False``.
+        progress: Show a progress bar, which needs rich, from the extra ``cli``. Default: ``False``.
+
+    Raises:
+        ValueError: ``num_samples`` is not positive, ``likelihood`` is unknown, or the loader has no batches; or the
+            output is not what ``likelihood`` says: probabilities that are negative or do not sum to one, one logit
+            where there should be one for each class, a negative variance, NaN. Or outputs cannot be put together: their
+            shape differs between networks, or between batches otherwise than in the first dimension.
+        TypeError: The chosen output is not a tensor (or, for ``"gaussian"``, a pair of tensors), or holds integers; or
+            it is not clear whether ``inputs`` is one batch, or what of it are inputs.
+        ImportError: ``progress`` was asked for, and rich is not installed.
+
+    References:
+        Depeweg et al. 2018, "Decomposition of Uncertainty in Bayesian Deep Learning", eq. 3 (the entropies) and eq. 5.
+    """
+    check_num_samples(num_samples)
+    check_likelihood(likelihood, class_dim)
+    averages: list[Averages] = []
+    rows: list[int | None] = []
+
+    def batches() -> Iterator[Arguments]:
+        for arguments in batches_of(inputs, module):
+            rows.append(rows_of(arguments))
+            yield arguments
+
+    with evaluating(module), torch.no_grad(), _bar(num_samples, inputs, progress) as advance:
+        for index, found in passes(module, batches(), num_samples, output=output, antithetic=antithetic):
+            if index == len(averages):
+                averages.append(Averages(likelihood, class_dim, rows[index]))
+            averages[index].add(found)
+            advance()
+    return concatenate([average.prediction() for average in averages], rows)
+
+
+@contextmanager
+def _bar(num_samples: int, inputs: Any, wanted: bool) -> Iterator[Callable[[], None]]:
+    """What is called after each forward, to move a progress bar on."""
+    if not wanted:
+        yield lambda: None
+        return
+    try:
+        from rich.progress import Progress
+    except ImportError as error:
+        raise ImportError("predict(progress=True) needs rich: pip install 'bnnify[cli]', or leave it out.") from error
+    count = count_batches(inputs)
+    with Progress() as progress:
+        task = progress.add_task("predicting", total=None if count is None else count * num_samples)
+        yield lambda: progress.advance(task)

@@ -1,0 +1,21 @@
+"""What a converted model is trained with, and what fits its σ to data."""
+
+__all__ = [
+    "BernoulliNLL",
+    "CategoricalNLL",
+    "FisherStd",
+    "GaussianNLL",
+    "HeteroscedasticGaussianNLL",
+    "avuc_loss",
+    "elbo",
+    "geometric_weight",
+    "linear_warmup",
+    "tune_std",
+    "uncertainty_threshold",
+]
+
+from .avuc import avuc_loss, uncertainty_threshold
+from .elbo import elbo, geometric_weight, linear_warmup
+from .fisher_std import FisherStd
+from .nll import BernoulliNLL, CategoricalNLL, GaussianNLL, HeteroscedasticGaussianNLL
+from .tune_std import tune_std

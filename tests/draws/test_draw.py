@@ -1,0 +1,155 @@
+"""Draws: one network each, which nest, and the values that somebody puts in the place of a parameter."""
+
+import pytest
+import torch
+import zoo
+from torch import nn
+from torch.func import functional_call
+
+import bnnify
+from bnnify.distributions.gaussian import std
+from bnnify.modules.parameters import bayesian_parameters, unique_bayesian_parameters
+
+
+def mlp(depth: int = 2) -> bnnify.BayesianModel:
+    torch.manual_seed(0)
+    return bnnify.convert(nn.Sequential(*[layer for _ in range(depth) for layer in (nn.Linear(4, 4), nn.Tanh())]))
+
+
+X = torch.linspace(-1, 1, 12).reshape(3, 4)
+
+
+# What a draw is
+
+
+def test_a_draw_is_one_network_for_all_reads_and_forwards_in_it():
+    bnn = mlp()
+    with bnn.draw():
+        weight = bnn.module[0].weight
+        assert bnn.module[0].weight is weight
+        first, second, direct = bnn(X)[0], bnn(X)[0], bnn.module(X)
+    assert torch.equal(first, second)
+    assert torch.equal(first, direct)
+    assert not torch.equal(first, bnn(X)[0])
+
+
+def test_tied_and_shared_weights_have_one_sample_and_one_rho():
+    for name in ("tied_language_model", "used_twice"):
+        model, _ = zoo.build(name)
+        bnn = bnnify.convert(model)
+        first, second = (bnn.module.embed, bnn.module.head) if name.startswith("tied") else (bnn.module.layer,) * 2
+        assert first.weight_rho is second.weight_rho
+        with bnn.draw():
+            assert first.weight is second.weight
+            assert first.weight is not first._parameters["weight"]
+
+
+def test_nested_draws_are_restored_not_cleared():
+    bnn = mlp()
+    with bnn.draw():
+        outer = bnn.module[0].weight
+        with bnn.draw():
+            assert bnn.module[0].weight is not outer
+        assert bnn.module[0].weight is outer
+    assert bnn.module[0].weight is bnn.module[0]._parameters["weight"]
+
+
+def test_a_draw_can_be_entered_again():
+    bnn = mlp()
+    with bnn.draw() as draw:
+        expected = bnn.module(X)
+    with draw:
+        assert torch.equal(bnn.module(X), expected)
+
+
+def test_a_converted_part_follows_the_draw_of_the_whole():
+    part = mlp()
+    whole = bnnify.convert(nn.ModuleDict({"part": part, "rest": nn.Linear(4, 4)}), inplace=True)
+    assert len(list(unique_bayesian_parameters(whole.module))) == 6
+    with whole.draw():
+        weight = part.module[0].weight
+        assert torch.equal(part(X)[0], part.module(X))
+        assert part.module[0].weight is weight
+
+
+@pytest.mark.parametrize("where", ["forward", "draw"])
+def test_an_exception_leaves_no_draw_in_effect(where):
+    bnn = mlp()
+
+    def fail(module: nn.Module, args: tuple) -> None:
+        raise RuntimeError("on purpose")
+
+    def call_in_draw(x: torch.Tensor) -> None:
+        with bnn.draw():
+            bnn.module(x)
+
+    bnn.module[2].register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="on purpose"):
+        (bnn if where == "forward" else call_in_draw)(X)
+    assert all(parameter.active.entry is None for parameter in bayesian_parameters(bnn.module))
+    assert not bnn.module._forward_hooks
+
+
+def test_samples_have_the_mean_and_variance_of_the_posterior_and_are_independent():
+    bnn = mlp()
+    rhos = [parameter.rho for parameter in unique_bayesian_parameters(bnn.module)]
+    for index, rho in enumerate(rhos):
+        rho.data.normal_(-1.0 + 0.3 * index, 0.5)
+    draws = []
+    with torch.no_grad():
+        for _ in range(4000):
+            with bnn.draw():
+                weights = [module.weight for module in bnn.module if isinstance(module, nn.Linear)]
+                biases = [module.bias for module in bnn.module if isinstance(module, nn.Linear)]
+                draws.append(torch.cat([weights[0].flatten(), biases[0], weights[1].flatten(), biases[1]]))
+    samples = torch.stack(draws).double()
+    mean = torch.cat([p.mean.flatten() for p in unique_bayesian_parameters(bnn.module)]).double()
+    sigma = torch.cat([std(rho).flatten() for rho in rhos]).double().detach()
+    standard = (samples - mean) / sigma
+    # Five standard errors of each estimate at n = 4000 independent draws.
+    error = 5 / len(draws) ** 0.5
+    assert standard.mean(0).abs().max() < error
+    assert (standard.var(0) - 1).abs().max() < error * 2**0.5
+    correlation = torch.corrcoef(standard.T) - torch.eye(len(sigma))
+    assert correlation.abs().max() < error
+    between_draws = (standard[1:] * standard[:-1]).mean(0)
+    assert between_draws.abs().max() < error
+
+
+def test_gradients_do_not_depend_on_what_was_drawn_in_between():
+    bnn = mlp()
+    torch.manual_seed(1)
+    output, _ = bnn(X)
+    (expected,) = torch.autograd.grad(output.sum(), bnn.module[0].weight_rho, retain_graph=True)
+    bnn(X)
+    with bnn.draw():
+        bnn.module(X)
+        (found,) = torch.autograd.grad(output.sum(), bnn.module[0].weight_rho)
+    assert torch.equal(found, expected)
+
+
+def test_the_output_may_be_edited_in_place():
+    bnn = bnnify.convert(nn.Linear(4, 4))
+    output, _ = bnn(X)
+    output.mul_(2.0).clamp_(min=0.0)
+    output.sum().backward()
+    assert bnn.module.weight_rho.grad.isfinite().all()
+
+
+# Values that somebody puts in the place of a parameter
+
+
+def test_functional_call_with_other_parameters_samples_around_those():
+    bnn = mlp()
+    values = {name: torch.zeros_like(value) for name, value in bnn.named_parameters()}
+    values |= {name: torch.full_like(value, -200.0) for name, value in bnn.named_parameters() if name.endswith("_rho")}
+    assert torch.equal(functional_call(bnn, values, (X,))[0], torch.zeros(3, 4))
+
+
+def test_a_value_swapped_in_during_a_draw_is_given_back_as_it_stands():
+    bnn = mlp()
+    swapped = torch.zeros(4, 4)
+    with bnn.draw():
+        output = functional_call(bnn.module, {"0.weight": swapped, "0.bias": torch.zeros(4)}, (X,))
+        inner = bnn.module[2].bias
+        assert torch.equal(output, torch.tanh(inner).expand(3, 4))

@@ -1,0 +1,494 @@
+"""Several processes train one Bayesian model: DDP, FSDP2 and distributed checkpoints, on CPU with gloo."""
+
+import copy
+import datetime
+import itertools
+import multiprocessing
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+import torch.nn.functional as F
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+import bnnify
+from bnnify.draws.companions import COMPANIONS
+from bnnify.modules.parameters import unique_bayesian_parameters
+
+pytestmark = pytest.mark.skipif(
+    not dist.is_gloo_available() or "forkserver" not in multiprocessing.get_all_start_methods(),
+    reason="needs gloo, and processes forked from a server",
+)
+
+RANKS = 2
+CERTAIN = 1e-12
+"""A σ below the spacing of float32 around the weights: every draw is the network of the means."""
+
+
+@pytest.fixture
+def in_processes(tmp_path):
+    """Call a function of this module in new processes, as ``function(rank, *arguments)``; it fails where one fails."""
+
+    def run(function, *arguments, ranks=RANKS):
+        # They are forked from a server that has imported torch once. A file is their rendezvous: no port to collide.
+        multiprocessing.set_forkserver_preload(["torch._dynamo", "torch.distributed.fsdp", "bnnify"])
+        torch.multiprocessing.start_processes(
+            _process,
+            (ranks, (tmp_path / "rendezvous").as_uri(), function, arguments),
+            nprocs=ranks,
+            daemon=True,
+            start_method="forkserver",
+        )
+
+    return run
+
+
+def _process(rank, ranks, rendezvous, function, arguments):
+    torch.set_num_threads(1)
+    limit = datetime.timedelta(seconds=60)
+    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=ranks, timeout=limit)
+    function(rank, *arguments)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+class Block(nn.TransformerEncoderLayer):
+    """Has a parent that reads the weight of its child, in the attention."""
+
+    checkpointed = False
+
+    def forward(self, x):
+        return checkpoint(super().forward, x, use_reentrant=False) if self.checkpointed else super().forward(x)
+
+
+def network(seed=0):
+    """A few layers, of few shapes, for FSDP is slow to start on each; no number of rows divides by that of ranks."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        block = Block(5, nhead=1, dim_feedforward=5, dropout=0.0, batch_first=True)
+        return nn.Sequential(nn.Linear(5, 5), block, nn.Linear(5, 5))
+
+
+def convert(posterior_std=CERTAIN, prior=None):
+    return bnnify.convert(network(), posterior_std=posterior_std, prior=prior or bnnify.Gaussian(std=0.5))
+
+
+def joint_batch():
+    return torch.randn(2 * RANKS, 4, 5, generator=torch.Generator().manual_seed(1))
+
+
+def batch_of(rank):
+    return joint_batch()[2 * rank : 2 * (rank + 1)]
+
+
+def objective(bnn, x, forwards=1):
+    losses = []
+    for _ in range(forwards):
+        output, kl = bnn(x)
+        losses.append(bnnify.elbo(output.square().mean(), kl, num_data=100))
+    return torch.stack(losses).mean()
+
+
+def full(tensor):
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def gradients(module):
+    return {name: full(p.grad) for name, p in module.named_parameters() if p.requires_grad}
+
+
+def averaged(gradients):
+    for grad in gradients.values():
+        dist.all_reduce(grad)
+        grad /= dist.get_world_size()
+    return gradients
+
+
+def on_every_rank(tensor):
+    copies = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+    dist.all_gather(copies, tensor.detach().contiguous())
+    return copies
+
+
+def assert_same_on_every_rank(tensor):
+    for other in on_every_rank(tensor):
+        assert torch.equal(other, tensor)
+
+
+def assert_gradients_close(actual, expected):
+    assert any(name.endswith("_rho") for name in expected)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-6)
+
+
+def mesh_of(*shape, names=("replicate", "shard")):
+    return init_device_mesh("cpu", shape, mesh_dim_names=names[-len(shape) :])
+
+
+def shard(bnn, root="module", mesh=None, **options):
+    """FSDP2 as usual: on every layer, and on the root, which keeps what is left over (here the last layer)."""
+    mesh = mesh or mesh_of(dist.get_world_size())
+    for layer in bnn.module[:-1]:
+        fully_shard(layer, mesh=mesh, **options)
+    fully_shard(bnn.module if root == "module" else bnn, mesh=mesh, **options)
+    return bnn
+
+
+# DDP
+
+
+def ddp_joint_batch(rank):
+    for forwards in 1, 2:
+        reference, bnn = convert(), convert()
+        objective(reference, joint_batch()).backward()
+        parallel = DistributedDataParallel(bnn)
+        objective(parallel, batch_of(rank), forwards).backward()
+        assert_gradients_close(gradients(bnn), gradients(reference))
+
+
+def test_ddp_gives_the_gradient_of_the_joint_batch(in_processes):
+    in_processes(ddp_joint_batch)
+
+
+def ddp_own_draws(rank):
+    alone = convert(posterior_std=0.1)
+    bnn = copy.deepcopy(alone)
+    parallel = DistributedDataParallel(bnn)
+    for model in parallel, alone:
+        torch.manual_seed(rank)
+        objective(model, batch_of(rank), forwards=2).backward()
+    for grad in gradients(bnn).values():
+        assert grad.isfinite().all()
+        assert_same_on_every_rank(grad)
+    assert_gradients_close(gradients(bnn), averaged(gradients(alone)))
+
+
+def test_ddp_averages_the_gradients_of_the_draws_of_all_ranks(in_processes):
+    in_processes(ddp_own_draws)
+
+
+# FSDP2
+
+
+def ddp_from_rank_0(rank):
+    bnn = bnnify.convert(network(seed=rank))  # as where only the first rank has read the pretrained weights
+    with torch.no_grad():
+        for parameter in unique_bayesian_parameters(bnn.module):
+            parameter.rho.add_(1.0)
+    DistributedDataParallel(bnn)
+    for tensor in (*bnn.parameters(), *bnn.buffers(), bnn.kl()):
+        assert_same_on_every_rank(tensor)
+
+
+def test_ddp_sends_the_prior_of_the_first_rank_to_all(in_processes):
+    in_processes(ddp_from_rank_0)
+
+
+def ddp_unfrozen(rank):
+    bnn = bnnify.convert(network(), posterior_std=CERTAIN)
+    bnn.requires_grad_(False)
+    bnn.requires_grad_(True)
+    parallel = DistributedDataParallel(bnn)
+    optimizer = torch.optim.SGD(parallel.parameters(), lr=0.1, weight_decay=0.1)
+    priors = [p.prior_mean.clone() for p in unique_bayesian_parameters(bnn)]
+    for _ in range(3):  # from the second step on DDP would wait for a gradient that never comes
+        optimizer.zero_grad()
+        objective(parallel, batch_of(rank)).backward()
+        optimizer.step()
+    for parameter, before in zip(unique_bayesian_parameters(bnn), priors, strict=True):
+        assert torch.equal(parameter.prior_mean, before)
+
+
+def test_ddp_trains_a_model_that_was_unfrozen_and_not_its_prior(in_processes):
+    in_processes(ddp_unfrozen)
+
+
+def ddp_several_forwards(rank):
+    """Buffers are sent around before each forward, and a backward of the one before may still be to come."""
+    bnn = bnnify.convert(network().bfloat16())
+    parallel = DistributedDataParallel(bnn)
+    objective(parallel, batch_of(rank).bfloat16(), forwards=2).backward()
+    assert all(p.grad.isfinite().all() for p in bnn.parameters() if p.requires_grad)
+
+
+def test_several_forwards_under_ddp_may_precede_one_backward(in_processes):
+    in_processes(ddp_several_forwards)
+
+
+def fsdp_default_prior(rank, unfrozen):
+    reference, bnn = bnnify.convert(network()), bnnify.convert(network())
+    for each in (reference, bnn):
+        with torch.no_grad():
+            for parameter in unique_bayesian_parameters(each.module):
+                parameter.rho.add_(1.0)
+                parameter.mean.add_(0.01)
+    shard(bnn)
+    if unfrozen:
+        bnn.requires_grad_(True)
+    torch.testing.assert_close(bnn.kl(), reference.kl())
+    for each in (reference, bnn):
+        each.kl().backward()
+    expected = {name: p.grad for name, p in reference.named_parameters() if p.grad is not None}
+    torch.testing.assert_close({n: full(p.grad) for n, p in bnn.named_parameters() if p.grad is not None}, expected)
+    grouped = {id(p) for group in bnn.parameter_groups(lr=0.1) for p in group["params"]}
+    assert not grouped & {id(p) for name, p in bnn.named_parameters() if name.endswith("_prior_mean")}
+
+
+@pytest.mark.parametrize("unfrozen", [False, True])
+def test_a_sharded_model_has_the_prior_that_it_was_converted_with(in_processes, unfrozen):
+    in_processes(fsdp_default_prior, unfrozen)
+
+
+def fsdp_joint_batch(rank, root):
+    reference = convert()
+    objective(reference, joint_batch()).backward()
+    for reshard_after_forward, forwards in itertools.product((True, False), (1, 2)):
+        bnn = shard(convert(), root, reshard_after_forward=reshard_after_forward)
+        with torch.no_grad():
+            bnn(batch_of(rank))  # a validation step, after which FSDP may leave gathered parameters in place
+        for requires_grad in False, True:
+            objective(bnn, batch_of(rank).requires_grad_(requires_grad), forwards).backward()
+            assert_gradients_close(gradients(bnn), gradients(reference))
+            bnn.zero_grad()
+
+
+@pytest.mark.parametrize("root", ["module", "bnn"])
+def test_fsdp_gives_the_gradient_of_the_joint_batch(in_processes, root):
+    in_processes(fsdp_joint_batch, root)
+
+
+def fsdp_sample_in_full(rank):
+    torch.manual_seed(rank)
+    bnn = shard(convert(posterior_std=0.1))
+    layer, seen = bnn.module[0], []
+    layer.register_forward_pre_hook(lambda *_: seen.append(layer.weight))
+    with bnn.draw():
+        sample = layer.weight
+        bnn(batch_of(rank))
+    assert isinstance(sample, DTensor)
+    assert sample.placements == layer.weight.placements == (Shard(0),)
+    assert type(seen[0]) is torch.Tensor
+    assert torch.equal(seen[0], sample.full_tensor())
+    assert_same_on_every_rank(seen[0])
+    assert not torch.equal(seen[0], layer.weight.full_tensor())
+    assert_same_on_every_rank(bnn.predict(joint_batch(), num_samples=2).mean)
+
+
+def test_every_rank_computes_with_the_full_form_of_one_sharded_sample(in_processes):
+    in_processes(fsdp_sample_in_full)
+
+
+def fsdp_one_draw(rank, checkpointed):
+    torch.manual_seed(rank)
+    bnn = shard(convert(posterior_std=0.1))
+    bnn.module[1].checkpointed = checkpointed
+    with bnn.draw():
+        weights = {name: full(read_in_place(bnn.module, name)).detach() for name in network().state_dict()}
+        output = bnn.module(batch_of(rank))
+    output.square().mean().backward()
+
+    leaves = {name: full(p.detach()).requires_grad_(p.requires_grad) for name, p in bnn.module.named_parameters()}
+    for name, sample in weights.items():
+        mean, rho = leaves[name], leaves.get(f"{name}_rho")
+        noise = 0.0 if rho is None else ((sample - mean) / F.softplus(rho)).detach()
+        weights[name] = mean if rho is None else mean + F.softplus(rho) * noise
+    torch.func.functional_call(network(), weights, joint_batch()).square().mean().backward()
+    expected = {name: leaf.grad for name, leaf in leaves.items()}
+    assert_gradients_close(gradients(bnn.module), expected)
+
+
+def read_in_place(root, name):
+    module, _, attribute = name.rpartition(".")
+    return getattr(root.get_submodule(module), attribute)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_fsdp_gives_the_gradient_of_one_drawn_network_on_the_joint_batch(in_processes, checkpointed):
+    in_processes(fsdp_one_draw, checkpointed)
+
+
+def fsdp_noise(rank):
+    # Shards of one size, which equal noise would make equal.
+    bnn = bnnify.convert(nn.Sequential(nn.Linear(64, 128), nn.Linear(128, 64)), posterior_std=0.1)
+    for layer in bnn.module:
+        fully_shard(layer, mesh=mesh_of(RANKS))
+    layers = [(layer, layer.weight) for layer in bnn.module]
+
+    def noise(seed):
+        torch.manual_seed(seed)
+        with bnn.draw():
+            return torch.cat([((layer.weight - mean) / 0.1).detach().to_local().flatten() for layer, mean in layers])
+
+    for seed in 0, rank:
+        mine = noise(seed)
+        together = torch.stack(on_every_rank(mine))
+        assert abs(together.corrcoef()[0, 1]) < 0.05
+        torch.testing.assert_close(together.mean(), torch.tensor(0.0), rtol=0, atol=0.05)
+        torch.testing.assert_close(together.std(), torch.tensor(1.0), rtol=0, atol=0.05)
+        halves = mine.view(2, -1)
+        assert abs(halves.corrcoef()[0, 1]) < 0.05
+        assert torch.equal(noise(seed), mine)
+        assert not torch.equal(noise(seed + 7), mine)
+
+
+def test_shards_never_share_their_noise_whatever_the_seeds(in_processes):
+    in_processes(fsdp_noise)
+
+
+def hsdp(rank):
+    torch.manual_seed(rank)
+    bnn = shard(convert(posterior_std=0.1), mesh=mesh_of(RANKS, 1))
+    with bnn.draw():
+        assert_same_on_every_rank(bnn.module[0].weight.to_local())
+    objective(bnn, batch_of(rank)).backward()
+    for parameter in bnn.parameters():
+        assert_same_on_every_rank(parameter.grad.to_local())
+
+
+def test_replicas_of_a_shard_share_their_noise_whatever_the_seeds(in_processes):
+    in_processes(hsdp)
+
+
+def fsdp_root_group(rank):
+    alone = convert(posterior_std=0.1)
+    bnn = copy.deepcopy(alone)
+    fully_shard(bnn, mesh=mesh_of(RANKS))
+    optimizers = [torch.optim.SGD(model.parameter_groups(lr=0.1)) for model in (bnn, alone)]
+    for step in range(2):
+        for model in bnn, alone:
+            torch.manual_seed(2 * step + rank)
+            objective(model, batch_of(rank), forwards=2).backward()
+        averaged(gradients(alone))
+        assert_gradients_close(gradients(bnn), gradients(alone))
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def test_parameters_gathered_before_the_draw_average_the_gradients_of_the_draws_of_all_ranks(in_processes):
+    in_processes(fsdp_root_group)
+
+
+def fsdp_kl(rank, root):
+    for prior in bnnify.Gaussian(std=0.5), bnnify.Pretrained(std=0.2):
+        reference = convert(posterior_std=0.1, prior=prior)
+        with torch.no_grad():
+            for parameter in reference.parameters():
+                parameter.add_(0.01 * parameter.requires_grad)
+        bnn = shard(copy.deepcopy(reference), root)
+        for kl in bnn.kl(), bnn(batch_of(rank))[1]:
+            assert type(kl) is torch.Tensor
+            torch.testing.assert_close(kl, reference.kl())
+        for model in bnn, reference:
+            model.kl().backward()
+        assert_gradients_close(gradients(bnn), gradients(reference))
+
+
+@pytest.mark.parametrize("root", ["module", "bnn"])
+def test_the_kl_of_a_sharded_model_and_its_gradient_are_those_of_one_process(in_processes, root):
+    in_processes(fsdp_kl, root)
+
+
+def fsdp_wrapper(rank):
+    reference = convert(posterior_std=0.1)
+    bnn = shard(convert(posterior_std=0.1), root="bnn")
+    sharded = dict(bnn.named_parameters())
+    with torch.no_grad(), bnn.draw():
+        bnn(batch_of(rank))  # the first forward, in which FSDP sets itself up, and leaves what the root keeps gathered
+    for model in bnn, reference:
+        model.kl().backward()
+    actual = {name: full(p.grad) for name, p in sharded.items() if p.requires_grad}
+    assert_gradients_close(actual, gradients(reference))
+
+
+def test_a_draw_and_a_kl_outside_the_forward_see_the_sharded_parameters_of_the_wrapper(in_processes):
+    in_processes(fsdp_wrapper)
+
+
+def fsdp_mixed_precision(rank):
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    bnn = shard(convert(posterior_std=0.1), mp_policy=policy)
+    output, kl = bnn(batch_of(rank))
+    assert output.dtype is torch.bfloat16
+    assert kl.dtype is torch.float32
+    (output.float().square().mean() + kl).backward()
+    for grad in gradients(bnn).values():
+        assert grad.dtype is torch.float32
+        assert grad.isfinite().all()
+
+
+def test_samples_follow_the_mixed_precision_of_fsdp(in_processes):
+    in_processes(fsdp_mixed_precision)
+
+
+def tensor_parallel(rank):
+    def convert_mlp():
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            mlp = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 6))
+        return bnnify.convert(mlp, posterior_std=CERTAIN, prior=bnnify.Gaussian(std=0.5))
+
+    reference, bnn = convert_mlp(), convert_mlp()
+    objective(reference, joint_batch()).backward()
+    mesh = mesh_of(2, 2, names=("data", "tensor"))
+    parallelize_module(bnn.module, mesh["tensor"], {"0": ColwiseParallel(), "2": RowwiseParallel()})
+    fully_shard(bnn.module, mesh=mesh["data"])
+    read, hooked = [], bnn.module[0]
+    hooked.register_forward_pre_hook(lambda *_: read.append(hooked.weight))
+    objective(bnn, batch_of(rank // 2)).backward()
+    assert not isinstance(read[0], nn.Parameter)  # the mean is one, a sample is not
+    assert_gradients_close(gradients(bnn), gradients(reference))
+
+
+def test_fsdp_over_tensor_parallelism_reads_samples(in_processes):
+    in_processes(tensor_parallel, ranks=4)
+
+
+# Checkpoints
+
+
+def checkpoint_round_trip(rank, parallelize, path):
+    def trained(seed):
+        bnn = bnnify.convert(network(seed=seed))
+        with torch.no_grad():
+            for parameter in bnn.parameters():
+                parameter.add_(0.01 * seed * parameter.requires_grad)
+        parallelize(bnn)
+        return bnn
+
+    saved, loaded = trained(seed=1), trained(seed=2)
+    state = saved.module.state_dict()
+    added = [f"{entry.name}{suffix}" for entry in saved.report.bayesian for suffix in COMPANIONS]
+    assert sorted(state) == sorted([*network().state_dict(), *added])
+    dcp.save(state, checkpoint_id=path)
+    state = loaded.module.state_dict()
+    dcp.load(state, checkpoint_id=path)
+    loaded.module.load_state_dict(state)
+    for (name, expected), actual in zip(saved.named_parameters(), loaded.parameters(), strict=True):
+        assert torch.equal(full(actual), full(expected)), name
+    torch.testing.assert_close(loaded.kl(), saved.kl())
+
+
+@pytest.mark.parametrize("parallelize", [nn.Identity(), DistributedDataParallel, shard], ids=["plain", "ddp", "fsdp"])
+def test_distributed_checkpoints_keep_the_original_keys_and_every_value(in_processes, parallelize, tmp_path):
+    in_processes(checkpoint_round_trip, parallelize, tmp_path / "checkpoint")
+
+
+def resharded_checkpoint(rank, path):
+    saved = shard(convert(posterior_std=0.1))
+    dcp.save(saved.module.state_dict(), checkpoint_id=path)
+    plain = bnnify.convert(network(seed=1), posterior_std=0.2)
+    state = plain.module.state_dict()
+    dcp.load({name: value for name, value in state.items() if not name.endswith(COMPANIONS[1:])}, checkpoint_id=path)
+    for name, value in saved.module.state_dict().items():
+        assert torch.equal(state[name], full(value)), name
+
+
+def test_a_sharded_checkpoint_loads_into_a_model_that_is_not_sharded(in_processes, tmp_path):
+    in_processes(resharded_checkpoint, tmp_path / "checkpoint")
