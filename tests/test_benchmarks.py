@@ -108,11 +108,11 @@ def test_a_step_takes_the_mean_of_the_gradients_of_its_draws():
     losses = iter([1.0, 3.0])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-    batch = torch.ones(1, 1), torch.zeros(1)
     fit.fit(
         model.eval(),
         optimizer,
-        [batch],
+        (torch.ones(1, 1), torch.zeros(1)),
+        [torch.tensor([0])],
         lambda model, inputs, labels: next(losses) * model(inputs).sum(),
         schedule=schedule,
         draws=2,

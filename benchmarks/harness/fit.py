@@ -23,9 +23,11 @@ def cross_entropy(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
 def fit(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    data: tuple[Tensor, Tensor],
+    indices: Iterable[Tensor],
     loss: Loss = cross_entropy,
     *,
+    prepare: Callable[[Tensor], Tensor] = lambda inputs: inputs,
     schedule: LRScheduler | None = None,
     draws: int = 1,
     after_step: Callable[[nn.Module], None] = lambda model: None,
@@ -37,8 +39,10 @@ def fit(
     Args:
         model: The model.
         optimizer: The optimizer of its parameters.
-        batches: Inputs and labels.
+        data: Inputs and labels.
+        indices: Those of each batch, as :func:`shuffled` gives them.
         loss: What is minimised. Default: the cross-entropy of its output.
+        prepare: Makes the inputs of the model from those of a batch, such as by augmentation. Default: nothing.
         schedule: The learning rate, step by step; its ``last_epoch`` counts the steps. Default: constant.
         draws: How many times the loss is computed in each step; the gradient is their mean's. Default: ``1``.
         after_step: Called with the model after each step.
@@ -46,10 +50,12 @@ def fit(
         description: For the display of progress.
     """
     model.train()
-    for inputs, labels in track(batches, description, total=steps):
+    inputs, labels = data
+    for index in track(indices, description, total=steps):
+        batch = prepare(inputs[index])
         optimizer.zero_grad()
         for _ in range(draws):
-            (loss(model, inputs, labels) / draws).backward()
+            (loss(model, batch, labels[index]) / draws).backward()
         optimizer.step()
         if schedule:
             schedule.step()

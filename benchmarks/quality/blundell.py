@@ -17,7 +17,7 @@ from torch.nn import functional as F
 import bnnify
 
 from ..harness import report
-from ..harness.data import mnist
+from ..harness.data import Images, mnist
 from ..harness.fit import fit, shuffled
 from ..harness.report import Run
 from .blundell_report import FRACTIONS, MIXTURE, Pruned, Result, plot, pruning_table, table
@@ -77,23 +77,15 @@ def main() -> None:
     run.show(table(results), *([pruning_table(options.widths[-1], pruned)] if pruned else []))
 
 
-@dataclass(frozen=True)
-class Digits:
-    """Digits as the paper feeds them to its networks: 784 pixels, divided by 126."""
-
-    inputs: Tensor
-    labels: Tensor
-
-
 class Training:
     """One network in training, written to a file after each epoch and taken up from there."""
 
     def __init__(
-        self, method: Method, width: int, epochs: int, train: Digits, beta: float = 1.0, compiled: bool = False
+        self, method: Method, width: int, epochs: int, train: Images, beta: float = 1.0, compiled: bool = False
     ) -> None:
         self.method, self.epochs, self.train, self.beta = method, epochs, train, beta
         self.steps = len(train.labels) // BATCH_SIZE
-        self.model = build(method, width).to(train.inputs.device)
+        self.model = build(method, width).to(train.pixels.device)
         self.forward = torch.compile(self.model) if compiled else self.model
         parameters = self.model.parameters()
         if method.prior is None:
@@ -103,10 +95,10 @@ class Training:
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, epochs * self.steps)
         self.log: list[dict[str, float]] = []
 
-    def run_epoch(self, validation: Digits, name: str) -> None:
+    def run_epoch(self, validation: Images, name: str) -> None:
         size = len(self.train.labels)
         warmup_steps = round(self.method.warmup * self.epochs * self.steps)
-        total = torch.zeros(2, device=self.train.inputs.device)
+        total = torch.zeros(2, device=self.train.pixels.device)
 
         def loss(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
             output, kl = self.forward(inputs), total.new_zeros(())
@@ -117,17 +109,15 @@ class Training:
             beta = bnnify.linear_warmup(self.schedule.last_epoch, warmup_steps, self.beta)
             return bnnify.elbo(nll, kl, num_data=size, beta=beta)
 
-        indices = shuffled(size, BATCH_SIZE, self.steps)
-        batches = ((self.train.inputs[index], self.train.labels[index]) for index in indices)
-        description = f"{name}, epoch {len(self.log) + 1} of {self.epochs}"
         fit(
             self.model,
             self.optimizer,
-            batches,
+            self.train,
+            shuffled(size, BATCH_SIZE, self.steps),
             loss,
             schedule=self.schedule,
             steps=self.steps,
-            description=description,
+            description=f"{name}, epoch {len(self.log) + 1} of {self.epochs}",
         )
         nll, kl = (total / self.steps).tolist()
         self.log.append({"nll": nll, "kl": kl, "validation_error": error(self.model, validation)})
@@ -163,7 +153,7 @@ def build(method: Method, width: int) -> nn.Module:
     return bnnify.convert(network, inplace=True, prior=method.prior, posterior_std=method.posterior_std)
 
 
-def train(name: str, width: int, digits: dict[str, Digits], options: argparse.Namespace) -> Training:
+def train(name: str, width: int, digits: dict[str, Images], options: argparse.Namespace) -> Training:
     torch.manual_seed(options.seed)
     training = Training(METHODS[name], width, options.epochs, digits["train"], options.beta, options.compile)
     # The learning rate depends on the length of the training: another length is another network.
@@ -181,7 +171,7 @@ def train(name: str, width: int, digits: dict[str, Digits], options: argparse.Na
     return training
 
 
-def evaluate(training: Training, name: str, width: int, test: Digits, samples: int) -> Result:
+def evaluate(training: Training, name: str, width: int, test: Images, samples: int) -> Result:
     last = training.log[-1]
     ensemble = error(training.model, test, samples) if training.method.prior is not None else None
     return Result(
@@ -189,7 +179,7 @@ def evaluate(training: Training, name: str, width: int, test: Digits, samples: i
     )
 
 
-def prune(bnn: bnnify.BayesianModel, test: Digits, samples: int) -> Iterator[Pruned]:
+def prune(bnn: bnnify.BayesianModel, test: Images, samples: int) -> Iterator[Pruned]:
     for fraction in FRACTIONS:
         network = copy.deepcopy(bnn)
         found = bnnify.prune(network, fraction)
@@ -197,21 +187,22 @@ def prune(bnn: bnnify.BayesianModel, test: Digits, samples: int) -> Iterator[Pru
 
 
 @torch.no_grad()
-def error(model: nn.Module, digits: Digits, samples: int = 0) -> float:
+def error(model: nn.Module, digits: Images, samples: int = 0) -> float:
     """In percent: of the average over draws of the weights or, without samples, of the posterior mean."""
     model.eval()
     if samples:
-        outputs = model.predict(digits.inputs, num_samples=samples, likelihood="logits").mean
+        outputs = model.predict(digits.pixels, num_samples=samples, likelihood="logits").mean
     else:
-        outputs = (model.module if isinstance(model, bnnify.BayesianModel) else model)(digits.inputs)
+        outputs = (model.module if isinstance(model, bnnify.BayesianModel) else model)(digits.pixels)
     return 100 * (outputs.argmax(1) != digits.labels).double().mean().item()
 
 
-def load(data: Path | None, device: str) -> dict[str, Digits]:
+def load(data: Path | None, device: str) -> dict[str, Images]:
+    """Digits as the paper feeds them to its networks: 784 pixels, divided by 126."""
     train, test = mnist(True, data), mnist(False, data)
     parts = {"train": train.take(TRAIN), "validation": train.take(VALIDATION), "test": test}
     return {
-        name: Digits(part.pixels.flatten(1).to(device).float() / 126, part.labels.to(device))
+        name: Images(part.pixels.flatten(1).to(device).float() / 126, part.labels.to(device))
         for name, part in parts.items()
     }
 

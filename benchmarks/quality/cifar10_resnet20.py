@@ -113,15 +113,13 @@ def fine_tune(
             nll = F.cross_entropy(output, labels)
             return nll if kl is None else bnnify.elbo(nll, kl, num_data)
 
-    batches = (
-        (inputs(torch.stack([AUGMENTATION(image) for image in train.pixels[index]])), train.labels[index])
-        for index in shuffled(len(train.labels), BATCH_SIZE, steps)
-    )
     fit(
         made.model,
         optimizer,
-        batches,
+        train,
+        shuffled(len(train.labels), BATCH_SIZE, steps),
         loss,
+        prepare=lambda pixels: inputs(torch.stack([AUGMENTATION(image) for image in pixels])),
         schedule=schedule,
         draws=options.samples,
         after_step=average.update_parameters,

@@ -58,8 +58,8 @@ def trained(train: Images, steps: int) -> nn.Module:
     """Two hidden layers of 100 units, in the middle of their training, where the gradient still matters."""
     network = mlp(width=100, depth=2)
     optimizer = torch.optim.Adam(network.parameters(), 1e-3)
-    batches = (_take(train, torch.randint(len(train.labels), (128,))) for _ in range(steps))
-    fit(network, optimizer, batches, steps=steps)
+    indices = (torch.randint(len(train.labels), (128,)) for _ in range(steps))
+    fit(network, optimizer, train, indices, prepare=_inputs, steps=steps)
     return network
 
 
@@ -80,7 +80,7 @@ def variances(bnn: bnnify.BayesianModel, train: Images, size: int, batches: int)
     torch.manual_seed(size)  # the same batches for every estimator, to begin with
     chosen = [torch.randint(len(train.labels), (size,)) for _ in range(batches)]
     for index in chosen:
-        inputs, labels = _take(train, index)
+        inputs, labels = _inputs(train.pixels[index]), train.labels[index]
         first, second = (_gradients(bnn, groups, inputs, labels) for _ in range(2))
         for name in groups:
             noise[name] += (first[name] - second[name]).square().sum().item() / 2
@@ -115,9 +115,8 @@ def plot(results: dict[str, dict[str, Variances]], path: Path) -> None:
         whole.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
 
 
-def _take(train: Images, index: Tensor) -> tuple[Tensor, Tensor]:
-    pixels, labels = train.take(index)
-    return pixels.float() / 255, labels
+def _inputs(pixels: Tensor) -> Tensor:
+    return pixels.float() / 255
 
 
 def _options() -> argparse.Namespace:

@@ -152,8 +152,17 @@ def _fit(
     steps = epochs * -(-size // BATCH_SIZE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps) if decay else None
     indices = shuffled(size, BATCH_SIZE, steps, drop_last=False)
-    batches = ((_inputs(train.pixels[index]), train.labels[index]) for index in indices)
-    fit(model, optimizer, batches, loss, schedule=schedule, steps=steps, description=description)
+    fit(
+        model,
+        optimizer,
+        train,
+        indices,
+        loss,
+        prepare=_inputs,
+        schedule=schedule,
+        steps=steps,
+        description=description,
+    )
 
 
 def _inputs(pixels: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ def trained(model: nn.Module, inputs: Tensor, targets: Tensor, steps: int) -> nn
         return bnnify.elbo(nll, kl, num_data=POINTS, beta=bnnify.linear_warmup(schedule.last_epoch, steps // 2))
 
     indices = (torch.randint(len(inputs), (128,)) for _ in range(steps))
-    fit(model, optimizer, ((inputs[i], targets[i]) for i in indices), loss, schedule=schedule, steps=steps)
+    fit(model, optimizer, (inputs, targets), indices, loss, schedule=schedule, steps=steps)
     return model
 
 

@@ -102,11 +102,12 @@ def adam_state(network: nn.Module, train: Images, steps: int) -> dict[str, Any]:
     optimizer = torch.optim.Adam(network.parameters(), lr=0.0)
     augment = v2.Compose([v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip()])
     order = torch.randperm(len(train.labels))
-    batches = (
-        (inputs(torch.stack([augment(image) for image in train.pixels[index]])), train.labels[index])
-        for index in order[: steps * BATCH_SIZE].split(BATCH_SIZE)
-    )
-    fit(network, optimizer, batches, steps=steps, description="filling Adam's state")
+    indices = order[: steps * BATCH_SIZE].split(BATCH_SIZE)
+
+    def prepare(pixels: Tensor) -> Tensor:
+        return inputs(torch.stack([augment(image) for image in pixels]))
+
+    fit(network, optimizer, train, indices, prepare=prepare, description="filling Adam's state")
     return optimizer.state_dict()
 
 

@@ -19,7 +19,6 @@ import bnnify
 from ..harness import comparison, peers
 from ..harness.comparison import COMPILED, Calls
 from ..harness.networks.workloads import WORKLOADS
-from ..harness.peers import Bayesian
 
 
 @dataclass(frozen=True)
@@ -82,51 +81,35 @@ def _calls(task: Task, options: argparse.Namespace) -> tuple[Calls, dict[str, in
         row = name.removesuffix(COMPILED)
         kind = "bnnify" if row.startswith("bnnify") else row
         made = peers.variant(kind, network, options.device, options.channels_last, task.only)
-        made.model.eval()
-        predict = (_ours if kind == "bnnify" else _theirs)(row, made, inputs, options, compiled=row != name)
-        calls[name], weights[name] = _without_gradient(predict, options), made.weights
+        predict = _prediction(row, made.model.eval(), inputs, options, compiled=row != name)
+        calls[name] = torch.no_grad()(comparison.autocast(options.device, options.dtype)(predict))
+        weights[name] = made.weights
     return calls, weights
 
 
-def _ours(
-    row: str, made: Bayesian, inputs: list[Tensor], options: argparse.Namespace, compiled: bool
+def _prediction(
+    row: str, model: Any, inputs: list[Tensor], options: argparse.Namespace, compiled: bool
 ) -> Callable[[], object]:
-    """Through a loader where there are several batches; its data set is the list of batches, which costs nothing."""
-    bnn = made.model
-    data = inputs[0] if len(inputs) == 1 else DataLoader(inputs, batch_size=None)
+    """What predicts on all batches; bnnify through a loader where there are several.
+
+    The data set of that loader is the list of batches, which costs nothing.
+    """
+    samples = options.samples
     if row == "bnnify-frozen":
-        frozen = bnnify.freeze(bnn, options.samples)
-        if compiled:
-            frozen.compile(**_how(options))
-        return lambda: [frozen(batch).softmax(-1).mean(0) for batch in inputs]
+        model = bnnify.freeze(model, samples)
     if compiled:
-        bnn.module.compile(**_how(options))
-    settings = {"antithetic": True} if row == "bnnify-antithetic" else {}
-    return lambda: bnn.predict(data, options.samples, likelihood="logits", **settings)
-
-
-def _theirs(
-    row: str, made: Bayesian, inputs: list[Tensor], options: argparse.Namespace, compiled: bool
-) -> Callable[[], object]:
-    model = made.model
+        how = {} if options.device == "cpu" else {"mode": "reduce-overhead"}
+        (model.module if isinstance(model, bnnify.BayesianModel) else model).compile(**how)
     if row == "deterministic":
-        if compiled:
-            model.compile(**_how(options))
-        passes = 1 if len(inputs) == 1 else options.samples
+        passes = 1 if len(inputs) == 1 else samples
         return lambda: [model(batch) for _ in range(passes) for batch in inputs]
-    return lambda: [peers.average(model, batch, options.samples) for batch in inputs]
-
-
-def _how(options: argparse.Namespace) -> dict[str, Any]:
-    return {} if options.device == "cpu" else {"mode": "reduce-overhead"}
-
-
-def _without_gradient(predict: Callable[[], object], options: argparse.Namespace) -> Callable[[], object]:
-    def call() -> object:
-        with torch.no_grad(), comparison.autocast(options.device, options.dtype):
-            return predict()
-
-    return call
+    if row == "bnnify-frozen":
+        return lambda: [model(batch).softmax(-1).mean(0) for batch in inputs]
+    if not isinstance(model, bnnify.BayesianModel):
+        return lambda: [peers.average(model, batch, samples) for batch in inputs]
+    data = inputs[0] if len(inputs) == 1 else DataLoader(inputs, batch_size=None)
+    settings = {"antithetic": True} if row == "bnnify-antithetic" else {}
+    return lambda: model.predict(data, samples, likelihood="logits", **settings)
 
 
 def _options() -> argparse.Namespace:

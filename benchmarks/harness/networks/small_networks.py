@@ -221,9 +221,16 @@ def _train(model: nn.Module, network: Network, inputs: Tensor, labels: Tensor) -
     steps = network.epochs * (len(inputs) // BATCH_SIZE)
     optimizer = torch.optim.Adam(model.parameters(), network.lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, network.lr, total_steps=steps, pct_start=0.1)
-    augment = _augmented if network.augment else nn.Identity()
-    batches = ((augment(inputs[index]), labels[index]) for index in shuffled(len(inputs), BATCH_SIZE, steps))
-    fit(model, optimizer, batches, schedule=schedule, steps=steps, description=f"Training {network.name}")
+    fit(
+        model,
+        optimizer,
+        (inputs, labels),
+        shuffled(len(inputs), BATCH_SIZE, steps),
+        prepare=_augmented if network.augment else nn.Identity(),
+        schedule=schedule,
+        steps=steps,
+        description=f"Training {network.name}",
+    )
 
 
 def _augmented(x: Tensor) -> Tensor:

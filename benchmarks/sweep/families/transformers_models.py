@@ -47,7 +47,7 @@ def _resnet() -> Any:
 
 
 # The sizes in a configuration, and the models that have such a configuration.
-ENCODERS: list[tuple[dict[str, Any], str]] = [
+TEXT: list[tuple[dict[str, Any], str]] = [
     (ENCODER, "BertForMaskedLM RobertaForMaskedLM MPNetForMaskedLM FNetForMaskedLM"),
     (TOKENS | {"dim": 16, "hidden_dim": 24, "n_layers": 2, "n_heads": 2}, "DistilBertForSequenceClassification"),
     (ENCODER | {"embedding_size": 12}, "ElectraForPreTraining"),
@@ -59,8 +59,6 @@ ENCODERS: list[tuple[dict[str, Any], str]] = [
     (ENCODER | {"cls_token_id": 1, "sep_token_id": 2}, "ModernBertForMaskedLM"),
     (ENCODER | {"mask_token_id": 3}, "EsmForMaskedLM"),
     (TOKENS | {"d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 24}, "XLNetLMHeadModel"),
-]
-DECODERS: list[tuple[dict[str, Any], str]] = [
     (GPT, "GPT2LMHeadModel OpenAIGPTLMHeadModel GPTBigCodeForCausalLM"),
     (GPT | {"rotary_dim": 4}, "GPTJForCausalLM"),
     (ENCODER | {"num_layers": 2, "num_heads": 2, "attention_types": ATTENTION}, "GPTNeoForCausalLM"),
@@ -102,15 +100,10 @@ IMAGES: list[tuple[dict[str, Any], str]] = [
 
 def specimens() -> Iterator[Specimen]:
     """One model of each type listed here, under the name that ``config.model_type`` gives it."""
-    for sizes, names in (*ENCODERS, *DECODERS):
-        for name in names.split():
-            yield _specimen(name, sizes, _text)
-    for sizes, names in PAIRS:
-        for name in names.split():
-            yield _specimen(name, sizes, _pair)
-    for sizes, names in IMAGES:
-        for name in names.split():
-            yield _specimen(name, sizes, _image)
+    for inputs, table in ((_text, TEXT), (_pair, PAIRS), (_image, IMAGES)):
+        for sizes, names in table:
+            for name in names.split():
+                yield _specimen(name, sizes, inputs)
     yield _specimen(
         "ViTMAEForPreTraining",
         VISION | MAE,
