@@ -28,7 +28,7 @@ class ConversionError(BnnifyError, ValueError):
 
 
 class DrawError(BnnifyError, RuntimeError):
-    """A converted model that cannot be sampled: it was changed after its conversion, or called in a way it cannot be."""
+    """A converted model that cannot be sampled: it was changed since, or called in a way it cannot be."""
 
 
 class CheckpointError(BnnifyError, ValueError):
