@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from .checks import check_num_samples, describe
 from .draws.draw import Draw
-from .draws.estimators import ESTIMATORS, Estimator, token
+from .draws.estimators import ESTIMATORS, Estimator
 from .draws.outputs import remember, take_off_copied_hooks
 from .modules.parameters import BayesianParameter, bayesian_parameters, unique_bayesian_parameters
 from .prediction.averages import Prediction
@@ -134,7 +134,7 @@ class BayesianModel(nn.Module):
         """
         posteriors = list(unique_bayesian_parameters(self.module))
         means = {id(parameter.mean): parameter.mean for parameter in posteriors}
-        rhos = {id(parameter.rho): parameter.rho for parameter in posteriors if not parameter.is_point}
+        rhos = {id(each): each for parameter in posteriors for each in parameter.companions.values()}
         priors = {id(parameter.prior_mean) for parameter in posteriors}  # which nothing trains
         known = means.keys() | rhos.keys() | priors
         others = {id(p): p for p in self.module.parameters() if id(p) not in known}
@@ -158,15 +158,18 @@ def check_converted(caller: str, bnn: Any) -> None:
 
 def call_in_draw(root: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
     """``forward`` with one network drawn for it, and the KL; parameters for which a draw is in effect keep that."""
-    draw, kl = draw_with_kl(root)  # before the forward, which under FSDP leaves parameters gathered for the backward
+    # The KL comes before the forward, which under FSDP leaves parameters gathered for the backward.
+    draw, kl = draw_with_kl(root, traced=torch.compiler.is_compiling())
     with draw:
         output = forward(*args, **kwargs)
         remember(output)
     return output, kl
 
 
-def draw_with_kl(root: nn.Module) -> tuple[Draw, Tensor]:
+def draw_with_kl(root: nn.Module, traced: bool = False) -> tuple[Draw, Tensor]:
     """Draw what one forward of ``root`` needs: a sample of each Bayesian parameter, or what its estimator keeps.
+
+    ``traced`` says whether the code that calls this is being compiled.
 
     Returns:
         The draw, and KL(q‖p) in nats, summed over all weights; it is computed with the sample, in one function of
@@ -174,24 +177,20 @@ def draw_with_kl(root: nn.Module) -> tuple[Draw, Tensor]:
     """
     parameters = list(bayesian_parameters(root))
     kls: dict[int, Tensor] = {}
-    number = None
 
     def make(parameter: BayesianParameter) -> Tensor | Estimator:
-        nonlocal number
         settings = parameter.settings
         estimator = ESTIMATORS[settings.estimator]
         # A prior may need the sample itself, and of a sharded parameter no rank has the whole.
         if estimator is not None and not settings.prior.needs_sample and not hasattr(parameter.mean, "full_tensor"):
-            number = number or token()
-            if settings.called_again in (None, number):
-                return estimator(parameter.kept_mean, parameter.rho, number)
+            return estimator(parameter.kept_mean, parameter.rho, parameter.name)
         both = parameter.sample_and_kl()
         if both is None:
             return parameter.sample()
         drawn, kls[id(parameter.mean)] = both
         return drawn
 
-    draw = Draw(parameters, make, forward_of=root)
+    draw = Draw(parameters, make, forward_of=root, traced=traced)
     with draw:  # whose samples a prior may need
         terms = {}  # in the order of the parameters, a tied one once
         for parameter in parameters:

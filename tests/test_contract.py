@@ -16,7 +16,8 @@ from torch import nn
 import bnnify
 from bnnify.distributions.gaussian import std
 from bnnify.draws.companions import COMPANIONS
-from bnnify.modules.parameters import bayesian_parameters, settings_of, unique_bayesian_parameters
+from bnnify.modules.parameters import bayesian_parameters, unique_bayesian_parameters
+from bnnify.modules.settings import settings_of
 
 every_model = pytest.mark.parametrize("name", zoo.ZOO)
 SILENT = -200.0  # a rho for which softplus underflows: sigma is zero

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 import bnnify
 from bnnify.distributions.gaussian import std
-from bnnify.modules.parameters import bayesian_parameters, settings_of
+from bnnify.modules.parameters import bayesian_parameters
+from bnnify.modules.settings import settings_of
 
 from . import outputs
 from .families import Specimen

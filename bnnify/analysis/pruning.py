@@ -113,7 +113,7 @@ def prune(bnn: nn.Module, fraction: float, *, per_layer: bool = False) -> Prunin
     noted = {id(parameter.mean) for parameter in parameters}
     for parameter in bayesian_parameters(_root(bnn)):  # a tied one everywhere it stands
         if id(parameter.mean) in noted:
-            parameter.settings.pruned = has_pruned(parameter.rho)
+            parameter.slot.state.has_pruned = has_pruned(parameter.rho)
     return PruningReport(tuple(PruningEntry(p.name, p.mean.numel(), int(is_pruned(p.rho).sum())) for p in parameters))
 
 

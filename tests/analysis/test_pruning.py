@@ -218,7 +218,7 @@ def test_loading_unpruned_weights_ends_it():
     bnnify.prune(bnn, 0.5)
     bnnify.load_weights(bnn, model.state_dict())
     assert torch.equal(bnn.module.weight, model.weight)
-    assert not bnn.module._bayesian["weight"].pruned
+    assert not bnn.module._bayesian["weight"].state.has_pruned
     with bnn.draw():
         assert bnn.module.weight.all()
 
@@ -260,7 +260,7 @@ def test_the_report_names_each_parameter():
 
 
 def test_a_point_posterior_has_no_noise_to_compare_with():
-    bnn = bnnify.convert(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)), estimator={"0": "point"})
+    bnn = bnnify.convert(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)), posterior={"0": bnnify.Point()})
     assert list(bnnify.signal_to_noise(bnn)) == ["1.weight", "1.bias"]
     assert bnnify.prune(bnn, 1.0).numel == 8
     assert bnn.module[0].weight.all()

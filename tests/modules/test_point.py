@@ -48,7 +48,7 @@ def trained(model, loss, **options):
 @pytest.mark.parametrize("name", zoo.ZOO)
 def test_every_model_is_itself_and_learns_as_it_would(name):
     model, inputs = zoo.build(name)
-    bnn = bnnify.convert(model, prior=bnnify.Gaussian(), estimator="point")
+    bnn = bnnify.convert(model, prior=bnnify.Gaussian(), posterior=bnnify.Point())
     names = [name for name, _ in bnn.module.named_parameters()]
     assert names == [name for name, _ in model.named_parameters()]
     assert all("point" in entry.settings and entry.added_memory == 0 for entry in bnn.report.bayesian)
@@ -71,7 +71,7 @@ def test_every_model_is_itself_and_learns_as_it_would(name):
 @pytest.mark.parametrize("prior", PRIORS, ids=str)
 def test_the_penalty_is_minus_the_log_density_of_the_weights(prior):
     model = network()
-    bnn = bnnify.convert(model, prior=prior, estimator="point")
+    bnn = bnnify.convert(model, prior=prior, posterior=bnnify.Point())
     with torch.no_grad():
         for parameter in bnn.module.parameters():
             if parameter.requires_grad:
@@ -95,7 +95,7 @@ def test_the_penalty_is_minus_the_log_density_of_the_weights(prior):
 
 def test_a_gaussian_prior_is_weight_decay():
     model, (x, y), num_data, std = network(), data(), 12, 0.7
-    bnn = bnnify.convert(model, prior=bnnify.Gaussian(std=std), estimator="point")
+    bnn = bnnify.convert(model, prior=bnnify.Gaussian(std=std), posterior=bnnify.Point())
 
     def posterior(bnn):
         output, penalty = bnn(x)
@@ -112,7 +112,7 @@ def test_a_gaussian_prior_is_weight_decay():
 
 def test_a_laplace_prior_is_an_l1_penalty():
     model, (x, y), num_data, scale = network(), data(), 12, 0.4
-    bnn = bnnify.convert(model, prior=bnnify.Laplace(scale=scale), estimator="point")
+    bnn = bnnify.convert(model, prior=bnnify.Laplace(scale=scale), posterior=bnnify.Point())
 
     def posterior(bnn):
         output, penalty = bnn(x)
@@ -126,7 +126,7 @@ def test_a_laplace_prior_is_an_l1_penalty():
 
 def test_without_the_penalty_it_is_maximum_likelihood():
     model, (x, y) = network(), data()
-    bnn = bnnify.convert(model, prior=bnnify.Gaussian(), estimator="point")
+    bnn = bnnify.convert(model, prior=bnnify.Gaussian(), posterior=bnnify.Point())
 
     def likelihood(bnn):
         output, penalty = bnn(x)
@@ -139,19 +139,19 @@ def test_without_the_penalty_it_is_maximum_likelihood():
 
 def test_a_part_of_the_model_may_be_a_point():
     model, (x, _) = network(), data()
-    bnn = bnnify.convert(model, prior=bnnify.Gaussian(), estimator={"0": "point"})
+    bnn = bnnify.convert(model, prior=bnnify.Gaussian(), posterior={"0": bnnify.Point()})
     assert set(bnn.module.state_dict()) == {*model.state_dict(), "2.weight_rho", "2.bias_rho"}
     with bnn.draw():
         assert torch.equal(bnn.module[0].weight, model[0].weight)
         assert not torch.equal(bnn.module[2].weight, model[2].weight)
     prediction = bnn.predict(x, num_samples=3)
     assert prediction.std.all()
-    bnnify.convert(model, estimator="point").predict(x, num_samples=3)
+    bnnify.convert(model, posterior=bnnify.Point()).predict(x, num_samples=3)
 
 
 def test_files_copies_and_the_way_back_work_without_a_rho(tmp_path):
     model, (x, _) = network(), data()
-    bnn = bnnify.convert(model, prior=bnnify.Gaussian(std=0.3), estimator="point")
+    bnn = bnnify.convert(model, prior=bnnify.Gaussian(std=0.3), posterior=bnnify.Point())
     bnnify.save(bnn, tmp_path / "map.pt")
     loaded = bnnify.load(tmp_path / "map.pt", network())
     for other in (loaded, copy.deepcopy(bnn)):
@@ -182,4 +182,4 @@ class NoDensity(bnnify.Prior):
 )
 def test_a_prior_without_a_density_is_refused_at_conversion(prior, found):
     with pytest.raises(bnnify.ConversionError, match=found):
-        bnnify.convert(network(), prior=prior, estimator="point")
+        bnnify.convert(network(), prior=prior, posterior=bnnify.Point())

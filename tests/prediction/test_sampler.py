@@ -124,7 +124,7 @@ def test_tied_parameters_share_a_sample_and_point_posteriors_have_none():
     tied = converted("tied_language_model")
     with Sampler(tied.module).draw(0):
         assert torch.equal(tied.module.embed.weight, tied.module.head.weight)
-    bnn = bnnify.convert(nn.Linear(4, 3), estimator={"weight": "point", "*": "reparameterization"})
+    bnn = bnnify.convert(nn.Linear(4, 3), posterior={"weight": bnnify.Point()})
     sampler = Sampler(bnn.module, antithetic=True)
     with sampler.draw(0):
         assert bnn.module.weight is bnn.module._parameters["weight"]

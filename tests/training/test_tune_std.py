@@ -230,10 +230,10 @@ def test_what_is_pruned_stays_pruned():
 
 def test_points_have_no_std_to_tune():
     model, data = overconfident()
-    bnn = bnnify.convert(model, prior=bnnify.Gaussian(), estimator={"0": "point"})
+    bnn = bnnify.convert(model, prior=bnnify.Gaussian(), posterior={"0": bnnify.Point()})
     assert list(tune_std(bnn, data, num_samples=2, per_layer=True)) == ["2"]
     with pytest.raises(ValueError, match="no parameter of the model has a σ"):
-        tune_std(bnnify.convert(model, prior=bnnify.Gaussian(), estimator="point"), data)
+        tune_std(bnnify.convert(model, prior=bnnify.Gaussian(), posterior=bnnify.Point()), data)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
