@@ -7,18 +7,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from .checks import check_num_samples, describe
 from .draws.draw import Draw
 from .draws.estimators import ESTIMATORS, Estimator, token
 from .draws.outputs import remember, take_off_copied_hooks
+from .errors import ArgumentTypeError
 from .modules.parameters import BayesianParameter, bayesian_parameters, unique_bayesian_parameters
 from .prediction.averages import Prediction
 from .prediction.batches import called_with
-from .prediction.likelihood import Likelihood
+from .prediction.likelihood import LikelihoodLike
 from .prediction.predict import predict
+from .prediction.sampler import Sampler
 from .report import ConversionReport
+from .torch_internals import tree_map
 
 
 class BayesianModel(nn.Module):
@@ -86,9 +88,9 @@ class BayesianModel(nn.Module):
             every other leaf a list.
         """
         check_num_samples(num_samples)
-        outputs = []
-        for _ in range(num_samples):
-            with Draw(bayesian_parameters(self.module)), called_with(self.module, (args, kwargs)):
+        sampler, outputs = Sampler(self.module, gradients=True), []
+        for number in range(num_samples):
+            with sampler.draw(number), called_with(self.module, (args, kwargs)):
                 outputs.append(self.module(*args, **kwargs))
                 remember(outputs[-1])
         return stacked(outputs)
@@ -98,7 +100,7 @@ class BayesianModel(nn.Module):
         inputs: Any,
         num_samples: int = 32,
         *,
-        likelihood: Likelihood = "values",
+        likelihood: LikelihoodLike,
         output: str | int | Callable[[Any], Any] | None = None,
         class_dim: int | None = None,
         antithetic: bool = False,
@@ -151,9 +153,11 @@ class BayesianModel(nn.Module):
 
 
 def check_converted(caller: str, bnn: Any) -> None:
-    """Raise a TypeError unless ``bnn``, which was given to ``caller``, is a converted model."""
+    """Raise an ArgumentTypeError unless ``bnn``, which was given to ``caller``, is a converted model."""
     if not isinstance(bnn, BayesianModel):
-        raise TypeError(f"{caller} takes a converted model, as bnnify.convert(model) gives it, not {describe(bnn)}.")
+        raise ArgumentTypeError(
+            f"{caller} takes a converted model, as bnnify.convert(model) gives it, not {describe(bnn)}."
+        )
 
 
 def call_in_draw(root: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
@@ -212,7 +216,7 @@ def _sum(terms: list[Tensor]) -> Tensor:
 
 def stacked(outputs: list[Any]) -> Any:
     """One output in which each tensor is those of ``outputs`` stacked, and every other leaf a list of theirs."""
-    return pytree.tree_map(lambda *leaves: torch.stack(leaves) if _are_tensors(leaves) else list(leaves), *outputs)
+    return tree_map(lambda *leaves: torch.stack(leaves) if _are_tensors(leaves) else list(leaves), *outputs)
 
 
 def _are_tensors(leaves: tuple[Any, ...]) -> bool:

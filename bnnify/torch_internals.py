@@ -1,12 +1,31 @@
 """Each private name of torch that newer code of bnnify needs, behind a function that says what it is for."""
 
-__all__ = ["is_observed", "is_traced", "is_transformed", "written_arguments"]
+__all__ = [
+    "TorchDispatchMode",
+    "has_global_hooks",
+    "has_own_hooks",
+    "in_transform",
+    "is_compiled",
+    "is_observed",
+    "is_traced",
+    "is_transformed",
+    "memory_is_shared",
+    "tree_flatten",
+    "tree_leaves",
+    "tree_map",
+    "tree_unflatten",
+    "written_arguments",
+]
 
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as global_hooks
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 
 def is_observed() -> bool:
@@ -46,3 +65,29 @@ def written_arguments(operator: Any, args: tuple[Any, ...], kwargs: dict[str, An
     if given.get("training"):
         written += ["running_mean", "running_var"]  # which batch normalisation does not declare
     return [given[name] for name in written if name in given]
+
+
+def in_transform() -> bool:
+    """Tell whether a transform of ``torch.func`` runs this code, where the values of tensors are not at hand."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def memory_is_shared(tensor: Tensor) -> bool:
+    """Tell whether another tensor, such as a view, uses the memory of ``tensor``."""
+    # One reference is that of the tensor, another one that of the storage that is asked here.
+    return torch._C._storage_Use_Count(tensor.untyped_storage()._cdata) > 2
+
+
+def has_global_hooks() -> bool:
+    """Tell whether forward hooks are registered that run for every module."""
+    return bool(global_hooks._global_forward_hooks or global_hooks._global_forward_pre_hooks)
+
+
+def has_own_hooks(module: nn.Module) -> bool:
+    """Tell whether ``module`` has forward hooks of its own."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Tell whether ``module.compile()`` was called, so that another function takes the place of its forward."""
+    return module._compiled_call_impl is not None

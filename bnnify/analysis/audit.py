@@ -12,7 +12,7 @@ from torch import Tensor
 from ..checks import describe
 from ..draws.draw import Draw
 from ..draws.outputs import remember, tensors_in
-from ..errors import DrawError
+from ..errors import ArgumentTypeError, DrawError
 from ..model import BayesianModel, check_converted
 from ..modules.parameters import bayesian_parameters
 from ..prediction.batches import called_with
@@ -73,7 +73,7 @@ def audit(bnn: BayesianModel, *args: Any, optimizer: torch.optim.Optimizer | Non
 
     Raises:
         DrawError: The output holds no tensor through which gradients flow, so that nothing can be told from it.
-        TypeError: ``bnn`` is no converted model, or ``optimizer`` no optimizer.
+        ArgumentTypeError: ``bnn`` is no converted model, or ``optimizer`` no optimizer.
 
     Example::
 
@@ -113,7 +113,7 @@ def _compare(bnn: BayesianModel, optimizer: Any) -> tuple[tuple[str, ...], tuple
     """The trainable parameters of a model that an optimizer does not hold, and what it holds beside the model's."""
     groups = getattr(optimizer, "param_groups", None)
     if not isinstance(groups, list):
-        raise TypeError(f"audit(optimizer) takes a torch.optim.Optimizer, not {describe(optimizer)}.")
+        raise ArgumentTypeError(f"audit(optimizer) takes a torch.optim.Optimizer, not {describe(optimizer)}.")
     own = {id(parameter) for parameter in bnn.parameters()}
     held = {id(parameter) for group in groups for parameter in group["params"]}
     missing = (name for name, p in bnn.module.named_parameters() if p.requires_grad and id(p) not in held)

@@ -87,7 +87,7 @@ def prune(bnn: nn.Module, fraction: float, *, per_layer: bool = False) -> Prunin
         How many weights of each parameter are pruned now.
 
     Raises:
-        TypeError: ``bnn`` is no module.
+        ArgumentTypeError: ``bnn`` is no module.
         ConversionError: The fraction is not between 0 and 1; or the model is not converted; or a parameter is on the
             meta device or sharded, so that its values are not at hand. Nothing has been pruned then.
 

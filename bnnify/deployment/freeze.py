@@ -44,7 +44,7 @@ def freeze(bnn: nn.Module, num_samples: int, *, antithetic: bool = False) -> Ens
             ``False``.
 
     Raises:
-        ValueError: ``num_samples`` is not positive.
+        ArgumentError: ``num_samples`` is not positive.
 
     Example::
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
 from ..checks import describe
+from ..errors import ArgumentError, ArgumentTypeError
 from .devices import devices_of, placed
 
 Arguments: TypeAlias = tuple[tuple[Any, ...], Mapping[str, Any]]
@@ -39,11 +40,13 @@ def is_one_batch(data: Any) -> bool:
     its own, and what cannot be iterated over. Everything else gives batches: a loader, a generator, a list.
 
     Raises:
-        TypeError: It may be either: a list of tensors that are not alike, or of things of several kinds, may be one
-            batch ``[inputs, target]``. Or it gives single examples: a ``Dataset``.
+        ArgumentTypeError: It may be either: a list of tensors that are not alike, or of things of several kinds, may be
+            one batch ``[inputs, target]``. Or it gives single examples: a ``Dataset``.
     """
     if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
-        raise TypeError(f"A {type(data).__name__} gives single examples. Make batches: DataLoader(dataset, 64).")
+        raise ArgumentTypeError(
+            f"A {type(data).__name__} gives single examples. Make batches: DataLoader(dataset, 64)."
+        )
     if isinstance(data, list):
         return _is_one_list(data)
     if isinstance(data, (str, bytes, tuple, Mapping)) or hasattr(data, "to") or hasattr(data, "__array__"):
@@ -61,7 +64,7 @@ def _is_one_list(data: list[Any]) -> bool:
         alike = len({_kind(element) for element in data}) == 1
     if alike:
         return False
-    raise TypeError(
+    raise ArgumentTypeError(
         f"A list is read as batches, and this one, {_described_batch(data)}, looks like one batch that a loader gave. "
         "If it is, pass its input alone, as batch[0], or a tuple of the model's arguments, and where batches are "
         "needed [batch]. If these are batches, pass iter(batches)."
@@ -85,9 +88,9 @@ def _is_tuple(value: Any) -> bool:
 
 
 def check_batches(data: Any, caller: str) -> None:
-    """Raise a TypeError if ``data`` is one batch, or single examples, where ``caller`` needs batches."""
+    """Raise an ArgumentTypeError if ``data`` is one batch, or single examples, where ``caller`` needs batches."""
     if is_one_batch(data):
-        raise TypeError(
+        raise ArgumentTypeError(
             f"{caller} takes what gives batches, a loader, a generator or a list such as [(inputs, target)], and not "
             f"{describe(data)}."
         )
@@ -123,7 +126,7 @@ def batches_of(data: Any, module: nn.Module) -> Iterator[Arguments]:
     model already. ``inputs`` is a tuple of arguments, a mapping of keyword arguments, or the only argument.
 
     Raises:
-        TypeError: A batch has three elements or more, which does not tell which of them are inputs.
+        ArgumentTypeError: A batch has three elements or more, which does not tell which of them are inputs.
     """
     if is_one_batch(data):
         yield as_arguments(data)
@@ -138,15 +141,15 @@ def labelled_batches_of(data: Any, module: nn.Module, caller: str) -> Iterator[t
     """The arguments of ``module`` and the target for each batch, by the rule of :func:`batches_of`.
 
     Raises:
-        TypeError: ``data`` is one batch; or as there.
-        ValueError: A batch has no target.
+        ArgumentTypeError: ``data`` is one batch; or as there.
+        ArgumentError: A batch has no target.
     """
     check_batches(data, caller)
     devices = devices_of(module)
     for batch in data:
         inputs, target = _split(batch)
         if target is _MISSING:
-            raise ValueError(
+            raise ArgumentError(
                 f"{caller} needs batches (input, target), or mappings with `{_TARGET}`; the loader gave "
                 f"{_described_batch(batch)}. Make pairs, for example ((batch.x, batch.y) for batch in loader)."
             )
@@ -162,7 +165,7 @@ def _split(batch: Any) -> tuple[Any, Any]:
         return batch, _MISSING
     if len(batch) in (1, 2):
         return batch[0], batch[1] if len(batch) == 2 else _MISSING
-    raise TypeError(
+    raise ArgumentTypeError(
         f"{_described_batch(batch)} does not tell which of its elements are inputs. Give (inputs, target), with a "
         "tuple where the model takes several inputs: for example (((x, t), y) for x, t, y in loader), or "
         "((x, y) for x, y, weight in loader)."
@@ -192,7 +195,7 @@ def called_with(module: nn.Module, arguments: Arguments) -> Iterator[None]:
     except TypeError as error:
         args, kwargs = arguments
         given = [*map(describe, args), *(f"{name}={describe(value)}" for name, value in kwargs.items())]
-        raise TypeError(
+        raise ArgumentTypeError(
             f"{type(module).__name__}, called with ({', '.join(given)}), raised: {str(error).rstrip('.')}. "
             "What the model is called with: a tensor or an object; each element of a tuple; each value of a mapping by "
             "its name. Of a loader's batch (inputs, target), or of a mapping with `labels`, only the inputs; several "
@@ -204,17 +207,17 @@ def choose(found: Any, output: str | int | Callable[[Any], Any] | None) -> Any:
     """The part of a model's output that ``output`` says: a key or attribute, an index, or a function.
 
     Raises:
-        ValueError: It has no such part.
-        TypeError: ``output`` is of another type.
+        ArgumentError: It has no such part.
+        ArgumentTypeError: ``output`` is of another type.
     """
     if output is None:
         return found
     if callable(output):
         return output(found)
     if isinstance(output, bool) or not isinstance(output, (str, int)):
-        raise TypeError(f"output must be a key, an attribute, an index or a function, not {describe(output)}.")
+        raise ArgumentTypeError(f"output must be a key, an attribute, an index or a function, not {describe(output)}.")
     if isinstance(found, Tensor) and isinstance(output, int):
-        raise ValueError(
+        raise ArgumentError(
             f"output={output} of a single tensor would be one example of the batch. Leave output= out, or choose a "
             f"part with a function, such as lambda out: out[:, {output}]."
         )
@@ -224,6 +227,6 @@ def choose(found: Any, output: str | int | Callable[[Any], Any] | None) -> Any:
         return found[output]
     except (AttributeError, LookupError, TypeError) as error:
         keys = f" with the keys {list(found)}" if isinstance(found, Mapping) else ""
-        raise ValueError(
+        raise ArgumentError(
             f"output={output!r} is no part of what the model returned, a {type(found).__name__}{keys}."
         ) from error

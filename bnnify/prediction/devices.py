@@ -8,8 +8,10 @@ from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
+
+from ..draws.outputs import tensors_in
+from ..torch_internals import tree_map
 
 
 def devices_of(module: nn.Module) -> list[torch.device]:
@@ -26,14 +28,14 @@ def placed(batch: Any, devices: list[torch.device]) -> Any:
     if not devices:
         return batch
     accelerators = set(devices) - {torch.device("cpu")}
-    if any(isinstance(leaf, Tensor) and leaf.device in accelerators for leaf in pytree.tree_leaves(batch)):
+    if any(tensor.device in accelerators for tensor in tensors_in(batch)):
         return batch
     return _moved(batch, devices[0])
 
 
 def _moved(value: Any, device: torch.device) -> Any:
     """A copy of nested containers and dataclasses in which everything that has a method ``to`` is on ``device``."""
-    return pytree.tree_map(lambda leaf: _moved_leaf(leaf, device), value)
+    return tree_map(lambda leaf: _moved_leaf(leaf, device), value)
 
 
 def _moved_leaf(leaf: Any, device: torch.device) -> Any:

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as global_hooks
 
 from ..draws.companions import PriorMean
+from ..torch_internals import has_global_hooks, has_own_hooks, is_compiled
 
 _LAYERS = ("timm.", "torch.nn.", "torchvision.", "transformers.")
 """In eval mode the layers of these depend on nothing but inputs, tensors, their attributes and random numbers."""
@@ -49,11 +49,10 @@ class State:
 
 def is_known(root: nn.Module) -> bool:
     """Whether each part of ``root`` is of a class of these libraries, as published, in eval mode and without hooks."""
-    hooks = global_hooks._global_forward_hooks, global_hooks._global_forward_pre_hooks
     parts = list(root.modules())
     classes = {getattr(type(part), "_plain_class", type(part)) for part in parts}
     ids = set(map(id, parts))
-    if any(hooks) or not all(map(_is_published, classes)) or not all(_is_ordinary(part, ids) for part in parts):
+    if has_global_hooks() or not all(map(_is_published, classes)) or not all(_is_ordinary(part, ids) for part in parts):
         return False
     files = {file for cls in classes for file in _files(cls)}
     # Functions that all layers call. Of torch, Lightning replaces one that no layer does.
@@ -127,7 +126,7 @@ def _is_ordinary(module: nn.Module, parts: set[int]) -> bool:
     own = {name: value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE}
     tensors = [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
     return (
-        not (module.training or module._forward_hooks or module._forward_pre_hooks or module._compiled_call_impl)
+        not (module.training or has_own_hooks(module) or is_compiled(module))
         and all(map(is_plain_tensor, tensors))
         and "forward" not in own
         and all(_is_known_value(value, parts) for value in own.values())

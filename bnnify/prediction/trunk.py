@@ -16,11 +16,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..torch_internals import is_observed, written_arguments
+from ..torch_internals import TorchDispatchMode, is_observed, tree_leaves, tree_map, written_arguments
 from .batches import called_with, choose
 from .known_code import State, is_known, is_plain, is_plain_tensor
 from .sampler import Sampler
@@ -85,17 +83,17 @@ class Trunk:
     def _recorded(self, batch: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         recorder = _Recorder(self._sampler.samples)
         recorder.protect([*self._module.parameters(), *self._module.buffers(), *args, *kwargs.values()])
-        before = self._sampler.generator_states()
+        before = self._sampler.rng_states()
         with recorder:
             found = self._run(args, kwargs)
-        tape = recorder.tape(found) if all(map(torch.equal, before, self._sampler.generator_states())) else None
+        tape = recorder.tape(found) if all(map(torch.equal, before, self._sampler.rng_states())) else None
         # Where every weight is needed again, there is no trunk. A layer that keeps something may do so for any batch.
         saves = tape is not None and not self._weights <= {id(constant) for constant in tape.constants}
         if tape is None or not saves or not self._state.is_unchanged():
             self._on = False
         else:
             self._tapes[batch] = tape
-            found = pytree.tree_map(lambda leaf: _copy(leaf) if recorder.is_constant(leaf) else leaf, found)
+            found = tree_map(lambda leaf: _copy(leaf) if recorder.is_constant(leaf) else leaf, found)
         return found
 
 
@@ -129,15 +127,15 @@ class Tape:
         """
         now = {id(stand_in): samples[mean] for mean, stand_in in self.sampled.items()}
         for operator, args, kwargs, results, finished in self.calls:
-            args, kwargs = pytree.tree_map(lambda leaf: now.get(id(leaf), leaf), (args, kwargs))
-            for value, result in zip(pytree.tree_leaves(operator(*args, **kwargs)), results, strict=True):
+            args, kwargs = tree_map(lambda leaf: now.get(id(leaf), leaf), (args, kwargs))
+            for value, result in zip(tree_leaves(operator(*args, **kwargs)), results, strict=True):
                 if value.shape != result.shape if isinstance(result, Tensor) else value != result:
                     raise Changed
                 if isinstance(result, Tensor):
                     now[id(result)] = value
             for each in finished:
                 del now[each]
-        return pytree.tree_map(lambda leaf: now[id(leaf)] if id(leaf) in now else _copy(leaf), self.output)
+        return tree_map(lambda leaf: now[id(leaf)] if id(leaf) in now else _copy(leaf), self.output)
 
 
 class _Recorder(TorchDispatchMode):
@@ -153,7 +151,7 @@ class _Recorder(TorchDispatchMode):
 
     def protect(self, values: Iterable[Any]) -> None:
         """Let the recording be of no use once one of these tensors is written to."""
-        leaves = pytree.tree_leaves(list(values))
+        leaves = tree_leaves(list(values))
         self._protected |= {_memory(leaf) for leaf in leaves if isinstance(leaf, Tensor) and leaf.numel()}
 
     def is_constant(self, value: Any) -> bool:
@@ -162,7 +160,7 @@ class _Recorder(TorchDispatchMode):
 
     def tape(self, found: Any) -> Tape | None:
         """The tape of the forward, which gave ``found``; None if the recording is of no use."""
-        if not (self._usable and all(map(is_plain, pytree.tree_leaves(found)))):
+        if not (self._usable and all(map(is_plain, tree_leaves(found)))):
             return None
         self._tape.output = self._replaced(found)
         needed = _stand_ins_in(self._tape.output)
@@ -178,11 +176,11 @@ class _Recorder(TorchDispatchMode):
 
     def _note(self, operator: Any, args: Any, kwargs: Any, found: Any) -> bool:
         """Write an operation down if it depends on the samples; whether the recording is still of use."""
-        inputs, results = pytree.tree_leaves((args, kwargs)), pytree.tree_leaves(found)
+        inputs, results = tree_leaves((args, kwargs)), tree_leaves(found)
         tensors = [each for each in inputs if isinstance(each, Tensor)]
         constants = list(filter(self.is_constant, tensors))
         depends = len(constants) < len(tensors)
-        for each in filter(is_plain_tensor, pytree.tree_leaves(written_arguments(operator, args, kwargs))):
+        for each in filter(is_plain_tensor, tree_leaves(written_arguments(operator, args, kwargs))):
             # A constant that is overwritten with what depends on the samples would be another one the next time.
             if _memory(each) in self._protected or (depends and any(each is constant for constant in constants)):
                 return False
@@ -203,13 +201,11 @@ class _Recorder(TorchDispatchMode):
         return self._stand_ins[tensor]
 
     def _replaced(self, values: Any) -> Any:
-        return pytree.tree_map(
-            lambda leaf: self._stand_ins.get(leaf, leaf) if isinstance(leaf, Tensor) else leaf, values
-        )
+        return tree_map(lambda leaf: self._stand_ins.get(leaf, leaf) if isinstance(leaf, Tensor) else leaf, values)
 
 
 def _stand_ins_in(values: Any) -> set[int]:
-    return {id(leaf) for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor) and leaf.is_meta}
+    return {id(leaf) for leaf in tree_leaves(values) if isinstance(leaf, Tensor) and leaf.is_meta}
 
 
 def _memory(tensor: Tensor) -> int:

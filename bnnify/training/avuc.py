@@ -7,7 +7,8 @@ from torch import Tensor
 
 from ..checks import as_number, check_tensor
 from ..distributions.gaussian import at_least_float32
-from ..prediction.likelihood import check_parts
+from ..errors import ArgumentError
+from ..prediction.likelihood import Probabilities
 
 
 def avuc_loss(
@@ -32,8 +33,8 @@ def avuc_loss(
             ``probabilities`` in nats.
 
     Raises:
-        ValueError: The shapes do not fit.
-        TypeError: An argument is no tensor, or the threshold no number.
+        ArgumentError: The shapes do not fit.
+        ArgumentTypeError: An argument is no tensor, or the threshold no number.
 
     References:
         Krishnan, Tickoo 2020, "Improving model calibration with accuracy versus uncertainty optimization".
@@ -71,9 +72,9 @@ def uncertainty_threshold(probabilities: Tensor, labels: Tensor, uncertainty: Te
         uncertainty: As there.
 
     Raises:
-        ValueError: The shapes do not fit, the probabilities are none, or the predictions are all accurate or all
+        ArgumentError: The shapes do not fit, the probabilities are none, or the predictions are all accurate or all
             inaccurate.
-        TypeError: An argument is no tensor.
+        ArgumentTypeError: An argument is no tensor.
 
     Example::
 
@@ -81,11 +82,11 @@ def uncertainty_threshold(probabilities: Tensor, labels: Tensor, uncertainty: Te
         0.3465735912322998
     """
     probabilities, uncertainty = _checked(probabilities, labels, uncertainty)
-    check_parts((probabilities,), "probabilities", class_dim=-1)
+    Probabilities(class_dim=-1).check((probabilities,))
     accurate = probabilities.argmax(-1) == labels
     if accurate.all() or not accurate.any():
         kind = "accurate" if accurate.all() else "inaccurate"
-        raise ValueError(
+        raise ArgumentError(
             f"All {accurate.numel()} predictions are {kind}, and the threshold lies between the mean uncertainties of "
             "accurate and inaccurate ones. Take it from more predictions, or from validation data."
         )
@@ -99,12 +100,12 @@ def _checked(probabilities: Tensor, labels: Tensor, uncertainty: Tensor | None) 
         check_tensor("AvUC: the uncertainty", uncertainty)
     found = [tuple(probabilities.shape), tuple(labels.shape)]
     if probabilities.ndim == 0 or found[0][:-1] != found[1]:
-        raise ValueError(
+        raise ArgumentError(
             f"AvUC takes probabilities with the classes in the last dimension, averaged over draws, and labels of the "
             f"same shape without it; their shapes are {found[0]} and {found[1]}."
         )
     if uncertainty is not None and uncertainty.shape != labels.shape:
-        raise ValueError(
+        raise ArgumentError(
             f"AvUC takes one uncertainty for each label; their shapes are {tuple(uncertainty.shape)} and {found[1]}."
         )
     probabilities = at_least_float32(probabilities)

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..checks import as_number, check_tensor, describe
+from ..errors import ArgumentError, ArgumentTypeError
 
 
 def elbo(nll: Tensor, kl: Tensor, num_data: int, beta: float = 1.0) -> Tensor:
@@ -27,9 +28,9 @@ def elbo(nll: Tensor, kl: Tensor, num_data: int, beta: float = 1.0) -> Tensor:
         beta: The weight of the KL; 1 is the ELBO, less a tempered ("cold") posterior. Default: ``1.0``.
 
     Raises:
-        ValueError: ``nll`` or ``kl`` is neither a scalar nor one number for each draw, ``num_data`` is not a positive
-            integer, or ``beta`` is negative.
-        TypeError: ``nll`` or ``kl`` is not a tensor of real numbers, or ``num_data`` or ``beta`` is no number.
+        ArgumentError: ``nll`` or ``kl`` is neither a scalar nor one number for each draw, ``num_data`` is not a
+            positive integer, or ``beta`` is negative.
+        ArgumentTypeError: ``nll`` or ``kl`` is not a tensor of real numbers, or ``num_data`` or ``beta`` is no number.
 
     References:
         Blundell et al. 2015, "Weight Uncertainty in Neural Networks", eq. 1.
@@ -45,24 +46,26 @@ def elbo(nll: Tensor, kl: Tensor, num_data: int, beta: float = 1.0) -> Tensor:
     _check_term("elbo(kl)", kl, "Pass the second of what the model returns: output, kl = bnn(x).")
     count = as_number("elbo(num_data)", num_data, "It is the size of the training set: len(loader.dataset).")
     if nll.ndim > 1 or kl.shape not in ((), nll.shape):
-        raise ValueError(
+        raise ArgumentError(
             "elbo takes the mean NLL of a batch and the summed KL: two scalars, or one of each for every draw; their "
             f"shapes are {tuple(nll.shape)} and {tuple(kl.shape)}. Reduce them first (reduction='mean' for the NLL)."
         )
     if isinstance(count, bool) or not 1 <= count < math.inf or count != int(count):
-        raise ValueError(
+        raise ArgumentError(
             f"num_data is the number of terms in the training set, a positive integer, not {num_data!r}. "
             "It is not the batch size."
         )
     if not as_number("elbo(beta)", beta) >= 0:
-        raise ValueError(f"beta must not be negative, and is {beta!r}.")
+        raise ArgumentError(f"beta must not be negative, and is {beta!r}.")
     return nll.mean() + (beta / num_data) * kl.mean()
 
 
 def _check_term(name: str, term: Any, hint: str) -> None:
     check_tensor(name, term, hint)
     if not term.is_floating_point():
-        raise TypeError(f"{name} must hold real numbers, and {describe(term)} has the dtype {term.dtype}. {hint}")
+        raise ArgumentTypeError(
+            f"{name} must hold real numbers, and {describe(term)} has the dtype {term.dtype}. {hint}"
+        )
 
 
 def linear_warmup(step: int, warmup_steps: int, final: float = 1.0) -> float:
@@ -76,8 +79,8 @@ def linear_warmup(step: int, warmup_steps: int, final: float = 1.0) -> float:
         final: Default: ``1.0``, the ELBO.
 
     Raises:
-        ValueError: A step is negative.
-        TypeError: One of them is no number.
+        ArgumentError: A step is negative.
+        ArgumentTypeError: One of them is no number.
 
     References:
         Sønderby et al. 2016, "Ladder Variational Autoencoders", section 2.3 (for latent variables).
@@ -91,7 +94,7 @@ def linear_warmup(step: int, warmup_steps: int, final: float = 1.0) -> float:
     as_number("linear_warmup(warmup_steps)", warmup_steps)
     as_number("linear_warmup(final)", final)
     if step < 0 or warmup_steps < 0:
-        raise ValueError(f"Steps count from 0; found step={step!r} and warmup_steps={warmup_steps!r}.")
+        raise ArgumentError(f"Steps count from 0; found step={step!r} and warmup_steps={warmup_steps!r}.")
     return final if step >= warmup_steps else final * step / warmup_steps
 
 
@@ -106,8 +109,8 @@ def geometric_weight(batch: int, num_batches: int) -> float:
         num_batches: M, the number of batches in an epoch.
 
     Raises:
-        ValueError: ``batch`` is not one of the epoch.
-        TypeError: One of them is no number.
+        ArgumentError: ``batch`` is not one of the epoch.
+        ArgumentTypeError: One of them is no number.
 
     References:
         Blundell et al. 2015, "Weight Uncertainty in Neural Networks", section 3.4.
@@ -120,6 +123,6 @@ def geometric_weight(batch: int, num_batches: int) -> float:
     as_number("geometric_weight(batch)", batch, "It counts the batches of an epoch, as enumerate(loader) does.")
     as_number("geometric_weight(num_batches)", num_batches, "It is len(loader).")
     if not 0 <= batch < num_batches:
-        raise ValueError(f"batch counts from 0 to num_batches - 1; found {batch!r} of {num_batches!r}.")
+        raise ArgumentError(f"batch counts from 0 to num_batches - 1; found {batch!r} of {num_batches!r}.")
     # Divided through by 2^M, which no float holds for an epoch of two thousand batches.
     return num_batches * 2.0 ** -(batch + 1) / (1.0 - 2.0**-num_batches)

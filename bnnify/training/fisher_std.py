@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from ..checks import as_number, check_module, check_positive, describe
 from ..distributions.gaussian import at_least_float32
 from ..distributions.initial_std import DEFAULT_POSTERIOR_STD, NamedPosteriorStd, PosteriorStd, as_posterior_std
-from ..errors import ConversionError
+from ..errors import ArgumentTypeError, ConversionError
 from ..model import BayesianModel
 from ..prediction.batches import batches_of, check_batches
 from ..prediction.eval_mode import evaluating
+from ..prediction.likelihood import LikelihoodLike, as_likelihood
 from .adam_state import mean_squares
-from .example_gradients import Predictive, example_gradients, scores
+from .example_gradients import example_gradients, scores
 
 _GRADIENTS = 2**28
 """How many numbers the gradients of one chunk may hold: 1 GiB in float32."""
@@ -56,7 +57,7 @@ class FisherStd:
 
     def __post_init__(self) -> None:
         if not isinstance(self.fisher, Mapping):
-            raise TypeError(
+            raise ArgumentTypeError(
                 f"FisherStd(fisher) must be a mapping of names to tensors, not {describe(self.fisher)}. "
                 "FisherStd.estimate makes one."
             )
@@ -73,7 +74,7 @@ class FisherStd:
         *,
         num_data: int | None = None,
         prior_std: float | PosteriorStd = DEFAULT_POSTERIOR_STD,
-        likelihood: Predictive = "logits",
+        likelihood: LikelihoodLike,
         output: str | int | Callable[[Any], Any] | None = None,
         class_dim: int | None = None,
         chunk_size: int | None = None,
@@ -95,9 +96,7 @@ class FisherStd:
             num_data: N, the examples in the whole training set, of which the loader may give a part. Default:
                 ``len(loader.dataset)``.
             prior_std: See :class:`FisherStd`. Default: ``Relative(0.2, full_width=32)``.
-            likelihood: What the output means: ``"logits"`` of classes along ``class_dim``, ``"binary_logits"``,
-                ``"gaussian"`` for a pair (mean, variance), or a function that makes a ``torch.distributions`` object of
-                it, such as ``lambda mean: Normal(mean, 0.1)``. Default: ``"logits"``.
+            likelihood: What the output means, as in :func:`bnnify.tune_std`.
             output: Which part of the model's output: a key or attribute, an index, or a function. Default: all of it.
             class_dim: The dimension of the classes, as in ``predict``. Default: the last one.
             chunk_size: How many examples are differentiated at a time, by ``torch.func.vmap``; memory grows with it.
@@ -107,12 +106,13 @@ class FisherStd:
         Raises:
             ConversionError: The model has nothing to differentiate, the loader is empty or does not tell its number of
                 data, tensors do not have examples along the first dimension, or vmap cannot do the model.
-            ValueError: The output cannot mean what the likelihood says, or is not finite.
-            TypeError: An argument is of a wrong type; ``loader`` is one batch; or it is not clear what of a batch are
-                inputs.
+            ArgumentError: The output cannot mean what the likelihood says, or is not finite.
+            ArgumentTypeError: An argument is of a wrong type; ``loader`` is one batch; or it is not clear what of a
+                batch are inputs.
         """
         check_batches(loader, "FisherStd.estimate")
         check_module("FisherStd.estimate(model)", model)
+        meaning = as_likelihood(likelihood, class_dim)
         if chunk_size is not None:
             check_positive("FisherStd.estimate(chunk_size)", chunk_size)
         model = model.module if isinstance(model, BayesianModel) else model
@@ -129,7 +129,7 @@ class FisherStd:
         seen = 0
         with evaluating(model):
             for inputs in batches_of(loader, model):
-                of_output = scores(model, inputs, likelihood, output, class_dim)
+                of_output = scores(model, inputs, meaning, output)
                 seen += len(of_output[0])
                 for gradients in example_gradients(model, parameters, inputs, of_output, output, chunk_size):
                     for name, gradient in gradients.items():
@@ -170,7 +170,7 @@ class FisherStd:
 
         Raises:
             ConversionError: It is not the state of Adam, or not of this model.
-            TypeError: An argument is of a wrong type.
+            ArgumentTypeError: An argument is of a wrong type.
         """
         as_number("FisherStd.from_adam(batch_size)", batch_size)
         check_positive("FisherStd.from_adam(batch_size)", batch_size)
