@@ -32,7 +32,7 @@ class FisherStd:
     that the predictions depend on gets a small σ, and one that they do not notice gets s, the std of a Gaussian prior.
     Make one with :meth:`estimate` or :meth:`from_adam`, and give it to :func:`bnnify.convert`::
 
-        fisher = FisherStd.estimate(model, train_loader)
+        fisher = FisherStd.estimate(model, train_loader, likelihood="logits")
         bnn = bnnify.convert(model, posterior_std=fisher)
 
     The converted model keeps the σ, not the rule: in its settings, and in files, stands the root mean square of each
