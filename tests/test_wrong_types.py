@@ -104,7 +104,7 @@ def test_an_argument_of_a_wrong_type_is_refused_by_name(call):
     ],
 )
 def test_an_argument_that_a_conversion_cannot_use_is_refused_by_name(function, match):
-    with pytest.raises(bnnify.ConversionError, match=match):
+    with pytest.raises((bnnify.ArgumentError, bnnify.ConversionError), match=match):
         function()
 
 

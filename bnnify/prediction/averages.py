@@ -1,4 +1,4 @@
-"""Averages over networks from the posterior, and the uncertainty that they show."""
+"""Streaming averages over networks, and the prediction that they give."""
 
 __all__ = ["Averages", "Prediction", "concatenate"]
 
@@ -24,10 +24,10 @@ class Prediction:
         mean: The predictive mean: mean class probabilities for a classifier, the mean value otherwise.
         std: The standard deviation over networks of what was averaged (epistemic spread; zero for a single sample).
         num_samples: The number of networks.
-        predictive_entropy: H[E p(y|x, w)] in nats: the total uncertainty of a classification. None for values, which
-            is what an output holds unless ``likelihood=`` says otherwise.
-        expected_entropy: E H[p(y|x, w)] in nats: the part that every network agrees on (aleatoric). None for values.
-        aleatoric_std: √E[σ²(x)], the noise that the networks predict, for ``likelihood="gaussian"``. None otherwise.
+        predictive_entropy: H[E p(y|x, w)] in nats: the total uncertainty of a classification. None for a regression.
+        expected_entropy: E H[p(y|x, w)] in nats: the part that every network agrees on (aleatoric). None likewise.
+        aleatoric_std: √E[σ²(x)], the noise that the networks predict, under ``likelihood="gaussian"`` or a function.
+            None otherwise.
     """
 
     mean: Tensor
@@ -39,7 +39,7 @@ class Prediction:
 
     @property
     def mutual_information(self) -> Tensor | None:
-        """I(y; w|x) = predictive_entropy - expected_entropy in nats: what the networks disagree on (epistemic)."""
+        """I(y; w|x) = predictive_entropy - expected_entropy in nats: the disagreement of the networks (epistemic)."""
         if self.predictive_entropy is None or self.expected_entropy is None:
             return None
         return (self.predictive_entropy - self.expected_entropy).clamp(min=0)
@@ -65,7 +65,7 @@ class Averages:
         self._shape: torch.Size | None = None
 
     def add(self, found: Any) -> None:
-        """Take in the output of one network.
+        """Add the output of one network.
 
         Raises:
             ArgumentTypeError: It is not of the kind that the likelihood needs.
@@ -83,55 +83,55 @@ class Averages:
             )
         mean = self._likelihood.mean(parts)
         self._values.add(mean)
-        for average, value in (
-            (self._variances, self._likelihood.variance(parts)),
-            (self._entropies, self._likelihood.entropy(mean)),
-        ):
-            if value is not None:
-                average.add(value)
+        self._variances.add(self._likelihood.variance(parts))
+        self._entropies.add(self._likelihood.entropy(mean))
 
     def prediction(self) -> Prediction:
-        """The prediction from what was taken in.
+        """Make the prediction from the outputs so far.
 
         Raises:
             ArgumentError: The average cannot mean what the likelihood says.
         """
-        mean, classifies = self._values.mean, self._entropies.count > 0
+        mean, variance = self._values.mean, self._variances.mean
         self._likelihood.check_average(mean)
         return Prediction(
             mean=mean,
             std=self._values.std,
             num_samples=self._values.count,
             predictive_entropy=self._likelihood.entropy(mean),
-            expected_entropy=self._entropies.mean if classifies else None,
-            aleatoric_std=self._variances.mean.sqrt() if self._variances.count else None,
+            expected_entropy=self._entropies.mean,
+            aleatoric_std=None if variance is None else variance.sqrt(),
         )
 
 
 class _Mean:
-    """The mean of a stream of tensors, without keeping them."""
-
-    mean: Any = 0.0  # until there is a first tensor
+    """The mean of a stream of tensors, none of which is kept."""
 
     def __init__(self) -> None:
         self.count = 0
+        self._mean: Any = 0.0
 
-    def add(self, value: Tensor) -> None:
-        value = at_least_float32(value)
-        self.count += 1
-        self.mean = self.mean + (value - self.mean) / self.count
+    @property
+    def mean(self) -> Any:
+        """The mean so far; None if there was no tensor."""
+        return self._mean if self.count else None
+
+    def add(self, value: Tensor | None) -> None:
+        if value is not None:
+            self.count += 1
+            self._mean = self._mean + (at_least_float32(value) - self._mean) / self.count
 
 
 class _Moments(_Mean):
-    """Mean and variance of a stream of tensors, without the cancellation of E[x²] - E[x]²."""
+    """Mean and standard deviation of a stream of tensors, without the cancellation of E[x²] - E[x]²."""
 
     _squares: Any = 0.0
 
-    def add(self, value: Tensor) -> None:
+    def add(self, value: Any) -> None:
         value = at_least_float32(value)
-        difference = value - self.mean
+        difference = value - self._mean
         super().add(value)
-        self._squares = self._squares + (difference * (value - self.mean).conj()).real  # |x|² of complex numbers
+        self._squares = self._squares + (difference * (value - self._mean).conj()).real  # |x|² of complex numbers
 
     @property
     def std(self) -> Tensor:
@@ -139,11 +139,11 @@ class _Moments(_Mean):
 
 
 def concatenate(predictions: list[Prediction], rows: Sequence[int | None]) -> Prediction:
-    """One prediction from those of batches, one after the other along the first dimension.
+    """Concatenate the predictions of batches along the first dimension.
 
     Args:
         predictions: One for each batch.
-        rows: How many examples each batch has, as far as that is known.
+        rows: The number of examples in each batch, as far as it is known.
 
     Raises:
         ArgumentError: There is none; their shapes do not fit or their first dimension does not count examples; or one

@@ -1,4 +1,4 @@
-"""One rule for data: what is one batch and what gives batches, and what of a batch the model is called with."""
+"""The rule for data: tell one batch from what gives batches, and take a model's arguments and the target from it."""
 
 __all__ = [
     "Arguments",
@@ -28,16 +28,16 @@ Arguments: TypeAlias = tuple[tuple[Any, ...], Mapping[str, Any]]
 """Positional and keyword arguments of a model."""
 
 _TARGET = "labels"
-"""The target's name in a batch that is a mapping, as transformers has it."""
+"""The key of the target in a batch that is a mapping, as in transformers."""
 
 _MISSING: Any = object()
 
 
 def is_one_batch(data: Any) -> bool:
-    """Whether ``data`` is one batch, and not something to iterate over that gives batches.
+    """Tell one batch from what gives batches.
 
-    One batch is a tensor, a tuple (of arguments), a mapping (of keyword arguments), text, what has a method ``to`` of
-    its own, and what cannot be iterated over. Everything else gives batches: a loader, a generator, a list.
+    One batch is a tensor, a tuple (of arguments), a mapping (of keyword arguments), text, an object with a method
+    ``to``, or one that is not iterable. Everything else gives batches: a loader, a generator, a list.
 
     Raises:
         ArgumentTypeError: It may be either: a list of tensors that are not alike, or of things of several kinds, may be
@@ -72,7 +72,7 @@ def _is_one_list(data: list[Any]) -> bool:
 
 
 def _kind(element: Any) -> type:
-    """The type of an element, where lists and tuples count as one, and all mappings."""
+    """The type of an element; lists and tuples count as one type, and so do all mappings."""
     if isinstance(element, (list, tuple)):
         return list
     return Mapping if isinstance(element, Mapping) else type(element)
@@ -83,7 +83,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_tuple(value: Any) -> bool:
-    """Whether ``value`` is a tuple of things, and not text or one thing (``PackedSequence``) that is a tuple inside."""
+    """Tell a tuple of things from text, and from one thing that is a tuple inside (``PackedSequence``)."""
     return isinstance(value, tuple) and not hasattr(value, "to") and not _is_text(value)
 
 
@@ -97,7 +97,7 @@ def check_batches(data: Any, caller: str) -> None:
 
 
 def count_batches(data: Any) -> int | None:
-    """How many batches there are; None if nothing tells, as for a generator."""
+    """Count the batches; None if their number is not known, as for a generator."""
     if is_one_batch(data):
         return 1
     try:
@@ -107,23 +107,16 @@ def count_batches(data: Any) -> int | None:
 
 
 def as_arguments(inputs: Any) -> Arguments:
-    """What the model is called with: a tuple holds its arguments, a mapping its keyword arguments."""
+    """Read a tuple as arguments, a mapping as keyword arguments, and anything else as the only argument."""
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
     return (inputs if _is_tuple(inputs) else (inputs,)), {}
 
 
 def batches_of(data: Any, module: nn.Module) -> Iterator[Arguments]:
-    """The arguments of ``module`` for each batch, read once and one by one; the rule is that of ``predict``.
+    """Yield the arguments of ``module`` for each batch, by the rule of :func:`bnnify.prediction.predict`.
 
-    One batch is what :func:`is_one_batch` says, and is used as it stands. Of what gives batches each one may be
-
-    - a list or tuple ``(inputs,)`` or ``(inputs, target)``, where ``inputs`` is as below, and the target is left out;
-    - a mapping of keyword arguments, whose ``labels`` are the target and left out;
-    - anything else, as the only argument,
-
-    and is moved to the device of the model's first parameter, unless a tensor of it is on another accelerator of the
-    model already. ``inputs`` is a tuple of arguments, a mapping of keyword arguments, or the only argument.
+    One batch is used as it stands. What gives batches is read once, and each of them moved to the model's device.
 
     Raises:
         ArgumentTypeError: A batch has three elements or more, which does not tell which of them are inputs.
@@ -138,10 +131,10 @@ def batches_of(data: Any, module: nn.Module) -> Iterator[Arguments]:
 
 
 def labelled_batches_of(data: Any, module: nn.Module, caller: str) -> Iterator[tuple[Arguments, Any]]:
-    """The arguments of ``module`` and the target for each batch, by the rule of :func:`batches_of`.
+    """Yield the arguments of ``module`` and the target for each batch, by the rule of :func:`batches_of`.
 
     Raises:
-        ArgumentTypeError: ``data`` is one batch; or as there.
+        ArgumentTypeError: ``data`` is one batch, or a batch has three elements or more.
         ArgumentError: A batch has no target.
     """
     check_batches(data, caller)
@@ -158,7 +151,7 @@ def labelled_batches_of(data: Any, module: nn.Module, caller: str) -> Iterator[t
 
 
 def _split(batch: Any) -> tuple[Any, Any]:
-    """Inputs and target of a batch that a loader gave."""
+    """Split a batch of a loader into inputs and target."""
     if isinstance(batch, Mapping):
         return {key: value for key, value in batch.items() if key != _TARGET}, batch.get(_TARGET, _MISSING)
     if not (_is_tuple(batch) or isinstance(batch, list)) or _is_text(batch):
@@ -181,7 +174,7 @@ def _described_batch(batch: Any) -> str:
 
 
 def rows_of(arguments: Arguments) -> int | None:
-    """The size of the first dimension of the first tensor among the arguments; None if there is none."""
+    """The number of examples: the first dimension of the first tensor among the arguments; None without one."""
     args, kwargs = arguments
     tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.ndim > 0]
     return len(tensors[0]) if tensors else None
@@ -189,7 +182,11 @@ def rows_of(arguments: Arguments) -> int | None:
 
 @contextmanager
 def called_with(module: nn.Module, arguments: Arguments) -> Iterator[None]:
-    """Say what ``module`` was called with, and by what rule, if the call in this block raises a TypeError."""
+    """Explain a TypeError of the call of ``module`` in this block: what it was called with, and by what rule.
+
+    Raises:
+        ArgumentTypeError: The block raised a TypeError.
+    """
     try:
         yield
     except TypeError as error:
@@ -204,7 +201,7 @@ def called_with(module: nn.Module, arguments: Arguments) -> Iterator[None]:
 
 
 def choose(found: Any, output: str | int | Callable[[Any], Any] | None) -> Any:
-    """The part of a model's output that ``output`` says: a key or attribute, an index, or a function.
+    """Choose a part of a model's output by a key or attribute, an index, or a function; None for all of it.
 
     Raises:
         ArgumentError: It has no such part.

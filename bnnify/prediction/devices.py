@@ -1,4 +1,4 @@
-"""Where a batch goes: to the device of the model, with all that is nested in it."""
+"""Move a batch to the device of a model, with all that is nested in it."""
 
 __all__ = ["devices_of", "placed"]
 
@@ -15,7 +15,7 @@ from ..torch_internals import tree_map
 
 
 def devices_of(module: nn.Module) -> list[torch.device]:
-    """The devices of a model's parameters and buffers, the first parameter's first; none for those without values."""
+    """List the devices of a model's parameters and buffers, the first parameter's first, without the meta device."""
     tensors = chain(module.parameters(), module.buffers())
     return [tensor.device for tensor in tensors if tensor.device.type != "meta"]
 
@@ -23,7 +23,7 @@ def devices_of(module: nn.Module) -> list[torch.device]:
 def placed(batch: Any, devices: list[torch.device]) -> Any:
     """Move ``batch`` to the first of the model's ``devices``, unless a tensor of it is on an accelerator among these.
 
-    Whoever has put it there knows best: a prefetching loader, or the owner of a model on several devices.
+    A prefetching loader, or the owner of a model on several devices, may have put it there on purpose.
     """
     if not devices:
         return batch
@@ -34,7 +34,7 @@ def placed(batch: Any, devices: list[torch.device]) -> Any:
 
 
 def _moved(value: Any, device: torch.device) -> Any:
-    """A copy of nested containers and dataclasses in which everything that has a method ``to`` is on ``device``."""
+    """Copy nested containers and dataclasses with everything that has a method ``to`` on ``device``."""
     return tree_map(lambda leaf: _moved_leaf(leaf, device), value)
 
 

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..checks import check_num_samples
-from ..errors import MissingLibraryError
+from ..checks import check_num_samples, needing
 from .averages import Averages, Prediction, concatenate
 from .batches import Arguments, batches_of, count_batches, rows_of
 from .eval_mode import evaluating
@@ -117,12 +116,8 @@ def _progress_bar(num_samples: int, inputs: Any, wanted: bool) -> Iterator[Calla
     if not wanted:
         yield lambda: None
         return
-    try:
+    with needing("rich", "predict(progress=True)"):
         from rich.progress import Progress
-    except ImportError as error:
-        raise MissingLibraryError(
-            "predict(progress=True) needs rich: pip install 'bnnify[cli]', or leave it out."
-        ) from error
     count = count_batches(inputs)
     with Progress() as progress:
         task = progress.add_task("predicting", total=None if count is None else count * num_samples)

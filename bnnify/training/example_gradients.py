@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from ..errors import ArgumentError, ConversionError
+from ..errors import ArgumentError
 from ..prediction.batches import Arguments, called_with, choose, rows_of
 from ..prediction.likelihood import Likelihood
 from ..torch_internals import tree_flatten, tree_leaves, tree_map, tree_unflatten
@@ -22,8 +22,8 @@ def scores(model: nn.Module, inputs: Arguments, likelihood: Likelihood, output: 
     drawn for a whole batch at once, and the distribution need not be one that vmap understands.
 
     Raises:
-        ArgumentError: The output cannot mean what the likelihood says, or is not finite.
-        ConversionError: Not every tensor of input and output has an example in each row.
+        ArgumentError: The output cannot mean what the likelihood says, or is not finite; or not every tensor of input
+            and output has an example in each row.
     """
     args, kwargs = inputs
     with torch.no_grad(), called_with(model, inputs):
@@ -53,7 +53,7 @@ def example_gradients(
     ``of_output`` are those with respect to the output, as :func:`scores` gives them.
 
     Raises:
-        ConversionError: ``torch.func.vmap`` cannot do the model.
+        ArgumentError: ``torch.func.vmap`` cannot do the model.
     """
     leaves, structure = tree_flatten(inputs)
     places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
@@ -86,18 +86,18 @@ def example_gradients(
             raise
         except Exception as error:
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise ConversionError(
+            raise ArgumentError(
                 f"Cannot take the gradients of single examples of the model ({type(model).__name__}) with "
                 f"torch.func.vmap: {reason} Pass chunk_size=1, which goes without vmap, or use FisherStd.from_adam."
             ) from error
 
 
 def _check_rows(inputs: list[Tensor], outputs: list[Tensor]) -> None:
-    """Raise a ConversionError unless the first dimension of all tensors has one size, the number of examples."""
+    """Raise an ArgumentError unless the first dimension of all tensors has one size, the number of examples."""
     sizes = {tensor.shape[:1] for tensor in [*inputs, *outputs]}
     if len(sizes) > 1 or () in sizes:
         shapes = [[tuple(tensor.shape) for tensor in tensors] for tensors in (inputs, outputs)]
-        raise ConversionError(
+        raise ArgumentError(
             "The Fisher information needs examples along the first dimension of every tensor in input and output; "
             f"their shapes are {shapes[0]} and {shapes[1]}. Give tensors that hold something else (an adjacency, a "
             "mask for all) to the model in another way, choose with output= what has a row for each example, or use "

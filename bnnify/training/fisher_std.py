@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..checks import as_number, check_module, check_positive, describe
 from ..distributions.gaussian import at_least_float32
 from ..distributions.initial_std import DEFAULT_POSTERIOR_STD, NamedPosteriorStd, PosteriorStd, as_posterior_std
-from ..errors import ArgumentTypeError, ConversionError
+from ..errors import ArgumentError, ArgumentTypeError, ConversionError
 from ..model import BayesianModel
 from ..prediction.batches import batches_of, check_batches
 from ..prediction.eval_mode import evaluating
@@ -104,9 +104,9 @@ class FisherStd:
                 gradients fit into 1 GiB.
 
         Raises:
-            ConversionError: The model has nothing to differentiate, the loader is empty or does not tell its number of
-                data, tensors do not have examples along the first dimension, or vmap cannot do the model.
-            ArgumentError: The output cannot mean what the likelihood says, or is not finite.
+            ArgumentError: The model has nothing to differentiate, the loader is empty or does not tell its number of
+                data, tensors do not have examples along the first dimension, vmap cannot do the model, or the output
+                cannot mean what the likelihood says or is not finite.
             ArgumentTypeError: An argument is of a wrong type; ``loader`` is one batch; or it is not clear what of a
                 batch are inputs.
         """
@@ -118,7 +118,7 @@ class FisherStd:
         model = model.module if isinstance(model, BayesianModel) else model
         parameters = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         if not parameters:
-            raise ConversionError(
+            raise ArgumentError(
                 f"Cannot estimate the Fisher information of the model ({type(model).__name__}): "
                 "none of its parameters has requires_grad."
             )
@@ -135,7 +135,7 @@ class FisherStd:
                     for name, gradient in gradients.items():
                         sums[name] += at_least_float32(gradient).square().sum(0)
         if not seen:
-            raise ConversionError("FisherStd.estimate was given a loader without batches.")
+            raise ArgumentError("FisherStd.estimate was given a loader without batches.")
         return cls({name: total / seen for name, total in sums.items()}, num_data, prior_std)
 
     @classmethod
@@ -169,7 +169,7 @@ class FisherStd:
             prior_std: See :class:`FisherStd`. Default: ``Relative(0.2, full_width=32)``.
 
         Raises:
-            ConversionError: It is not the state of Adam, or not of this model.
+            ArgumentError: It is not the state of Adam, or not of this model.
             ArgumentTypeError: An argument is of a wrong type.
         """
         as_number("FisherStd.from_adam(batch_size)", batch_size)
@@ -213,7 +213,7 @@ def _num_data(loader: Iterable[Any]) -> int:
     try:
         return len(loader.dataset)  # type: ignore[attr-defined]
     except (AttributeError, TypeError):
-        raise ConversionError(
+        raise ArgumentError(
             f"The loader ({type(loader).__name__}) does not tell how many data there are. "
             "Pass num_data=, the number of examples in the training set."
         ) from None

@@ -255,7 +255,7 @@ def test_inputs_without_an_example_in_each_row_have_no_fisher_information(chunk_
         def forward(self, x, weights):
             return self.layer(x * weights.sum())
 
-    with pytest.raises(bnnify.ConversionError, match=r"\[\(6, 4\), \(2,\)\] and \[\(6, 3\)\].*from_adam"):
+    with pytest.raises(bnnify.ArgumentError, match=r"\[\(6, 4\), \(2,\)\] and \[\(6, 3\)\].*from_adam"):
         bnnify.FisherStd.estimate(
             Graph(), [((X, torch.ones(2)),)], num_data=6, chunk_size=chunk_size, likelihood="logits"
         )

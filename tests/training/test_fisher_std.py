@@ -12,7 +12,7 @@ from torch.distributions import Categorical, Normal
 from torch.utils.data import DataLoader, TensorDataset
 
 import bnnify
-from bnnify import ConversionError, FisherStd, Relative
+from bnnify import ArgumentError, ConversionError, FisherStd, Relative
 from bnnify.distributions.gaussian import std
 from bnnify.modules.parameters import bayesian_parameters, unique_bayesian_parameters
 
@@ -163,17 +163,17 @@ class LooksAtItsInput(nn.Linear):
 
 def test_what_vmap_cannot_do_says_so_and_goes_one_by_one():
     model, x = LooksAtItsInput(2, 3), torch.randn(4, 2)
-    with pytest.raises(ConversionError, match=r"LooksAtItsInput.*vmap.*chunk_size=1.*from_adam"):
+    with pytest.raises(ArgumentError, match=r"LooksAtItsInput.*vmap.*chunk_size=1.*from_adam"):
         FisherStd.estimate(model, loader(x), likelihood="logits")
     assert FisherStd.estimate(model, loader(x), chunk_size=1, likelihood="logits").fisher["weight"].shape == (3, 2)
 
 
 def test_estimate_says_what_it_misses():
-    with pytest.raises(ConversionError, match=r"Linear.*requires_grad"):
+    with pytest.raises(ArgumentError, match=r"Linear.*requires_grad"):
         FisherStd.estimate(nn.Linear(2, 3).requires_grad_(False), [], likelihood="logits")
-    with pytest.raises(ConversionError, match=r"list.*num_data="):
+    with pytest.raises(ArgumentError, match=r"list.*num_data="):
         FisherStd.estimate(nn.Linear(2, 3), [torch.randn(4, 2)], likelihood="logits")
-    with pytest.raises(ConversionError, match="without batches"):
+    with pytest.raises(ArgumentError, match="without batches"):
         FisherStd.estimate(nn.Linear(2, 3), [], num_data=4, likelihood="logits")
     with pytest.raises(ValueError, match="Unknown likelihood 'softmax'"):
         FisherStd.estimate(nn.Linear(2, 3), [torch.randn(4, 2)], num_data=4, likelihood="softmax")
@@ -265,7 +265,7 @@ def test_from_adam_takes_the_state_of_an_optimizer_of_the_trainable_parameters_a
 
 def test_from_adam_says_what_does_not_fit():
     def complain(match, model, optimizer):
-        with pytest.raises(ConversionError, match=match):
+        with pytest.raises(ArgumentError, match=match):
             FisherStd.from_adam(model, optimizer, num_data=10, batch_size=2)
 
     model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
