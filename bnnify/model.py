@@ -28,13 +28,13 @@ class BayesianModel(nn.Module):
 
     Args:
         module: A module that contains converted ones.
-        report: What the conversion did. Default: an empty one.
+        report: The report of the conversion. Default: an empty one.
 
     Attributes:
         module: The model itself. Calling it outside a draw gives the posterior mean, which is the original network. Its
             ``state_dict`` has the original keys plus ``*_rho``, ``*_prior_mean`` and ``*_initial_std``.
-        report: What the conversion did with each parameter.
-        origin: Where the weights came from, if from a file; :func:`bnnify.save` writes it down. None otherwise.
+        report: The report of the conversion.
+        origin: The file that the weights came from, which :func:`bnnify.save` records; None if from none.
     """
 
     def __init__(self, module: nn.Module, report: ConversionReport | None = None) -> None:
@@ -50,7 +50,7 @@ class BayesianModel(nn.Module):
             take_off_copied_hooks(module)
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
-        """One network from the posterior applied to the input.
+        """Apply one network from the posterior to the input.
 
         Inside :meth:`draw` it is that draw's network, otherwise a fresh one; gradients flow to means and ρ.
 
@@ -81,11 +81,15 @@ class BayesianModel(nn.Module):
         return Draw(bayesian_parameters(self), outputs_of=self.module)
 
     def sample(self, *args: Any, num_samples: int, **kwargs: Any) -> Any:
-        """The outputs of ``num_samples`` networks from the posterior, with gradient and in the current train/eval mode.
+        """Call ``num_samples`` networks from the posterior, with gradient and in the current train/eval mode.
 
         Returns:
             The model's output structure, in which each tensor of shape ``(...)`` has become ``(num_samples, ...)`` and
             every other leaf a list.
+
+        Raises:
+            ArgumentError: ``num_samples`` is not a positive integer.
+            ArgumentTypeError: The model cannot be called with these arguments.
         """
         check_num_samples(num_samples)
         sampler, outputs = Sampler(self.module, gradients=True), []
@@ -215,9 +219,9 @@ def _sum(terms: list[Tensor]) -> Tensor:
 
 
 def stacked(outputs: list[Any]) -> Any:
-    """One output in which each tensor is those of ``outputs`` stacked, and every other leaf a list of theirs."""
-    return tree_map(lambda *leaves: torch.stack(leaves) if _are_tensors(leaves) else list(leaves), *outputs)
+    """Stack the tensors of ``outputs``, which are alike, along a new first dimension; list their other leaves."""
 
+    def together(*leaves: Any) -> Any:
+        return torch.stack(leaves) if all(isinstance(leaf, Tensor) for leaf in leaves) else list(leaves)
 
-def _are_tensors(leaves: tuple[Any, ...]) -> bool:
-    return all(isinstance(leaf, Tensor) for leaf in leaves)
+    return tree_map(together, *outputs)

@@ -10,9 +10,7 @@ import bnnify
 
 ROOT = Path(bnnify.__file__).parent
 PLACES = ("prediction", "training", "analysis", "deployment", "model.py", "report.py")
-FILES = [
-    path for place in PLACES for path in ([ROOT / place] if place.endswith(".py") else (ROOT / place).glob("*.py"))
-]
+FILES = [path for path in sorted(ROOT.rglob("*.py")) if path.relative_to(ROOT).parts[0] in PLACES]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))

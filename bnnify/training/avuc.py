@@ -1,4 +1,4 @@
-"""Accuracy versus uncertainty calibration (AvUC): a loss that wants a classifier to be uncertain where it errs."""
+"""Accuracy versus uncertainty calibration (AvUC), a loss for classifiers that are certain where they err."""
 
 __all__ = ["avuc_loss", "uncertainty_threshold"]
 
@@ -14,16 +14,15 @@ from ..prediction.likelihood import Probabilities
 def avuc_loss(
     probabilities: Tensor, labels: Tensor, threshold: float | Tensor, uncertainty: Tensor | None = None
 ) -> Tensor:
-    """How often a classifier is uncertain where it is right, or certain where it errs, as a loss to minimise.
-
-    log(1 + (n_AU + n_IC) / (n_AC + n_IU)), with n for predictions accurate or inaccurate, certain or uncertain.
+    """log(1 + (n_AU + n_IC) / (n_AC + n_IU)), with n for predictions accurate or inaccurate, certain or uncertain.
 
     A prediction is certain if its uncertainty u is not above the threshold. It counts p·(1 - tanh u) for n_AC, p·tanh u
     for n_AU, (1 - p)·(1 - tanh u) for n_IC and (1 - p)·tanh u for n_IU, where p is the probability of the predicted
-    class; that is what has a gradient. The loss is 0 where no prediction is of the wrong two kinds.
+    class, through which gradients flow. The loss is 0 if no prediction is accurate and uncertain, or inaccurate and
+    certain.
 
-    It is no likelihood, and is meant as a second term beside the ELBO, once the network has learnt enough for the
-    threshold to mean something: ``elbo(nll, kl, num_data) + beta * avuc_loss(...)``.
+    Add it to the ELBO once the network has learnt enough for the threshold to mean something:
+    ``elbo(nll, kl, num_data) + beta * avuc_loss(...)``.
 
     Args:
         probabilities: The predictive distribution, averaged over draws, with the classes in the last dimension.

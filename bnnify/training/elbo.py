@@ -1,4 +1,4 @@
-"""The training objective: the evidence lower bound, per datum, and weights of its KL that change during training."""
+"""The evidence lower bound per datum, and weights of its KL that change during training."""
 
 __all__ = ["elbo", "geometric_weight", "linear_warmup"]
 
@@ -12,7 +12,7 @@ from ..errors import ArgumentError, ArgumentTypeError
 
 
 def elbo(nll: Tensor, kl: Tensor, num_data: int, beta: float = 1.0) -> Tensor:
-    """The negative evidence lower bound (ELBO) per datum, to minimise: ``nll + beta * kl / num_data``.
+    """``nll + beta * kl / num_data``: the negative evidence lower bound (ELBO) per datum, to minimise.
 
     For a data set D of N terms, E_q[-log p(D|w)] + KL(q‖p) divided by N is the mean negative log likelihood of a term
     plus KL/N. A batch estimates the mean; the KL belongs to the weights, of which there is one set for all N terms.
@@ -69,14 +69,14 @@ def _check_term(name: str, term: Any, hint: str) -> None:
 
 
 def linear_warmup(step: int, warmup_steps: int, final: float = 1.0) -> float:
-    """The weight β of the KL in training step ``step``: from 0 at step 0 straight to ``final``, and then constant.
+    """``β = final · min(step / warmup_steps, 1)``: the weight of the KL in one training step.
 
     Early on, while the data have not been fitted, the full KL may pull σ and the means to the prior for good.
 
     Args:
         step: Counted from 0 through all epochs.
         warmup_steps: The step from which on β is ``final``. With 0 it is ``final`` throughout.
-        final: Default: ``1.0``, the ELBO.
+        final: The weight after the warm-up. Default: ``1.0``, the ELBO.
 
     Raises:
         ArgumentError: A step is negative.
@@ -99,7 +99,7 @@ def linear_warmup(step: int, warmup_steps: int, final: float = 1.0) -> float:
 
 
 def geometric_weight(batch: int, num_batches: int) -> float:
-    """The weight β of the KL in one batch of an epoch: M·2^(M-i)/(2^M - 1) for the i-th of M, counted from 1.
+    """``β = M·2^(M-i) / (2^M - 1)``: the weight of the KL in the i-th of the M batches of an epoch, counted from 1.
 
     The first batches of an epoch are ruled by the prior, the later ones by the data. Over an epoch β averages 1. With
     many batches all of the KL falls on the first ten or so.

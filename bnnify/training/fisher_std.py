@@ -1,4 +1,4 @@
-"""A starting σ from the Fisher information: how far each weight can move before the predictions notice."""
+"""A starting σ from the Fisher information, which says how much the predictions depend on each weight."""
 
 __all__ = ["FisherStd"]
 
@@ -21,7 +21,7 @@ from .adam_state import mean_squares
 from .example_gradients import example_gradients, scores
 
 _GRADIENTS = 2**28
-"""How many numbers the gradients of one chunk may hold: 1 GiB in float32."""
+"""The most numbers in the gradients of one chunk: 1 GiB in float32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +29,7 @@ class FisherStd:
     """``σ² = 1 / (N·F + 1/s²)``, elementwise: the Laplace approximation with a diagonal Fisher information.
 
     F is the expected square of the gradient of log p(y|x, w) for one datum, where y is drawn from the model. A weight
-    that the predictions depend on gets a small σ, and one that they do not notice gets s, the std of a Gaussian prior.
+    that the predictions depend on gets a small σ, and any other gets s, the std of a Gaussian prior.
     Make one with :meth:`estimate` or :meth:`from_adam`, and give it to :func:`bnnify.convert`::
 
         fisher = FisherStd.estimate(model, train_loader, likelihood="logits")
@@ -100,7 +100,7 @@ class FisherStd:
             output: Which part of the model's output: a key or attribute, an index, or a function. Default: all of it.
             class_dim: The dimension of the classes, as in ``predict``. Default: the last one.
             chunk_size: How many examples are differentiated at a time, by ``torch.func.vmap``; memory grows with it.
-                With ``1`` it goes without vmap, which some models do not bear. Default: up to 32, as long as their
+                With ``1`` it goes without vmap, which some models do not allow. Default: up to 32, as long as their
                 gradients fit into 1 GiB.
 
         Raises:
@@ -148,7 +148,7 @@ class FisherStd:
         batch_size: int,
         prior_std: float | PosteriorStd = DEFAULT_POSTERIOR_STD,
     ) -> "FisherStd":
-        """Read F off the state of Adam, in a training checkpoint: ``F ≈ B · exp_avg_sq / (1 - β₂^t)``; no data needed.
+        """``F ≈ B · exp_avg_sq / (1 - β₂^t)``: read F off the state of Adam in a training checkpoint, without data.
 
         Adam averages the square of the batch's gradient. That of a mean over B examples is, in expectation, the square
         of the mean gradient, which is small towards the end of training, plus 1/B of the variance of a single example's
@@ -179,9 +179,10 @@ class FisherStd:
         return cls({name: batch_size * square for name, square in squares.items()}, num_data, prior_std)
 
     def of(self, names: Sequence[str], weight: Tensor, scale: float, units_dim: int = 0) -> Tensor:
-        """σ of the parameter that has these names in the model.
+        """σ of the parameter that has these names in the model, of the shape of ``weight``.
 
-        ``scale`` stands in for a weight that is all zero, and the layer's output units lie along ``units_dim``.
+        ``scale`` takes the place of the rms of a weight that is all zero; ``units_dim`` is the dimension of the output
+        units.
 
         Raises:
             ConversionError: There is no F for it, or one of another shape, or F is not a number.

@@ -1,4 +1,4 @@
-"""How likely the targets of a batch are, each checked to be what the output of the model predicts."""
+"""The log probability of targets, after checks that they are of the kind that the output predicts."""
 
 __all__ = ["IGNORED", "log_prob_of"]
 
@@ -16,7 +16,7 @@ IGNORED = -100
 
 
 def log_prob_of(target: Any, distribution: Distribution, ignore_index: int = IGNORED) -> Tensor:
-    """log p(y) of each datum in ``target``, a vector in float64; of classes and of yes/no answers those that count.
+    """log p(y) of each datum in ``target``, a vector in float64, without the classes and answers that are ignored.
 
     Raises:
         ArgumentError: The target has not the shape of what the distribution draws, or holds numbers that are no

@@ -1,4 +1,4 @@
-"""One factor on σ, chosen by held-out likelihood: the Bayesian counterpart of temperature scaling."""
+"""Choose one factor on σ by held-out likelihood, the Bayesian counterpart of temperature scaling."""
 
 __all__ = ["tune_std"]
 
@@ -14,23 +14,23 @@ from ..distributions.gaussian import at_least_float32, is_pruned, rho_from_std, 
 from ..errors import ArgumentError
 from ..model import BayesianModel, check_converted
 from ..modules.parameters import BayesianParameter, unique_bayesian_parameters
-from ..prediction.batches import Arguments, labelled_batches_of
+from ..prediction.batches import Arguments, labelled_batches_of, rows_of
 from ..prediction.eval_mode import evaluating
 from ..prediction.likelihood import LikelihoodLike, as_likelihood
 from ..prediction.loop import run_networks
 from .targets import IGNORED, log_prob_of
 
 _LOG_LEVELS = [power * math.log(2) for power in range(-6, 1)]
-"""log(rms(σ)/rms(μ)) of the candidates with which the search begins: from next to none to as large as the weights."""
+"""log(rms(σ)/rms(μ)) of the first candidates."""
 
 _MOST_LEVELS = 12
-"""How many candidates there may be if the largest is the best."""
+"""The greatest number of candidates if the largest is the best."""
 
 _PRECISION = 0.1
-"""How closely log σ is determined."""
+"""The error of log σ that ends the search."""
 
 _NOTICEABLE = 1e-4
-"""By how much, in nats per datum, the likelihood must improve for a layer to get a factor of its own."""
+"""The least gain of likelihood, in nats per datum, for which a layer gets a factor of its own."""
 
 
 @overload
@@ -135,8 +135,9 @@ def tune_std(
             torch.manual_seed(seed)
             terms = []
             for arguments, target in batches:  # each with networks of its own: the more there are, the less noise
+                rows = rows_of(arguments)
                 outputs = run_networks(bnn.module, [arguments], num_samples, output=output)
-                draws = [log_prob_of(target, meaning.distribution(found), ignore_index) for _, found in outputs]
+                draws = [log_prob_of(target, meaning.distribution(found, rows), ignore_index) for _, found in outputs]
                 terms.append(math.log(num_samples) - torch.stack(draws).logsumexp(0))
             if not sum(map(len, terms)):
                 raise ArgumentError("tune_std: no target counts; all are ignored or empty.")
@@ -164,14 +165,14 @@ def tune_std(
 
 
 class _Scaled:
-    """A Bayesian parameter whose σ is a multiple of what it was."""
+    """A Bayesian parameter whose σ is multiplied, always starting from its first value."""
 
     def __init__(self, parameter: BayesianParameter) -> None:
         self.parameter = parameter
         self.before = parameter.rho.detach().clone()
 
     def multiply(self, log_factor: float) -> None:
-        """Set σ to e^``log_factor`` times what it was; what was pruned has none, and keeps that."""
+        """Set σ to e^``log_factor`` times its first value; pruned weights stay pruned."""
         sigma = std(at_least_float32(self.before)) * math.exp(log_factor)
         rho = rho_from_std(sigma).to(self.before.dtype)
         self.parameter.rho.copy_(torch.where(is_pruned(self.before), self.before, rho))
@@ -181,7 +182,7 @@ class _Scaled:
 
 
 def _layers(bnn: BayesianModel) -> dict[str, list[_Scaled]]:
-    """The parameters that have a σ, each once, by the qualified name of the module that holds them."""
+    """Group the parameters that have a σ, each once, by the qualified name of their module."""
     layers: dict[str, list[_Scaled]] = {}
     for parameter in unique_bayesian_parameters(bnn.module):
         if not parameter.is_point:
@@ -197,7 +198,7 @@ def _log_size(everything: list[_Scaled]) -> float:
 
 
 def _read(loader: Iterable[Any], module: nn.Module) -> list[tuple[Arguments, Any]]:
-    """Arguments and target of each batch, without those that are empty."""
+    """Read arguments and target of each batch, but for empty ones."""
     batches = list(labelled_batches_of(loader, module, "tune_std"))
     if not batches:
         raise ArgumentError("tune_std was given a loader without batches.")
@@ -205,7 +206,7 @@ def _read(loader: Iterable[Any], module: nn.Module) -> list[tuple[Arguments, Any
 
 
 def _minimum(function: Callable[[float], float], grid: list[float]) -> tuple[float, float]:
-    """Where a function of one variable is least and its value there: a grid first, and golden section about its best.
+    """Minimise a function of one variable, on a grid and then by golden section: the place and the value there.
 
     Raises:
         ArgumentError: It is finite nowhere on the grid.
