@@ -16,7 +16,7 @@ from .errors import ArgumentTypeError
 from .modules.parameters import BayesianParameter, bayesian_parameters, unique_bayesian_parameters
 from .prediction.averages import Prediction
 from .prediction.batches import called_with
-from .prediction.likelihood import LikelihoodLike
+from .prediction.known_likelihoods import LikelihoodLike
 from .prediction.predict import predict
 from .prediction.sampler import Sampler
 from .report import ConversionReport

@@ -1,4 +1,4 @@
-"""Each private name of torch that newer code of bnnify needs, behind a function that says what it is for."""
+"""Each private name of torch that bnnify needs, behind a function that says what it is for."""
 
 __all__ = [
     "TorchDispatchMode",
@@ -29,7 +29,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 
 
 def is_observed() -> bool:
-    """Whether somebody follows or changes what torch does here: a transform, a tracer, a compiler, a mode, autocast.
+    """Tell whether a transform, a tracer, a compiler, a mode or autocast follows or changes what torch does here.
 
     Under autocast, an operator that calls others computes something else when a mode has passed it on.
     """
@@ -38,14 +38,14 @@ def is_observed() -> bool:
         or torch.is_inference_mode_enabled()
         or torch._C._is_tracing()
         or torch._C._is_any_autocast_enabled()
-        or torch._C._functorch.peek_interpreter_stack() is not None
+        or in_transform()
         or torch._C._len_torch_dispatch_stack() > 0
         or any(type(mode) is not DeviceContext for mode in _get_current_function_mode_stack())
     )
 
 
 def is_traced() -> bool:
-    """Whether a mode is in effect under which tensors have no values, or operations are written down as a graph."""
+    """Tell whether a mode is in effect under which tensors have no values, or operations are recorded as a graph."""
     if torch._C._len_torch_dispatch_stack() == 0:
         return False
     keys = torch._C._TorchDispatchModeKey
@@ -53,7 +53,7 @@ def is_traced() -> bool:
 
 
 def is_transformed(tensor: torch.Tensor) -> bool:
-    """Whether ``tensor`` belongs to a transform of ``torch.func``, and has no memory of its own."""
+    """Tell whether ``tensor`` belongs to a transform of ``torch.func``, and has no memory of its own."""
     return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 

@@ -1,11 +1,15 @@
 """Each private name of torch is still there and does what it is used for."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+import bnnify
 from bnnify import torch_internals
 
 
@@ -115,3 +119,16 @@ def test_a_dispatch_mode_sees_operations():
     with Counting() as counting:
         torch.ones(2).add(1)
     assert counting.count == 2
+
+
+PLACES = ("prediction", "training", "analysis", "deployment", "model.py", "report.py")
+ROOT = Path(bnnify.__file__).parent
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_private_names_of_torch_stand_in_one_file(place):
+    private = re.compile(
+        r"\btorch(\.\w+)*\._[a-z]\w*|from torch(\.\w+)*\._\w+ import|from torch[\w.]* import .*\b_[a-z]", re.I
+    )
+    for path in [ROOT / place] if place.endswith(".py") else (ROOT / place).glob("*.py"):
+        assert not private.findall(path.read_text()), path

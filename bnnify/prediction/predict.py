@@ -13,7 +13,7 @@ from ..checks import check_num_samples, needing
 from .averages import Averages, Prediction, concatenate
 from .batches import Arguments, batches_of, count_batches, rows_of
 from .eval_mode import evaluating
-from .likelihood import LikelihoodLike, as_likelihood
+from .known_likelihoods import LikelihoodLike, as_likelihood
 from .loop import run_networks
 
 

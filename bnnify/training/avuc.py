@@ -8,7 +8,7 @@ from torch import Tensor
 from ..checks import as_number, check_tensor
 from ..distributions.gaussian import at_least_float32
 from ..errors import ArgumentError
-from ..prediction.likelihood import Probabilities
+from ..prediction.known_likelihoods import Probabilities
 
 
 def avuc_loss(

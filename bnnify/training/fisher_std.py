@@ -16,7 +16,7 @@ from ..errors import ArgumentError, ArgumentTypeError, ConversionError
 from ..model import BayesianModel
 from ..prediction.batches import batches_of, check_batches
 from ..prediction.eval_mode import evaluating
-from ..prediction.likelihood import LikelihoodLike, as_likelihood
+from ..prediction.known_likelihoods import LikelihoodLike, as_likelihood
 from .adam_state import mean_squares
 from .example_gradients import example_gradients, scores
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..checks import as_number, check_integer, check_tensor
 from ..distributions.gaussian import at_least_float32
 from ..errors import ArgumentError
-from ..prediction.likelihood import as_pair
+from ..prediction.known_likelihoods import as_pair
 
 
 class CategoricalNLL(nn.Module):

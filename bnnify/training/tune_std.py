@@ -16,7 +16,7 @@ from ..model import BayesianModel, check_converted
 from ..modules.parameters import BayesianParameter, unique_bayesian_parameters
 from ..prediction.batches import Arguments, labelled_batches_of, rows_of
 from ..prediction.eval_mode import evaluating
-from ..prediction.likelihood import LikelihoodLike, as_likelihood
+from ..prediction.known_likelihoods import LikelihoodLike, as_likelihood
 from ..prediction.loop import run_networks
 from .targets import IGNORED, log_prob_of
 

@@ -9,7 +9,7 @@ from torch.distributions import Normal
 
 import bnnify
 from bnnify.prediction.averages import Averages
-from bnnify.prediction.likelihood import as_likelihood
+from bnnify.prediction.known_likelihoods import as_likelihood
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.distributions import Categorical, Normal
 
 import bnnify
-from bnnify.prediction.likelihood import as_likelihood
+from bnnify.prediction.known_likelihoods import as_likelihood
 
 OUTPUTS = {
     "logits": torch.randn(5, 3, dtype=torch.float64),
