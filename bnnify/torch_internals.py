@@ -1,20 +1,28 @@
-"""Each private name of torch that newer code of bnnify needs, behind a function that says what it is for."""
+"""Each private name of torch that bnnify needs, behind a function that says what it is for."""
 
 __all__ = [
     "FakeTensor",
     "FunctionalTensor",
+    "TorchDispatchMode",
     "after_this_backward",
     "backward_pass",
     "current_function",
+    "has_global_hooks",
+    "has_own_hooks",
+    "in_transform",
     "is_accumulation",
     "is_batched",
-    "is_compiled_module",
+    "is_compiled",
     "is_observed",
     "is_traced",
     "is_transformed",
     "keeps_graph",
     "may_save_for_rerun",
-    "under_transform",
+    "memory_is_shared",
+    "tree_flatten",
+    "tree_leaves",
+    "tree_map",
+    "tree_unflatten",
     "unwrapped",
     "written_arguments",
 ]
@@ -26,12 +34,15 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
+from torch.nn.modules import module as global_hooks
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 
 def is_observed() -> bool:
-    """Whether somebody follows or changes what torch does here: a transform, a tracer, a compiler, a mode, autocast.
+    """Tell whether a transform, tracer, compiler, mode or autocast follows or changes what torch does here.
 
     Under autocast, an operator that calls others computes something else when a mode has passed it on.
     """
@@ -40,14 +51,14 @@ def is_observed() -> bool:
         or torch.is_inference_mode_enabled()
         or torch._C._is_tracing()
         or torch._C._is_any_autocast_enabled()
-        or under_transform()
+        or in_transform()
         or torch._C._len_torch_dispatch_stack() > 0
         or any(type(mode) is not DeviceContext for mode in _get_current_function_mode_stack())
     )
 
 
 def is_traced() -> bool:
-    """Whether a mode is in effect under which tensors have no values, or operations are written down as a graph."""
+    """Tell whether a mode is in effect in which tensors have no values or operations become a graph."""
     if torch._C._len_torch_dispatch_stack() == 0:
         return False
     keys = torch._C._TorchDispatchModeKey
@@ -55,7 +66,7 @@ def is_traced() -> bool:
 
 
 def is_transformed(tensor: Tensor) -> bool:
-    """Whether ``tensor`` belongs to a transform of ``torch.func``, and has no memory of its own."""
+    """Tell whether ``tensor`` belongs to a transform of ``torch.func``, and has no memory of its own."""
     return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
@@ -69,11 +80,6 @@ def written_arguments(operator: Any, args: tuple[Any, ...], kwargs: dict[str, An
     return [given[name] for name in written if name in given]
 
 
-def under_transform() -> bool:
-    """Whether code runs inside a transform of ``torch.func``, such as ``vmap`` or ``grad``."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
-
-
 def unwrapped(tensor: Tensor) -> Tensor:
     """The tensor that the transforms of ``torch.func`` around here were given."""
     while is_transformed(tensor):
@@ -82,7 +88,7 @@ def unwrapped(tensor: Tensor) -> Tensor:
 
 
 def is_batched(*gradients: Tensor | None) -> bool:
-    """Whether a pass computes many gradients at once (``is_grads_batched``, ``vmap``); then none can go in place."""
+    """Tell whether a pass computes many gradients at once (``is_grads_batched``, ``vmap``), none of them in place."""
     if torch.compiler.is_compiling():
         return False
     functorch = torch._C._functorch
@@ -107,20 +113,41 @@ def current_function() -> Any:
 
 
 def is_accumulation(node: Any) -> bool:
-    """Whether a node of the graph adds a gradient to a leaf, and runs no code of a forward again."""
+    """Tell whether a node of the graph adds a gradient to a leaf, and runs no code of a forward again."""
     return isinstance(node, torch._C._functions.AccumulateGrad)
 
 
 def keeps_graph() -> bool:
-    """Whether another backward pass may go where this one does."""
+    """Tell whether another backward pass may go where this one does."""
     return torch._C._autograd._get_current_graph_task_keep_graph()
 
 
 def may_save_for_rerun() -> bool:
-    """Whether hooks for saved tensors are in effect, as in a region that activation checkpointing may run again."""
+    """Tell whether hooks for saved tensors are in effect, as in a region that checkpointing may run again."""
     return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
-def is_compiled_module(module: nn.Module) -> bool:
-    """Whether ``module.compile()`` was called, so that a call of it runs compiled code."""
+def in_transform() -> bool:
+    """Tell whether a transform of ``torch.func`` runs this code, where the values of tensors are not at hand."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def memory_is_shared(tensor: Tensor) -> bool:
+    """Tell whether another tensor, such as a view, uses the memory of ``tensor``."""
+    # One reference is that of the tensor, another one that of the storage that is asked here.
+    return torch._C._storage_Use_Count(tensor.untyped_storage()._cdata) > 2
+
+
+def has_global_hooks() -> bool:
+    """Tell whether forward hooks are registered that run for every module."""
+    return bool(global_hooks._global_forward_hooks or global_hooks._global_forward_pre_hooks)
+
+
+def has_own_hooks(module: nn.Module) -> bool:
+    """Tell whether ``module`` has forward hooks of its own."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Tell whether ``module.compile()`` was called, so that another function takes the place of its forward."""
     return module._compiled_call_impl is not None

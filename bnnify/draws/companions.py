@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..torch_internals import is_traced, under_transform
+from ..torch_internals import in_transform, is_traced
 
 RHO, PRIOR_MEAN, INITIAL_STD = "_rho", "_prior_mean", "_initial_std"
 """What follows a parameter's own name in the names of its ρ, of the pretrained value that a centred prior keeps, and
@@ -48,7 +48,7 @@ def from_buffer(buffer: Tensor) -> Tensor | float:
     """
     if hasattr(buffer, "full_tensor"):
         return buffer.full_tensor().reshape(())
-    is_plain = type(buffer) is Tensor and not under_transform()
+    is_plain = type(buffer) is Tensor and not in_transform()
     if torch.compiler.is_compiling() or is_traced() or not (is_plain and buffer.is_cpu):
         return buffer.clone().reshape(())
     return buffer.item()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..distributions.gaussian import at_least_float32, std
 from ..errors import DrawError
-from ..torch_internals import backward_pass, is_batched, under_transform
+from ..torch_internals import backward_pass, in_transform, is_batched
 from .noise import noise_like, standard_normal_
 from .sample import sample
 
@@ -91,9 +91,7 @@ class Local(Estimator):
         # Few read the weight, so its sample is made for them alone. It is not kept: of one that was made in a region
         # under activation checkpointing, the recomputation would miss the making.
         self._seed = (
-            None
-            if mean.is_meta or torch.compiler.is_compiling() or under_transform()
-            else int(torch.randint(2**62, ()))
+            None if mean.is_meta or torch.compiler.is_compiling() or in_transform() else int(torch.randint(2**62, ()))
         )
         self._sample = sample(mean, rho) if self._seed is None else None
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..torch_internals import is_compiled_module, is_transformed, keeps_graph
+from ..torch_internals import is_compiled, is_transformed, keeps_graph
 from .context import DrawnNetwork, in_effect, next_number
 from .replay import replay
 
@@ -134,7 +134,7 @@ class _TensorHook:
 
 def _eager_modules(root: nn.Module, seen: set[nn.Module]) -> Iterator[nn.Module]:
     # Compiled code needs no hook, and would be compiled anew for those inside of it.
-    if not is_compiled_module(root) and root not in seen:
+    if not is_compiled(root) and root not in seen:
         seen.add(root)
         yield root
         for child in root.children():

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..distributions.gaussian import std
 from ..distributions.prior import KLTerms, Posterior
-from ..torch_internals import is_batched, is_traced, keeps_graph, under_transform
+from ..torch_internals import in_transform, is_batched, is_traced, keeps_graph
 from .companions import PriorMean
 from .noise import noise_like
 from .replay import saved_tensors
@@ -41,7 +41,7 @@ def can_fuse(mean: Tensor, rho: Tensor, terms: KLTerms) -> bool:
         and all(t.dtype == mean.dtype for t in same)
         and _is_in_range(terms.std)
         and not torch.compiler.is_compiling()
-        and not under_transform()
+        and not in_transform()
         and not is_traced()
     )
 

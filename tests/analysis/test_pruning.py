@@ -268,12 +268,12 @@ def test_a_point_posterior_has_no_noise_to_compare_with():
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.1, math.nan, "half", None, True])
 def test_a_fraction_that_is_none_is_refused(fraction):
-    with pytest.raises(bnnify.ConversionError, match="between 0 and 1"):
+    with pytest.raises(bnnify.ArgumentError, match="between 0 and 1"):
         bnnify.prune(bnnify.convert(nn.Linear(2, 2)), fraction)
 
 
 def test_without_values_nothing_is_pruned():
     with torch.device("meta"):
         bnn = bnnify.convert(nn.Linear(2, 2))
-    with pytest.raises(bnnify.ConversionError, match="`weight`: it is on the meta device"):
+    with pytest.raises(bnnify.ArgumentError, match="`weight`: it is on the meta device"):
         bnnify.prune(bnn, 0.5)

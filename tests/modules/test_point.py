@@ -144,9 +144,9 @@ def test_a_part_of_the_model_may_be_a_point():
     with bnn.draw():
         assert torch.equal(bnn.module[0].weight, model[0].weight)
         assert not torch.equal(bnn.module[2].weight, model[2].weight)
-    prediction = bnn.predict(x, num_samples=3)
+    prediction = bnn.predict(x, num_samples=3, likelihood="values")
     assert prediction.std.all()
-    bnnify.convert(model, posterior=bnnify.Point()).predict(x, num_samples=3)
+    bnnify.convert(model, posterior=bnnify.Point()).predict(x, num_samples=3, likelihood="values")
 
 
 def test_files_copies_and_the_way_back_work_without_a_rho(tmp_path):
