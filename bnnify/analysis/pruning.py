@@ -1,4 +1,4 @@
-"""Prune by signal-to-noise: set the weights with the least |μ|/σ to zero for good."""
+"""Prune by signal-to-noise: set the weights with the least ``|μ|/σ`` to zero for good."""
 
 __all__ = ["PruningEntry", "PruningReport", "prune", "signal_to_noise"]
 

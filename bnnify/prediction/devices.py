@@ -35,15 +35,15 @@ def placed(batch: Any, devices: list[torch.device]) -> Any:
 
 def _moved(value: Any, device: torch.device) -> Any:
     """Copy nested containers and dataclasses with everything that has a method ``to`` on ``device``."""
-    return tree_map(lambda leaf: _moved_leaf(leaf, device), value)
 
+    def moved(leaf: Any) -> Any:
+        if hasattr(leaf, "to"):
+            return leaf.to(device)
+        if not dataclasses.is_dataclass(leaf) or isinstance(leaf, type):
+            return leaf
+        clone = copy.copy(leaf)
+        for field in dataclasses.fields(leaf):
+            object.__setattr__(clone, field.name, _moved(getattr(leaf, field.name), device))  # it may be frozen
+        return clone
 
-def _moved_leaf(leaf: Any, device: torch.device) -> Any:
-    if hasattr(leaf, "to"):
-        return leaf.to(device)
-    if not dataclasses.is_dataclass(leaf) or isinstance(leaf, type):
-        return leaf
-    clone = copy.copy(leaf)
-    for field in dataclasses.fields(leaf):
-        object.__setattr__(clone, field.name, _moved(getattr(leaf, field.name), device))  # it may be frozen
-    return clone
+    return tree_map(moved, value)

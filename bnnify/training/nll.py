@@ -211,6 +211,6 @@ def _refuse(criterion: str, output: Tensor, target: Tensor, found: str = "") -> 
 
 
 def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
-    """Whether ``shape`` broadcasts to exactly ``to``."""
+    """Tell whether ``shape`` broadcasts to exactly ``to``."""
     sizes = zip(reversed(shape), reversed(to), strict=False)
     return len(shape) <= len(to) and all(size in (1, wanted) for size, wanted in sizes)

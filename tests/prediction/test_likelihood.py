@@ -39,7 +39,9 @@ def test_a_dimension_of_classes_is_meant_in_the_same_way_everywhere():
     expected = F.cross_entropy(logits, labels)
     torch.testing.assert_close(-likelihood.distribution(logits).log_prob(labels).mean(), expected)
     torch.testing.assert_close(bnnify.CategoricalNLL(class_dim=1)(logits, labels), expected)
-    torch.testing.assert_close(likelihood.mean((logits,)), logits.softmax(1))
+    mean = likelihood.mean((logits,))
+    torch.testing.assert_close(mean, logits.softmax(1))
+    torch.testing.assert_close(likelihood.entropy(mean), likelihood.distribution(logits).entropy())
 
 
 @pytest.mark.parametrize(
