@@ -149,7 +149,7 @@ def _signal_to_noise(parameter: BayesianParameter) -> Tensor:
 
 
 def _prunable(root: nn.Module) -> list[BayesianParameter]:
-    return [parameter for parameter in unique_bayesian_parameters(root) if not parameter.is_point]
+    return [parameter for parameter in unique_bayesian_parameters(root) if parameter.has_rho]
 
 
 def _root(bnn: nn.Module) -> nn.Module:

@@ -54,7 +54,7 @@ def summarize(bnn: BayesianModel) -> list[ParameterSummary]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         for parameter in unique_bayesian_parameters(bnn.module):
-            point = parameter.is_point
+            point = not parameter.has_rho
             summaries.append(
                 ParameterSummary(
                     name=parameter.name,

@@ -55,7 +55,7 @@ def freeze(bnn: nn.Module, num_samples: int, *, antithetic: bool = False) -> Ens
     check_num_samples(num_samples)
     root = bnn.module if isinstance(bnn, BayesianModel) else bnn
     plain = collapse(root)
-    names = {p.name: id(p.mean) for p in unique_bayesian_parameters(root) if not p.is_point}
+    names = {p.name: id(p.mean) for p in unique_bayesian_parameters(root) if p.posterior.has_noise}
     means = {name: plain.get_parameter(name) for name in names}
     noisy = {id(mean) for mean in means.values()}
     shared = {id(tensor): tensor for tensor in [*plain.parameters(), *plain.buffers()] if id(tensor) not in noisy}

@@ -85,9 +85,9 @@ class BayesianParameter:
         return self.companion(RHO)
 
     @property
-    def is_point(self) -> bool:
-        """Whether the posterior is all at its mean, without noise."""
-        return not self.posterior.has_noise
+    def has_rho(self) -> bool:
+        """Whether each weight has a σ of its own, softplus(ρ), which can be looked at, scaled and pruned by."""
+        return RHO in self.posterior.companions
 
     @property
     def kept_mean(self) -> Tensor:

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from ..distributions.gaussian import std
 from ..draws.draw import Draw
-from ..draws.noise import noise_like, standard_normal_
-from ..draws.sample import sample
+from ..draws.noise import standard_normal_
 from ..draws.sharding import is_sharding
 from ..modules.parameters import BayesianParameter, bayesian_parameters
 from ..torch_internals import in_transform, memory_is_shared
@@ -76,18 +75,20 @@ class Sampler:
 
     def _make(self, parameter: BayesianParameter) -> Tensor:
         mean = parameter.mean
-        if parameter.is_point:
+        if not parameter.posterior.has_noise:
             return mean
         kept = self._kept.get(id(mean))
         if kept is None:
-            kept = self._kept[id(mean)] = _Kept(mean, parameter.kept_mean, std(parameter.rho))
+            kept = self._kept[id(mean)] = _Kept(
+                mean, parameter.kept_mean, std(parameter.rho) if parameter.has_rho else None
+            )
         generator = self._generators.get(mean.device)
-        if kept.is_plain:
-            made = kept.overwrite(self._antithetic, self._mirrored, generator)
+        if kept.std is not None and kept.is_plain:
+            made = kept.overwrite(kept.std, self._antithetic, self._mirrored, generator)
         else:
             if kept.noise is None or not self._mirrored:
-                kept.noise = noise_like(mean, generator)
-            made = sample(parameter.kept_mean, parameter.rho, -kept.noise if self._mirrored else kept.noise)
+                kept.noise = parameter.posterior.noise(parameter, generator)
+            made = parameter.posterior.sample(parameter, -kept.noise if self._mirrored else kept.noise)
         self.samples[id(mean)] = made
         return made
 
@@ -98,7 +99,7 @@ class _Kept:
 
     parameter: Tensor  # so that its identity stays its own
     mean: Tensor
-    std: Tensor
+    std: Tensor | None
     sample: Tensor | None = None
     noise: Tensor | None = None
 
@@ -107,11 +108,12 @@ class _Kept:
         """Tell whether its sample can be made in place: not if sharded, of mixed dtypes, or seen by ``torch.func``."""
         return (
             all(type(tensor) in (Tensor, nn.Parameter) for tensor in (self.mean, self.std))
+            and self.std is not None
             and self.mean.dtype == self.std.dtype
             and not in_transform()
         )
 
-    def overwrite(self, antithetic: bool, mirrored: bool, generator: torch.Generator | None) -> Tensor:
+    def overwrite(self, std: Tensor, antithetic: bool, mirrored: bool, generator: torch.Generator | None) -> Tensor:
         """One sample, in the memory of the one before where nobody holds that."""
         if self.sample is None or memory_is_shared(self.sample):
             self.sample = torch.empty_like(self.mean, requires_grad=False)
@@ -121,5 +123,5 @@ class _Kept:
             self.noise = torch.empty_like(self.sample)
         if not mirrored:
             standard_normal_(self.noise, generator)
-        torch.addcmul(self.mean, self.std, self.noise, value=-1 if mirrored else 1, out=self.sample)
+        torch.addcmul(self.mean, std, self.noise, value=-1 if mirrored else 1, out=self.sample)
         return self.sample.detach()  # a tensor of its own, to which a layer may attach what it computes from it

@@ -185,7 +185,7 @@ def _layers(bnn: BayesianModel) -> dict[str, list[_Scaled]]:
     """Group the parameters that have a σ, each once, by the qualified name of their module."""
     layers: dict[str, list[_Scaled]] = {}
     for parameter in unique_bayesian_parameters(bnn.module):
-        if not parameter.is_point:
+        if parameter.has_rho:
             layers.setdefault(parameter.name.rpartition(".")[0], []).append(_Scaled(parameter))
     return layers
 
