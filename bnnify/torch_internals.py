@@ -1,15 +1,28 @@
 """Each private name of torch that bnnify needs, behind a function that says what it is for."""
 
 __all__ = [
+    "FLAT_WEIGHTS",
+    "FORWARD_METHODS",
+    "MODULE_STATE",
+    "AttentionProjection",
+    "BatchOrInstanceNorm",
+    "Convolution",
     "FakeTensor",
     "FunctionalTensor",
     "TorchDispatchMode",
+    "TransposedConvolution",
     "after_this_backward",
+    "argument_names",
     "backward_pass",
+    "convolve",
     "current_function",
+    "flat_weight_names",
+    "forward_hooks",
+    "forward_pre_hooks",
     "has_global_hooks",
     "has_own_hooks",
     "in_transform",
+    "init_flat_weights",
     "is_accumulation",
     "is_batched",
     "is_compiled",
@@ -19,6 +32,9 @@ __all__ = [
     "keeps_graph",
     "may_save_for_rerun",
     "memory_is_shared",
+    "operator_name",
+    "output_padding",
+    "pruned_weight",
     "tree_flatten",
     "tree_leaves",
     "tree_map",
@@ -35,10 +51,24 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.nn.modules import module as global_hooks
+from torch.nn.modules.batchnorm import _NormBase as BatchOrInstanceNorm
+from torch.nn.modules.conv import _ConvNd as Convolution
+from torch.nn.modules.conv import _ConvTransposeNd as TransposedConvolution
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear as AttentionProjection
+from torch.nn.utils.prune import BasePruningMethod
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+
+MODULE_STATE = vars(nn.Module()).keys()
+"""The attributes that ``nn.Module`` gives every module for its own use."""
+
+FORWARD_METHODS = ("forward", "_conv_forward", "_output_padding")
+"""The methods of which the forward of a linear layer or a convolution is made up."""
+
+FLAT_WEIGHTS = "_flat_weights"
+"""The attribute with the list from which a recurrent layer reads its weights."""
 
 
 def is_observed() -> bool:
@@ -72,9 +102,8 @@ def is_transformed(tensor: Tensor) -> bool:
 
 def written_arguments(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
     """The arguments of a call of an operator, such as ``torch.ops.aten.add_.Tensor``, to which it writes."""
-    arguments = operator._schema.arguments
-    given = dict(zip((argument.name for argument in arguments), args, strict=False)) | kwargs
-    written = [a.name for a in arguments if a.alias_info is not None and a.alias_info.is_write]
+    given = dict(zip(argument_names(operator), args, strict=False)) | kwargs
+    written = [a.name for a in operator._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
     if given.get("training"):
         written += ["running_mean", "running_var"]  # which batch normalisation does not declare
     return [given[name] for name in written if name in given]
@@ -145,7 +174,53 @@ def has_global_hooks() -> bool:
 
 def has_own_hooks(module: nn.Module) -> bool:
     """Tell whether ``module`` has forward hooks of its own."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    return bool(forward_hooks(module) or forward_pre_hooks(module))
+
+
+def forward_hooks(module: nn.Module) -> dict[int, Any]:
+    """Give the forward hooks of ``module`` by number; deleting one there takes it off."""
+    return module._forward_hooks
+
+
+def forward_pre_hooks(module: nn.Module) -> dict[int, Any]:
+    """Give the hooks before the forward of ``module`` by number."""
+    return module._forward_pre_hooks
+
+
+def pruned_weight(hook: BasePruningMethod) -> str:
+    """Give the name of the weight that a hook of torch's pruning computes."""
+    return hook._tensor_name
+
+
+def flat_weight_names(layer: nn.RNNBase) -> list[str]:
+    """Give the names of the weights of a recurrent layer, in the order in which it reads them."""
+    return layer._flat_weights_names
+
+
+def init_flat_weights(layer: nn.RNNBase) -> None:
+    """Let a recurrent layer read the parameters that it holds now."""
+    layer._init_flat_weights()
+
+
+def convolve(layer: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Apply a convolution of torch, with its padding mode, with another weight and bias."""
+    return layer._conv_forward(input, weight, bias)
+
+
+def output_padding(layer: Any, input: Tensor, output_size: list[int] | None) -> list[int]:
+    """Compute the padding with which a transposed convolution of torch gives an output of ``output_size``."""
+    shape = layer.stride, layer.padding, layer.kernel_size
+    return layer._output_padding(input, output_size, *shape, len(layer.kernel_size), layer.dilation)
+
+
+def operator_name(target: Any) -> str:
+    """Name the ATen operator that a node of a graph calls, such as ``addmm``; empty if ``target`` is none."""
+    return target._schema.name.removeprefix("aten::") if isinstance(target, torch._ops.OpOverload) else ""
+
+
+def argument_names(operator: Any) -> list[str]:
+    """Name the arguments of an operator, such as ``torch.ops.aten.addmm.default``, in their order."""
+    return [argument.name for argument in operator._schema.arguments]
 
 
 def is_compiled(module: nn.Module) -> bool:

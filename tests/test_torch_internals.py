@@ -1,15 +1,12 @@
 """Each private name of torch is still there and does what it is used for."""
 
-import re
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-import bnnify
 from bnnify import torch_internals
 
 
@@ -121,14 +118,61 @@ def test_a_dispatch_mode_sees_operations():
     assert counting.count == 2
 
 
-PLACES = ("prediction", "training", "analysis", "deployment", "model.py", "report.py")
-ROOT = Path(bnnify.__file__).parent
+def test_a_module_without_attributes_of_its_own_has_the_state_of_every_module():
+    assert vars(nn.Identity()).keys() == torch_internals.MODULE_STATE
+    assert not vars(nn.ReLU()).keys() <= torch_internals.MODULE_STATE
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_private_names_of_torch_stand_in_one_file(place):
-    private = re.compile(
-        r"\btorch(\.\w+)*\._[a-z]\w*|from torch(\.\w+)*\._\w+ import|from torch[\w.]* import .*\b_[a-z]", re.I
-    )
-    for path in [ROOT / place] if place.endswith(".py") else (ROOT / place).glob("*.py"):
-        assert not private.findall(path.read_text()), path
+def test_hooks_are_given_by_number_and_taken_off_by_it():
+    module = nn.Linear(2, 2)
+    before, after = module.register_forward_pre_hook(print), module.register_forward_hook(print)
+    assert torch_internals.forward_pre_hooks(module) == {before.id: print}
+    assert torch_internals.forward_hooks(module) == {after.id: print}
+    del torch_internals.forward_hooks(module)[after.id]
+    assert not torch_internals.forward_hooks(module)
+
+
+def test_the_weight_that_pruning_computes_is_named():
+    module = prune.l1_unstructured(nn.Linear(2, 2), "weight", amount=1)
+    (hook,) = torch_internals.forward_pre_hooks(module).values()
+    assert torch_internals.pruned_weight(hook) == "weight"
+
+
+def test_recurrent_layers_name_what_they_read_and_read_what_they_hold():
+    layer = nn.GRU(2, 3)
+    names = torch_internals.flat_weight_names(layer)
+    assert sorted(names) == sorted(layer.state_dict())
+    layer.bias_hh_l0 = None
+    layer.bias_hh_l0 = nn.Parameter(torch.zeros(9))
+    setattr(layer, torch_internals.FLAT_WEIGHTS, [])
+    torch_internals.init_flat_weights(layer)
+    assert [id(weight) for weight in getattr(layer, torch_internals.FLAT_WEIGHTS)] == [
+        id(getattr(layer, name)) for name in names
+    ]
+
+
+def test_convolutions_are_applied_with_other_weights_and_their_own_padding():
+    layer, x = nn.Conv1d(2, 3, 3, padding=1, padding_mode="circular"), torch.randn(1, 2, 5)
+    assert torch.equal(torch_internals.convolve(layer, x, layer.weight, layer.bias), layer(x))
+    assert not torch_internals.convolve(layer, x, 0 * layer.weight, None).any()
+    transposed = nn.ConvTranspose2d(2, 3, 3, stride=2)
+    assert list(torch_internals.output_padding(transposed, torch.ones(1, 2, 4, 4), [10, 9])) == [1, 0]
+
+
+def test_the_methods_and_bases_of_layers_are_told():
+    for layer in (nn.Linear, nn.Conv2d, nn.ConvTranspose2d):
+        assert any(name in vars(layer) for name in torch_internals.FORWARD_METHODS)
+    assert all(hasattr(nn.ConvTranspose2d, name) for name in torch_internals.FORWARD_METHODS)
+    assert issubclass(nn.Conv2d, torch_internals.Convolution)
+    assert not issubclass(nn.Conv2d, torch_internals.TransposedConvolution)
+    assert issubclass(nn.ConvTranspose2d, torch_internals.TransposedConvolution)
+    assert issubclass(nn.BatchNorm1d, torch_internals.BatchOrInstanceNorm)
+    assert issubclass(nn.InstanceNorm1d, torch_internals.BatchOrInstanceNorm)
+    assert type(nn.MultiheadAttention(2, 1).out_proj) is torch_internals.AttentionProjection
+
+
+def test_operators_have_names_and_so_have_their_arguments():
+    addmm = torch.ops.aten.addmm.default
+    assert torch_internals.operator_name(addmm) == "addmm"
+    assert torch_internals.operator_name(torch.add) == ""
+    assert torch_internals.argument_names(addmm)[:3] == ["self", "mat1", "mat2"]

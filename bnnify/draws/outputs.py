@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..torch_internals import is_compiled, is_transformed, keeps_graph
+from ..torch_internals import forward_hooks, is_compiled, is_transformed, keeps_graph
 from .context import DrawnNetwork, in_effect, next_number
 from .replay import replay
 
@@ -70,7 +70,7 @@ def hook_outputs(root: nn.Module | None) -> Callable[[], None]:
     hooked = []
     with _lock:
         for module in [] if root is None else _eager_modules(root, set()):
-            hook = next((each for each in list(module._forward_hooks.values()) if isinstance(each, _ModuleHook)), None)
+            hook = next((each for each in list(forward_hooks(module).values()) if isinstance(each, _ModuleHook)), None)
             if hook is None:
                 hook = _ModuleHook()
                 hook.remove = module.register_forward_hook(hook).remove
@@ -89,9 +89,9 @@ def hook_outputs(root: nn.Module | None) -> Callable[[], None]:
 
 def take_off_copied_hooks(module: nn.Module) -> None:
     """Remove the forward hook that ``module`` itself has got by being copied or pickled inside a draw."""
-    for number, hook in list(module._forward_hooks.items()):
+    for number, hook in list(forward_hooks(module).items()):
         if isinstance(hook, _ModuleHook) and hook.users == 0:
-            del module._forward_hooks[number]
+            del forward_hooks(module)[number]
 
 
 _lock = threading.RLock()  # within it, the garbage collector may close a generator that leaves a draw

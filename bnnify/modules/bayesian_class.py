@@ -16,6 +16,7 @@ from ..draws.companions import INITIAL_STD
 from ..draws.estimators import ESTIMATORS, check_input
 from ..draws.slot import note_replacement, read, unsampled
 from ..errors import DrawError
+from ..torch_internals import FLAT_WEIGHTS, flat_weight_names
 from .computed_weights import cache_properties, compute, computed_weights
 from .exported_programs import plain_view
 from .known_forwards import known_forward
@@ -29,7 +30,7 @@ from .ties import ties_kept
 def enter_class(module: nn.Module, bayesian: dict[str, Slot]) -> None:
     """Let ``module`` be of the class in which these of its parameters, and what it computes of them, are Bayesian."""
     computed = computed_weights(module, bayesian)
-    stored = (*computed, "_flat_weights") if isinstance(module, nn.RNNBase) else computed
+    stored = (*computed, FLAT_WEIGHTS) if isinstance(module, nn.RNNBase) else computed
     for name in stored:
         module.__dict__.pop(name, None)  # where the layer or a hook has put it; reading gives it from now on
     made = bayesian_class(plain_class(type(module)), tuple(bayesian), computed, _estimated(bayesian))
@@ -74,7 +75,7 @@ def _make_class(
     namespace: dict[str, Any] = {attribute: _bayesian_property(attribute) for attribute in attributes}
     namespace |= {weight: _computed_property(plain, weight) for weight in computed} | cache_properties(attributes)
     if issubclass(plain, nn.RNNBase):
-        namespace["_flat_weights"] = property(_flat_weights, lambda module, value: None)
+        namespace[FLAT_WEIGHTS] = property(_flat_weights, lambda module, value: None)
     if estimated:
         namespace["forward"] = _estimating_forward(plain)
 
@@ -255,7 +256,7 @@ def _refuse_replacement(module: nn.Module, name: str) -> None:
 
 def _flat_weights(module: Any) -> list[Tensor | None]:
     """The list from which recurrent layers read their weights, read anew so that it holds the draw's samples."""
-    return [getattr(module, name, None) for name in module._flat_weights_names]
+    return [getattr(module, name, None) for name in flat_weight_names(module)]
 
 
 def plain_class(cls: type) -> Any:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from ..draws.companions import INITIAL_STD, PRIOR_MEAN
+from ..torch_internals import init_flat_weights
 from .bayesian_class import enter_class, plain_class, remove_companions
 from .computed_weights import compute, computed_weights, parametrizations
 from .parameters import BayesianParameter
@@ -69,4 +70,4 @@ def become_plain(module: nn.Module) -> None:
         if weight not in parametrizations(module):
             module.__dict__[weight] = compute(module, weight).detach()
     if isinstance(module, nn.RNNBase):
-        module._init_flat_weights()
+        init_flat_weights(module)

@@ -21,6 +21,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from ..torch_internals import forward_pre_hooks, pruned_weight
 from .parameters import is_bayesian
 
 _Hook: TypeAlias = BasePruningMethod | SpectralNorm | WeightNorm
@@ -138,9 +139,9 @@ def unsupported(module: nn.Module) -> str | None:
 def _hooks(module: nn.Module) -> dict[str, _Hook]:
     """What computes weights of ``module`` before each forward, by the weight that it computes."""
     hooks: dict[str, _Hook] = {}
-    for hook in module._forward_pre_hooks.values():
+    for hook in forward_pre_hooks(module).values():
         if isinstance(hook, BasePruningMethod):
-            hooks[hook._tensor_name] = hook
+            hooks[pruned_weight(hook)] = hook
         elif isinstance(hook, (WeightNorm, SpectralNorm)):
             hooks[hook.name] = hook
     return hooks

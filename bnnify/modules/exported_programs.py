@@ -5,10 +5,11 @@ __all__ = ["multiplied_parameters", "plain_view"]
 import types
 from typing import Any
 
-import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
+
+from ..torch_internals import argument_names, operator_name
 
 _LINEAR = ("linear", "bilinear", "convolution", "_convolution", "conv1d", "conv2d", "conv3d")
 _CELL = ("w_ih", "w_hh", "b_ih", "b_hh")
@@ -53,8 +54,7 @@ def _weights(node: Node) -> list[Node]:
     wanted = _WEIGHTS.get(_operator(node), ())
     if not wanted:
         return []
-    names = (argument.name for argument in node.target._schema.arguments)  # type: ignore[union-attr]
-    arguments = dict(zip(names, node.args, strict=False)) | node.kwargs
+    arguments = dict(zip(argument_names(node.target), node.args, strict=False)) | node.kwargs
     return [found for name in wanted for found in _nodes(arguments.get(name))]
 
 
@@ -70,8 +70,7 @@ def _added(node: Node) -> Node | None:
 
 def _operator(node: Node) -> str:
     """The name of the ATen operator that ``node`` calls; empty if it calls none."""
-    called = node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload)
-    return node.target._schema.name.removeprefix("aten::") if called else ""  # type: ignore[union-attr]
+    return operator_name(node.target) if node.op == "call_function" else ""
 
 
 def _behind(module: nn.Module, node: Node | None) -> set[nn.Parameter]:

@@ -9,6 +9,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..torch_internals import FORWARD_METHODS, AttentionProjection, convolve, output_padding
+
 
 @dataclass(frozen=True)
 class Forward:
@@ -26,15 +28,14 @@ class Forward:
 
     def is_of(self, cls: type[nn.Module]) -> bool:
         """Whether ``cls`` has this forward, and all that it calls."""
-        methods = ("forward", "_conv_forward", "_output_padding")
         return issubclass(cls, self.layer) and all(
-            getattr(cls, name, None) is getattr(self.layer, name, None) for name in methods
+            getattr(cls, name, None) is getattr(self.layer, name, None) for name in FORWARD_METHODS
         )
 
 
 def known_forward(cls: type[nn.Module]) -> Forward | None:
     """The forward of a class of layers, if it is one that an estimator can take the place of."""
-    if issubclass(cls, nn.modules.linear.NonDynamicallyQuantizableLinear):
+    if issubclass(cls, AttentionProjection):
         return None  # nn.MultiheadAttention reads the weight of its projection and never calls it
     return next((known for known in _FORWARDS if known.is_of(cls)), None)
 
@@ -43,23 +44,17 @@ def _linear(layer: nn.Module, input: Tensor, weight: Tensor, bias: Tensor | None
     return F.linear(input, weight, bias)
 
 
-def _conv(layer: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return layer._conv_forward(input, weight, bias)
-
-
 def _transposed(
     layer: Any, input: Tensor, weight: Tensor, bias: Tensor | None, output_size: list[int] | None = None
 ) -> Tensor:
-    stride, padding, dilation = layer.stride, layer.padding, layer.dilation
-    spaces = len(layer.kernel_size)
-    extra = layer._output_padding(input, output_size, stride, padding, layer.kernel_size, spaces, dilation)
-    function: Any = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[spaces - 1]
-    return function(input, weight, bias, stride, padding, extra, layer.groups, dilation)
+    extra = output_padding(layer, input, output_size)
+    function: Any = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[len(layer.kernel_size) - 1]
+    return function(input, weight, bias, layer.stride, layer.padding, extra, layer.groups, layer.dilation)
 
 
 _FORWARDS = (
     Forward(nn.Linear, -1, _linear),
-    *(Forward(conv, -2 - n, _conv) for n, conv in enumerate((nn.Conv1d, nn.Conv2d, nn.Conv3d))),
+    *(Forward(conv, -2 - n, convolve) for n, conv in enumerate((nn.Conv1d, nn.Conv2d, nn.Conv3d))),
     *(
         Forward(transposed, -2 - n, _transposed)
         for n, transposed in enumerate((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d))

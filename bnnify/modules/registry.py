@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 
 from ..errors import ConversionError
+from ..torch_internals import BatchOrInstanceNorm, Convolution, TransposedConvolution, flat_weight_names
 
 Names: TypeAlias = Sequence[str] | Callable[[Any], Sequence[str]]
 
@@ -111,19 +112,19 @@ _PROJECTIONS = ("gate_up_proj", "gate_proj", "up_proj", "down_proj")
 _LAYERS = [
     Layer(nn.Linear, _WEIGHT_AND_BIAS),
     # With groups the outputs lie along both of the first dimensions; the inputs, mostly as many, are near enough.
-    Layer(nn.modules.conv._ConvTransposeNd, _WEIGHT_AND_BIAS, units_dim=lambda layer: 1 if layer.groups == 1 else 0),
-    Layer(nn.modules.conv._ConvNd, _WEIGHT_AND_BIAS),
+    Layer(TransposedConvolution, _WEIGHT_AND_BIAS, units_dim=lambda layer: 1 if layer.groups == 1 else 0),
+    Layer(Convolution, _WEIGHT_AND_BIAS),
     Layer(nn.Bilinear, _WEIGHT_AND_BIAS),
     Layer(
         nn.MultiheadAttention,
         ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "in_proj_bias"),
     ),
-    Layer(nn.RNNBase, lambda layer: layer._flat_weights_names),
+    Layer(nn.RNNBase, flat_weight_names),
     Layer(nn.RNNCellBase, ("weight_ih", "weight_hh", "bias_ih", "bias_hh")),
     Layer(nn.Embedding, ("weight",), by_default=False),
     Layer(nn.EmbeddingBag, ("weight",), by_default=False),
     # Known to have no weights that a module's name in `select` would take: these are scales, shifts and slopes.
-    *(Layer(norm, (), by_default=False) for norm in (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.PReLU)),
+    *(Layer(norm, (), by_default=False) for norm in (BatchOrInstanceNorm, nn.GroupNorm, nn.PReLU)),
     *(Layer(norm, (), by_default=False) for norm in (nn.LayerNorm, nn.RMSNorm)),
     *(Layer(glob, (), by_default=False) for glob in ("*Norm", "*Norm[123]d", "*LayerScale*")),
     Layer("transformers.pytorch_utils.Conv1D", _WEIGHT_AND_BIAS, units_dim=1),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..draws.companions import PriorMean
-from ..torch_internals import has_global_hooks, has_own_hooks, is_compiled
+from ..torch_internals import MODULE_STATE, has_global_hooks, has_own_hooks, is_compiled
 
 _LAYERS = ("timm.", "torch.nn.", "torchvision.", "transformers.")
 """In eval mode the layers of these libraries depend on inputs, tensors, their attributes and random numbers only."""
@@ -30,7 +30,6 @@ _OTHER_SOURCES = {"numpy", "random", "secrets", "time"}
 _READS_UNSEEN = {"numpy", "tolist"}
 """Methods that read a tensor without an operation of torch."""
 
-_OF_EVERY_MODULE = vars(nn.Module()).keys()
 _IMMUTABLE = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.memory_format)
 
 
@@ -123,7 +122,7 @@ def _function(value: Any) -> Any:
 
 
 def _is_ordinary(module: nn.Module, parts: set[int]) -> bool:
-    own = {name: value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE}
+    own = {name: value for name, value in vars(module).items() if name not in MODULE_STATE}
     tensors = [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
     return (
         not (module.training or has_own_hooks(module) or is_compiled(module))
