@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
+from .checks import check_module
 from .distributions.initial_std import DEFAULT_POSTERIOR_STD, NamedPosteriorStd, PosteriorStd
 from .distributions.prior import Prior
 from .distributions.priors import Pretrained
@@ -166,11 +167,15 @@ def collapse(model: nn.Module, *, inplace: bool = False) -> nn.Module:
         model: A :class:`BayesianModel`, or any module that contains converted ones.
         inplace: Collapse the module itself instead of a deep copy. Default: ``False``.
 
+    Raises:
+        ArgumentTypeError: ``model`` is not a module.
+
     Example::
 
         >>> type(bnnify.collapse(bnnify.convert(nn.Linear(3, 2))))
         <class 'torch.nn.modules.linear.Linear'>
     """
+    check_module("collapse(model)", model)
     module = model.module if isinstance(model, BayesianModel) else model
     if not inplace:
         module = _copy(module)

@@ -61,6 +61,7 @@ CALLS = {
     "avuc_loss(threshold)": (lambda: bnnify.avuc_loss(PROBABILITIES, LABELS, None), "uncertainty_threshold gives one"),
     "avuc_loss(uncertainty)": (lambda: bnnify.avuc_loss(PROBABILITIES, LABELS, 0.5, 0.1), "AvUC: the uncertainty"),
     "uncertainty_threshold": (lambda: bnnify.uncertainty_threshold(PROBABILITIES, None), "AvUC: the labels"),
+    "collapse": (lambda: bnnify.collapse({}), r"collapse\(model\) must be a torch.nn.Module, not a dict"),
     "prune": (lambda: bnnify.prune({}, 0.5), "must be a torch.nn.Module, not a dict"),
     "signal_to_noise": (lambda: bnnify.signal_to_noise(None), "must be a torch.nn.Module, not None"),
     "tune_std": (
@@ -99,6 +100,10 @@ def test_an_argument_of_a_wrong_type_is_refused_by_name(call):
         (lambda: estimated(num_data=True), "num_data"),
         (lambda: bnnify.prune(converted(), "0.5"), "fraction.* must lie between 0 and 1, not '0.5'"),
         (lambda: bnnify.prune(nn.Linear(4, 3), 0.5), "Linear has no Bayesian parameters: bnnify.convert"),
+        (lambda: bnnify.convert(nn.Linear(4, 3), exclude=5), "Unknown exclude 5: give a glob"),
+        (lambda: bnnify.convert(nn.Linear(4, 3), select=[1]), r"Unknown select \[1\]: give a glob"),
+        (lambda: bnnify.convert(nn.Linear(4, 3), prior={1: None}), r"Unknown prior \(1,\): give a glob"),
+        (lambda: bnnify.convert(nn.Linear(4, 3), estimator=["local"]), r"Unknown estimator \['local'\]"),
         (lambda: bnnify.register_layer(nn.Identity, None), "list of names of parameters, not None"),
         (lambda: bnnify.register_layer(nn.Identity, nn.Identity()), "list of names of parameters"),
     ],

@@ -5,7 +5,7 @@ __all__ = ["KLTerms", "MonteCarloPrior", "Posterior", "Prior", "as_prior"]
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,9 +43,24 @@ class Posterior(NamedTuple):
 
     @property
     def wide_rho(self) -> Tensor:
-        """ρ in float32 or better."""
-        assert self.rho is not None  # a point posterior has a penalty in place of a KL
-        return at_least_float32(self.rho)
+        """ρ in float32 or better.
+
+        Raises:
+            ConversionError: The posterior is a point, which has none.
+        """
+        hint = "A point has no ρ: give the prior a method log_prob(weights) instead, or penalty(posterior) without ρ."
+        return at_least_float32(self.required("rho", hint))
+
+    def required(self, attribute: str, hint: str) -> Any:
+        """Return an attribute that may be None.
+
+        Raises:
+            ConversionError: It is None; ``hint`` is a sentence on what to do.
+        """
+        value = getattr(self, attribute)
+        if value is None:
+            raise ConversionError(f"A prior looked at `{attribute}`, which this posterior does not have. {hint}")
+        return value
 
     def average(self, values: Tensor) -> Tensor:
         """The mean of ``values``, one for each weight, over the weights that count; positive values stay positive."""
@@ -143,8 +158,8 @@ class MonteCarloPrior(Prior):
         """log p(w) of each weight, in nats, of the weights' shape."""
 
     def kl(self, posterior: Posterior) -> Tensor:
-        assert posterior.sample is not None  # `needs_sample` promised it
-        return self.terms(posterior).kl(posterior) - self.log_prob(at_least_float32(posterior.sample))
+        drawn = posterior.required("sample", "Set `needs_sample = True` in the class of the prior.")
+        return self.terms(posterior).kl(posterior) - self.log_prob(at_least_float32(drawn))
 
     def terms(self, posterior: Posterior) -> KLTerms:
         return KLTerms(constant=-0.5 * math.log(2 * math.pi * math.e))  # the entropy of N(0, 1)

@@ -71,18 +71,15 @@ class Pretrained(Prior):
         check_positive("Pretrained(scale)", self.scale)
 
     def kl(self, posterior: Posterior) -> Tensor:
-        assert posterior.prior_mean is not None  # `centred` promised it
-        return _gaussian_kl(posterior, at_least_float32(posterior.prior_mean), self._std(posterior))
+        return _gaussian_kl(posterior, at_least_float32(_centre(posterior)), self._std(posterior))
 
     def terms(self, posterior: Posterior) -> KLTerms | None:
-        assert posterior.prior_mean is not None
         s = self._std(posterior)
         # As it stands: in half precision, which is not computed this way, widening it would be a copy for nothing.
-        return None if isinstance(s, str) else KLTerms(-0.5, posterior.prior_mean, s)
+        return None if isinstance(s, str) else KLTerms(-0.5, _centre(posterior), s)
 
     def penalty(self, posterior: Posterior) -> Tensor:
-        assert posterior.prior_mean is not None
-        distance = posterior.wide_mean - at_least_float32(posterior.prior_mean)
+        distance = posterior.wide_mean - at_least_float32(_centre(posterior))
         return -_gaussian_log_prob(distance, _fixed(self, self._std(posterior)))
 
     @property
@@ -92,8 +89,12 @@ class Pretrained(Prior):
     def _std(self, posterior: Posterior) -> Tensor | float | Literal["learned"]:
         if self.std is not None:
             return self.std
-        assert posterior.initial_std is not None  # `needs_initial_std` promised it
-        return self.scale * posterior.initial_std
+        hint = "Let `needs_initial_std` be True in the class of the prior, or give it a std."
+        return self.scale * posterior.required("initial_std", hint)
+
+
+def _centre(posterior: Posterior) -> Tensor:
+    return posterior.required("prior_mean", "Set `centred = True` in the class of the prior.")
 
 
 @dataclass(frozen=True)

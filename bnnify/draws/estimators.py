@@ -90,14 +90,12 @@ class Local(Estimator):
         super().__init__(mean, rho, name)
         # Few read the weight, so its sample is made for them alone. It is not kept: of one that was made in a region
         # under activation checkpointing, the recomputation would miss the making.
-        self._seed = (
-            None if mean.is_meta or torch.compiler.is_compiling() or in_transform() else int(torch.randint(2**62, ()))
-        )
-        self._sample = sample(mean, rho) if self._seed is None else None
+        has_no_seed = mean.is_meta or torch.compiler.is_compiling() or in_transform()
+        self._sample = sample(mean, rho) if has_no_seed else None
+        self._seed = 0 if has_no_seed else int(torch.randint(2**62, ()))
 
     def sample(self) -> Tensor:
-        if self._seed is None:
-            assert self._sample is not None
+        if self._sample is not None:
             return self._sample
         generator = torch.Generator(self.mean.device).manual_seed(self._seed)
         return sample(self.mean, self.rho, standard_normal_(torch.empty_like(self.mean), generator))

@@ -165,7 +165,11 @@ def _estimated(bayesian: dict[str, Slot]) -> bool:
 
 def _estimating_forward(plain: Any) -> Any:
     known = known_forward(plain)
-    assert known is not None  # the conversion has looked
+    if known is None:  # as when a pickle is read and the class has changed since
+        raise DrawError(
+            f"{plain.__name__} was converted with another estimator than the weight sample, and has a forward of its "
+            "own now, in which only the weight sample works. Convert it with estimator='reparameterization'."
+        )
 
     @functools.wraps(plain.forward)
     def forward(self: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -32,7 +32,7 @@ def fit_estimators(
         ConversionError: An estimator is unknown, or a glob names it for nothing but what cannot have it.
     """
     for estimator in asked.values():
-        if estimator not in ESTIMATORS:
+        if not isinstance(estimator, str) or estimator not in ESTIMATORS:
             hint = " A point is a posterior: posterior=bnnify.Point()." if estimator == "point" else ""
             raise ConversionError(
                 f"Unknown estimator {estimator!r}: known are {', '.join(map(repr, ESTIMATORS))}.{hint}"

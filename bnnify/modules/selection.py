@@ -132,18 +132,13 @@ class Selection:
         self, select: Select, holders: Mapping[Tensor, Sequence[Holder]], exclude: str | Sequence[str] = ()
     ) -> None:
         self._holders = holders
-        self._excluded = Patterns((exclude,) if isinstance(exclude, str) else exclude)
+        self._excluded = _as_patterns("exclude", exclude)
         self._by_default = select is None
         self._choose = select if callable(select) else None
-        self._selected = Patterns(())
-        if isinstance(select, str):
-            self._selected = Patterns((select,))
-        elif isinstance(select, Sequence) and select and all(isinstance(pattern, str) for pattern in select):
-            self._selected = Patterns(select)
-        elif select is not None and not callable(select):
-            raise ConversionError(
-                f"Unknown select {select!r}: give a glob, a list of globs, or a function (name, module) -> bool."
-            )
+        if callable(select) or select is None:
+            self._selected = Patterns(())
+        else:
+            self._selected = _as_patterns("select", select or None, ", or a function (name, module) -> bool")
         for option, patterns in (("select", self._selected), ("exclude", self._excluded)):
             if (unmatched := _first_unmatched(patterns, holders)) is not None:
                 raise ConversionError(f"{option}={unmatched!r} matches nothing; {known_names(holders)}.")
@@ -202,7 +197,7 @@ def resolve(option: str, given: Setting[_T], chosen: Mapping[Tensor, Sequence[Ho
         return {}
     if not isinstance(given, Mapping):
         return dict.fromkeys(chosen, given)
-    patterns, values = Patterns(given), list(given.values())
+    patterns, values = _as_patterns(option, tuple(given)), list(given.values())
     if (unmatched := _first_unmatched(patterns, chosen)) is not None:
         raise ConversionError(f"The pattern {unmatched!r} in {option}= matches none of the parameters to convert.")
     matching = {parameter: _matching(patterns, places) for parameter, places in chosen.items()}
@@ -213,6 +208,14 @@ def known_names(holders: Mapping[Tensor, Sequence[Holder]]) -> str:
     """The first names of the parameters, for a message."""
     known = ", ".join(f"`{places[0].names[0]}`" for places in list(holders.values())[:5])
     return f"the model's parameters are {known}{', …' if len(holders) > 5 else ''}"
+
+
+def _as_patterns(option: str, globs: object, or_else: str = "") -> Patterns:
+    if isinstance(globs, str):
+        return Patterns((globs,))
+    if isinstance(globs, Sequence) and all(isinstance(glob, str) for glob in globs):
+        return Patterns(globs)
+    raise ConversionError(f"Unknown {option} {globs!r}: give a glob, or a list of globs{or_else}.")
 
 
 def _because(reason: Reason, **details: str) -> WhyNot:

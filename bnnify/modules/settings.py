@@ -4,10 +4,12 @@ __all__ = ["PosteriorState", "Settings", "Slot", "settings_of", "slots_of"]
 
 import math
 from dataclasses import dataclass, field
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
 
+from ..checks import describe
 from ..distributions.initial_std import PosteriorStd
 from ..distributions.prior import Prior
 from ..draws.estimators import DEFAULT
@@ -52,18 +54,22 @@ class Settings:
         """The σ with which the posterior of ``weights`` starts: a scalar, or one for each of them.
 
         Raises:
-            ConversionError: The rule for σ returns one of another shape, or one that is negative or NaN.
+            ConversionError: The rule returns no σ, one of another shape, or one that is negative or NaN.
         """
         # A rule may count on the units being the first dimension.
         std = self.posterior_std(weights.detach().movedim(self.units_dim, 0), self.scale)
-        std = torch.as_tensor(std, device=weights.device)
-        std = std.movedim(0, self.units_dim) if std.ndim == weights.ndim else std
-        if std.shape not in ((), weights.shape) or not (std.is_meta or (std >= 0).all()):
-            raise ConversionError(
-                f"posterior_std={self.posterior_std} gives `{name}`, of shape {tuple(weights.shape)}, a σ of shape "
-                f"{tuple(std.shape)}, or one that is negative or NaN. Return a scalar or one σ for each weight."
-            )
-        return std
+        if not isinstance(std, (Tensor, Real)):
+            found = describe(std)
+        else:
+            std = torch.as_tensor(std, device=weights.device)
+            std = std.movedim(0, self.units_dim) if std.ndim == weights.ndim else std
+            if std.shape in ((), weights.shape) and (std.is_meta or (std >= 0).all()):
+                return std
+            found = f"a σ of shape {tuple(std.shape)}, or one that is negative or NaN"
+        raise ConversionError(
+            f"posterior_std={self.posterior_std} gives `{name}`, of shape {tuple(weights.shape)}, {found}. "
+            "Return a scalar or one σ for each weight."
+        )
 
 
 @dataclass(eq=False)

@@ -481,8 +481,8 @@ def test_a_rule_of_ones_own_is_a_function_of_the_weight_and_its_layers_scale():
 
 @pytest.mark.parametrize(
     ("result", "found"),
-    [(torch.ones(7), r"shape \(7,\)"), (torch.tensor(-1.0), "negative"), (torch.tensor(math.nan), "NaN")],
-    ids=["shape", "negative", "NaN"],
+    [(torch.ones(7), r"shape \(7,\)"), (torch.tensor(-1.0), "negative"), (math.nan, "NaN"), (None, "None")],
+    ids=["shape", "negative", "NaN", "None"],
 )
 def test_a_rule_of_ones_own_that_gives_no_std_is_refused(result, found):
     with pytest.raises(bnnify.ConversionError, match=f"posterior_std=.*`weight`.*{found}"):

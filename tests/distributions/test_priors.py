@@ -324,6 +324,45 @@ def test_a_prior_that_sums_by_itself_is_told_not_to():
         bnn.kl()
 
 
+class NotCentred(Pretrained):
+    centred = False
+
+
+class WithoutInitialStd(Pretrained):
+    needs_initial_std = False
+
+
+class OfRho(bnnify.Prior):
+    def kl(self, posterior):
+        return posterior.wide_rho
+
+    penalty = kl
+
+
+class OfSample(bnnify.MonteCarloPrior):
+    needs_sample = False
+
+    def log_prob(self, weights):
+        return -weights.abs()
+
+    def kl(self, posterior):  # one of its own, so that it is not fused
+        return super().kl(posterior)
+
+
+@pytest.mark.parametrize(
+    ("prior", "posterior", "match"),
+    [
+        (NotCentred(), bnnify.MeanField(), "`prior_mean`.*centred = True"),
+        (WithoutInitialStd(), bnnify.MeanField(), "`initial_std`.*needs_initial_std"),
+        (OfSample(), bnnify.MeanField(), "`sample`.*needs_sample = True"),
+        (OfRho(), bnnify.Point(), "`rho`.*log_prob"),
+    ],
+)
+def test_a_prior_that_looks_at_what_it_did_not_ask_for_is_told_how_to_ask(prior, posterior, match):
+    with pytest.raises(bnnify.ConversionError, match=match):
+        bnnify.convert(nn.Linear(3, 2).double(), prior=prior, posterior=posterior).kl()
+
+
 def test_a_prior_without_a_kl_cannot_be_made():
     class Unfinished(bnnify.Prior):
         pass

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 import bnnify
 from bnnify.distributions.gaussian import std
 from bnnify.draws.estimators import _AddNoise
+from bnnify.modules.bayesian_class import bayesian_class
 from bnnify.modules.parameters import bayesian_parameters
 
 ESTIMATORS = ("local", "flipout")
@@ -680,3 +681,12 @@ def test_where_there_is_no_variance_the_added_noise_has_no_gradient():
         torch.testing.assert_close(grad.detach(), torch.tensor([0.0, 0.0, 0.5 * noise[2]]))
     (second,) = torch.autograd.grad(grad.sum(), variance)
     assert second.isfinite().all()
+
+
+def test_a_class_that_has_got_a_forward_of_its_own_since_is_refused_with_what_to_do():
+    class Doubled(nn.Linear):
+        def forward(self, input):
+            return 2 * super().forward(input)
+
+    with pytest.raises(bnnify.DrawError, match=r"Doubled was converted.*estimator='reparameterization'"):
+        bayesian_class(Doubled, ("weight", "bias"), estimated=True)
