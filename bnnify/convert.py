@@ -15,28 +15,27 @@ from .distributions.priors import Pretrained
 from .draws.estimators import DEFAULT
 from .errors import ConversionError
 from .model import BayesianModel
-from .modules.bayesian_class import plain_class
-from .modules.becoming import NewPosterior, become_aware, become_bayesian, become_plain
-from .modules.computed_weights import copies
+from .modules.class_change import NewPosterior, become_bayesian, become_plain, recompute_on_read
+from .modules.computed_weights import detached_hook_weights
+from .modules.conversion_report import conversion_report, nothing_to_convert, refuse_unsupported
 from .modules.estimator_choice import fit_estimators
+from .modules.holders import Holder, holders_by_parameter
+from .modules.initial_posterior import Wanted, initial_posterior
 from .modules.mean_field import MeanField
 from .modules.parameters import is_bayesian, is_derived
 from .modules.posterior import PosteriorFamily
+from .modules.present_posteriors import present_posterior, present_settings, refuse_changes
 from .modules.refusals import refuse_model
 from .modules.selection import (
     UNSET,
-    Holder,
     Select,
     Selection,
     Setting,
     WhyNot,
-    holders_by_parameter,
     known_names,
     resolve,
 )
 from .modules.settings import Settings, slots_of
-from .modules.starting import Wanted, posterior_there, settings_there, start
-from .modules.verdicts import conversion_report, nothing_to_convert, refuse_unsupported
 from .report import Reason
 
 DEFAULT_PRIOR = Pretrained()
@@ -107,7 +106,7 @@ def convert(
     """
     root, holders = _prepare(model, inplace)
     why_not = Selection(select, holders, exclude).why_not()
-    already = {parameter: own for parameter, places in holders.items() if (own := settings_there(places))}
+    already = {parameter: own for parameter, places in holders.items() if (own := present_settings(places))}
     chosen = {p: holders[p] for p, reason in why_not.items() if reason is None or (p in already and reason.is_general)}
     given: dict[str, Any] = {
         "prior": prior,
@@ -123,7 +122,7 @@ def convert(
         p: found["posterior"].get(p, already[p].posterior if p in already else DEFAULT_POSTERIOR) for p in chosen
     }
     estimators = fit_estimators(asked, chosen, families, estimator)
-    _refuse_changes(already, holders, why_not, found, estimators)
+    refuse_changes(already, holders, why_not, found, estimators)
     wanted = {
         parameter: Wanted(
             found["prior"].get(parameter, DEFAULT_PRIOR),
@@ -214,10 +213,10 @@ def _convert(
     # Everything that can fail comes before the first change to the model.
     posteriors, descriptions = dict[Tensor, NewPosterior](), dict[Tensor, str]()
     for parameter, places in holders.items():
-        if there := posterior_there(places):
+        if there := present_posterior(places):
             posteriors[parameter], descriptions[parameter] = there, str(there.settings)
         elif parameter in wanted:
-            posteriors[parameter], descriptions[parameter] = start(parameter, places, wanted[parameter])
+            posteriors[parameter], descriptions[parameter] = initial_posterior(parameter, places, wanted[parameter])
     report = conversion_report(holders, why_not, posteriors, descriptions)
     if strict:
         refuse_unsupported(report)
@@ -231,56 +230,17 @@ def _convert(
         if module in new:
             become_bayesian(module, new[module])
     for module in modules:
-        become_aware(module)
+        recompute_on_read(module)
     bnn = BayesianModel(root, report)
     bnn.origin = given.origin if isinstance(given, BayesianModel) else None
     return bnn
 
 
-def _differ(given: object, own: object) -> bool:
-    """Whether two priors are not the same; comparing may be beyond those of somebody's own, which hold tensors."""
-    return given is not own and (type(given) is not type(own) or repr(given) != repr(own))
-
-
 def _copy(model: nn.Module) -> nn.Module:
     try:
-        return copy.deepcopy(model, copies(model))
+        return copy.deepcopy(model, detached_hook_weights(model))
     except Exception as error:
         raise ConversionError(
             f"Cannot deep-copy the model ({type(model).__name__}): {str(error).partition(chr(10))[0][:300]} "
             "Pass inplace=True to change the model itself."
         ) from error
-
-
-def _refuse_changes(
-    already: Mapping[Tensor, Settings],
-    holders: _Holders,
-    why_not: Mapping[Tensor, WhyNot | None],
-    found: Mapping[str, Mapping[Tensor, Any]],
-    estimators: Mapping[Tensor, tuple[str, str]],
-) -> None:
-    """Raise if an option asks of what is Bayesian already to be so in another way, or not at all.
-
-    Raises:
-        ConversionError: Names the option, the parameter, and what to do.
-    """
-    for parameter, own in already.items():
-        reason, place = why_not[parameter], holders[parameter][0]
-        has = ""
-        if reason is not None and reason.reason is Reason.EXCLUDED:
-            option, has = "exclude", "a posterior"
-        elif parameter in found["prior"] and _differ(found["prior"][parameter], own.prior):
-            option, has = "prior", f"prior={own.prior}"
-        elif parameter in found["posterior_std"]:
-            option, has = "posterior_std", "a σ, which has had its start"
-        elif parameter in found["posterior"] and _differ(found["posterior"][parameter], own.posterior):
-            option, has = "posterior", f"posterior={own.posterior}"
-        elif parameter in found["estimator"] and estimators[parameter][0] != own.estimator:
-            option, has = "estimator", f"estimator={own.estimator!r}"
-        if has:
-            cls = plain_class(type(place.module)).__name__
-            raise ConversionError(
-                f"Cannot follow {option}= for `{place.names[0]}` ({cls}): it is Bayesian "
-                f"already and has {has}. Give the option for what is new alone (with `select`, or as a mapping from "
-                "globs), or call bnnify.collapse first and convert again."
-            )

@@ -12,7 +12,7 @@ import zoo
 from torch import nn
 
 import bnnify
-from bnnify.modules.computed_weights import copies
+from bnnify.modules.computed_weights import detached_hook_weights
 from bnnify.modules.parameters import bayesian_parameters, unique_bayesian_parameters
 
 
@@ -104,7 +104,7 @@ def means_and_rhos_get_the_gradients_of_all_forwards(model: nn.Module, inputs: I
 def collapsing_gives_back_the_original(model: nn.Module, inputs: Inputs, options: Options) -> None:
     bnn = bnnify.convert(model, **options)
     plain = bnnify.collapse(bnn)
-    copied = copy.deepcopy(model, copies(model))  # torch's copy of a graph lacks some attributes
+    copied = copy.deepcopy(model, detached_hook_weights(model))  # torch's copy of a graph lacks some attributes
     for module, original in zip(plain.modules(), copied.modules(), strict=True):
         assert type(module).__name__ == type(original).__name__
         assert "Bayesian" not in str(type(module).__mro__)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..draws.companions import INITIAL_STD, PRIOR_MEAN, PriorMean
 from ..errors import CheckpointError
 from ..model import BayesianModel
-from ..modules.bayesian_class import plain_class, replacing_allowed
+from ..modules.bayesian_class import allow_replacement, plain_class
 from ..modules.parameters import BayesianParameter, bayesian_parameters, is_derived
 from ..modules.settings import slots_of
 from .architectures.shapes import COUNT, abridged
@@ -89,7 +89,7 @@ def _put(holders: Iterable[_Holder], tensor: Any) -> None:
     """Let all places hold ``tensor``, as places of a tied one do."""
     for holder in holders:
         if holder.tensor is not tensor:
-            with replacing_allowed(holder.module):
+            with allow_replacement(holder.module):
                 setattr(holder.module, holder.attribute, tensor)
 
 

@@ -20,7 +20,7 @@ from ..distributions.gaussian import has_pruned
 from ..draws.companions import INITIAL_STD, PRIOR_MEAN, RHO, PriorMean
 from ..errors import BnnifyError, CheckpointError
 from ..model import BayesianModel
-from ..modules.becoming import NewPosterior, become_bayesian
+from ..modules.class_change import NewPosterior, become_bayesian
 from ..modules.parameters import companions_of
 from ..modules.settings import PosteriorState, Settings
 from .architectures.recipe import Recipe

@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from ..checks import check_positive
 from ..errors import ConversionError
+from .densities import MeanAbsolute, MixtureLogProb, gaussian_log_prob, log
 from .gaussian import at_least_float32, log_std, std
 from .prior import KLTerms, MonteCarloPrior, Posterior, Prior
 
@@ -44,7 +44,7 @@ class Gaussian(Prior):
         return None if isinstance(self.std, str) else KLTerms(-0.5, self.mean, self.std)
 
     def log_prob(self, weights: Tensor) -> Tensor:
-        return _gaussian_log_prob(weights - self.mean, _fixed(self, self.std))
+        return gaussian_log_prob(weights - self.mean, _fixed(self, self.std))
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Pretrained(Prior):
 
     def penalty(self, posterior: Posterior) -> Tensor:
         distance = posterior.wide_mean - at_least_float32(_centre(posterior))
-        return -_gaussian_log_prob(distance, _fixed(self, self._std(posterior)))
+        return -gaussian_log_prob(distance, _fixed(self, self._std(posterior)))
 
     @property
     def needs_initial_std(self) -> bool:
@@ -118,47 +118,13 @@ class Laplace(Prior):
     def kl(self, posterior: Posterior) -> Tensor:
         distance = posterior.wide_mean - self.mean
         rho = posterior.wide_rho
-        absolute = _MeanAbsolute.apply(distance, std(rho))
+        absolute = MeanAbsolute.apply(distance, std(rho))
         scale = posterior.average(absolute) if self.scale == LEARNED else self.scale
-        return absolute / scale - log_std(rho) + (_log(2 * scale) - 0.5 * math.log(2 * math.pi * math.e))
+        return absolute / scale - log_std(rho) + (log(2 * scale) - 0.5 * math.log(2 * math.pi * math.e))
 
     def log_prob(self, weights: Tensor) -> Tensor:
         scale = _fixed(self, self.scale)
         return -(weights - self.mean).abs() / scale - math.log(2 * scale)
-
-
-class _MeanAbsolute(torch.autograd.Function):
-    """E|x| = σ·√(2/π)·exp(-r²/2) + d·erf(r/√2) of x ~ N(d, σ²), with r = d/σ.
-
-    Its derivatives are erf(r/√2) for d and √(2/π)·exp(-r²/2) for σ: that of r, which overflows, cancels.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(distance: Tensor, sigma: Tensor) -> Tensor:
-        ratio = _ratio(distance, sigma)
-        return torch.addcmul(_density(ratio) * sigma, distance, torch.erf(ratio / math.sqrt(2)))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-        ratio = _ratio(*ctx.saved_tensors)
-        return grad * torch.erf(ratio / math.sqrt(2)), grad * _density(ratio)
-
-
-def _ratio(distance: Tensor, sigma: Tensor) -> Tensor:
-    # Beyond 40 σ nothing changes any more, and d/σ would overflow. Where d is zero, σ may be so too.
-    least = (distance.detach().abs() / 40).clamp(min=torch.finfo(sigma.dtype).tiny)
-    return distance / sigma.maximum(least)
-
-
-def _density(ratio: Tensor) -> Tensor:
-    """Twice the density of N(0, 1)."""
-    return math.sqrt(2 / math.pi) * torch.exp(-0.5 * ratio.square())
 
 
 @dataclass(frozen=True)
@@ -186,44 +152,7 @@ class ScaleMixture(MonteCarloPrior):
 
     def log_prob(self, weights: Tensor) -> Tensor:
         first, second = (self.std1, self.pi), (self.std2, 1 - self.pi)
-        return _MixtureLogProb.apply(weights, *((first, second) if self.std1 >= self.std2 else (second, first)))
-
-
-class _MixtureLogProb(torch.autograd.Function):
-    """log(π₁·N(w; 0, s₁²) + π₂·N(w; 0, s₂²)) with s₁ >= s₂; of the weights nothing else is kept for backward.
-
-    With z the logarithm of the second term less that of the first it is the first plus softplus(z), without
-    cancellation since z is largest at zero. Its derivative is -w·(r/s₂² + (1 - r)/s₁²), where r = sigmoid(z) is the
-    share that the second component has in the weight.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(weights: Tensor, wide: tuple[float, float], narrow: tuple[float, float]) -> Tensor:
-        return _gaussian_log_prob(weights, wide[0]).add_(math.log(wide[1])).add_(std(_log_ratio(weights, wide, narrow)))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[0])
-        ctx.components = inputs[1:]
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (weights,), (wide, narrow) = ctx.saved_tensors, ctx.components
-        share = _log_ratio(weights, wide, narrow).sigmoid()
-        precision = share * (narrow[0] ** -2 - wide[0] ** -2) + wide[0] ** -2
-        return -grad * weights * precision, None, None
-
-
-def _log_ratio(weights: Tensor, wide: tuple[float, float], narrow: tuple[float, float]) -> Tensor:
-    """z, from the std and the share of each component."""
-    constant = math.log(narrow[1] / wide[1]) + math.log(wide[0] / narrow[0])
-    return weights.square().mul_(0.5 * (wide[0] ** -2 - narrow[0] ** -2)).add_(constant)
-
-
-def _gaussian_log_prob(distance: Tensor, std: Tensor | float) -> Tensor:
-    return -0.5 * (distance / std).square() - (_log(std) + 0.5 * math.log(2 * math.pi))
+        return MixtureLogProb.apply(weights, *((first, second) if self.std1 >= self.std2 else (second, first)))
 
 
 def _gaussian_kl(
@@ -234,10 +163,6 @@ def _gaussian_kl(
         distance = posterior.wide_mean - prior_mean
         prior_std = posterior.average(std(posterior.wide_rho).square() + distance.square()).sqrt()
     return KLTerms(-0.5, prior_mean, prior_std).kl(posterior)
-
-
-def _log(scale: Any) -> Any:
-    return scale.log() if isinstance(scale, Tensor) else math.log(scale)
 
 
 def _fixed(prior: Prior, scale: Tensor | float | Literal["learned"]) -> Any:

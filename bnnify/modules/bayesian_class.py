@@ -1,6 +1,6 @@
 """The class of a Bayesian module: a subclass of its own class, in which reading a weight gives the draw's sample."""
 
-__all__ = ["bayesian_class", "enter_class", "plain_class", "remove_companions", "replacing_allowed"]
+__all__ = ["allow_replacement", "bayesian_class", "enter_class", "plain_class", "remove_companions"]
 
 import copy
 import functools
@@ -14,17 +14,18 @@ from torch.fx import GraphModule
 
 from ..draws.companions import INITIAL_STD
 from ..draws.estimators import ESTIMATORS, check_input
-from ..draws.slot import note_replacement, read, unsampled
+from ..draws.slot import unsampled
 from ..errors import DrawError
-from ..torch_internals import FLAT_WEIGHTS, flat_weight_names
-from .computed_weights import cache_properties, compute, computed_weights
+from ..torch_internals import FLAT_WEIGHTS
+from .computed_weights import cache_properties, computed_weights
 from .exported_programs import plain_view
 from .known_forwards import known_forward
 from .parameters import companions_of
+from .read_properties import bayesian_property, computed_property, flat_weights_property, refuse_removal
 from .settings import Slot, slots_of
-from .state_loading import follow, freeze_prior_means
+from .state_loading import freeze_prior_means, update_derived
 from .subclassing import quiet_subclass
-from .ties import ties_kept
+from .ties import keep_ties
 
 
 def enter_class(module: nn.Module, bayesian: dict[str, Slot]) -> None:
@@ -72,10 +73,10 @@ def bayesian_class(
 def _make_class(
     plain: type[nn.Module], attributes: tuple[str, ...], computed: tuple[str, ...], estimated: bool
 ) -> type[nn.Module]:
-    namespace: dict[str, Any] = {attribute: _bayesian_property(attribute) for attribute in attributes}
-    namespace |= {weight: _computed_property(plain, weight) for weight in computed} | cache_properties(attributes)
+    namespace: dict[str, Any] = {attribute: bayesian_property(attribute) for attribute in attributes}
+    namespace |= {weight: computed_property(plain, weight) for weight in computed} | cache_properties(attributes)
     if issubclass(plain, nn.RNNBase):
-        namespace[FLAT_WEIGHTS] = property(_flat_weights, lambda module, value: None)
+        namespace[FLAT_WEIGHTS] = flat_weights_property()
     if estimated:
         namespace["forward"] = _estimating_forward(plain)
 
@@ -113,11 +114,11 @@ def _make_class(
             len(missing),
             [name + ending for name, slot in slots_of(self).items() for ending in ("", *companions_of(slot.settings))],
         )
-        with replacing_allowed(self), ties_kept(self, own, missing):  # as load_state_dict(assign=True) does
+        with allow_replacement(self), keep_ties(self, own, missing):  # as load_state_dict(assign=True) does
             plain._load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, *args)
             freeze_prior_means(self)
         assigned = bool(metadata.get("assign_to_params_buffers"))
-        missing[count:] = follow(self, state_dict, prefix, missing[count:], assigned)
+        missing[count:] = update_derived(self, state_dict, prefix, missing[count:], assigned)
 
     def apply(self: nn.Module, function: Any, recurse: bool = True) -> nn.Module:
         scales = {name: self._buffers.get(name + INITIAL_STD) for name in slots_of(self)}
@@ -139,23 +140,6 @@ def _make_class(
     of_metaclass = {"__delattr__": _refuse_removal_from_class} if computed else {}
     made: type[nn.Module] = quiet_subclass(plain, f"Bayesian{plain.__name__}", namespace, of_metaclass)
     return made
-
-
-def _bayesian_property(attribute: str) -> property:
-    def get(module: nn.Module) -> Tensor | None:
-        if attribute in module._parameters:
-            value = module._parameters[attribute]
-            return None if value is None else read(slots_of(module)[attribute].active, value)
-        if attribute not in module.__dict__:
-            raise AttributeError(attribute)
-        return note_replacement(slots_of(module)[attribute].active, module.__dict__[attribute])
-
-    def set_(module: nn.Module, value: Any) -> None:
-        # Parameters never come here: nn.Module registers them. A plain tensor does when a hypernetwork, pruning or
-        # weight_norm has removed the parameter; the next draw decides whether that can be lived with.
-        module.__dict__[attribute] = value
-
-    return property(get, set_)
 
 
 def _estimated(bayesian: dict[str, Slot]) -> bool:
@@ -190,30 +174,9 @@ def _estimating_forward(plain: Any) -> Any:
     return forward
 
 
-def _computed_property(plain: type[nn.Module], weight: str) -> property:
-    parametrized = getattr(plain, weight, None)  # if so, torch has made a property too, which knows how to assign
-    set_ = parametrized.fset if isinstance(parametrized, property) else _discard
-
-    def delete(module: nn.Module) -> None:
-        _refuse_removal(type(module), weight)
-
-    return property(lambda module: compute(module, weight), set_, delete)
-
-
-def _discard(module: nn.Module, value: Tensor) -> None:
-    """What a hook assigns before each forward: it has computed it as reading does."""
-
-
 def _refuse_removal_from_class(cls: type, name: str) -> None:
     # Nothing that torch calls earlier tells a removal from a read.
-    _refuse_removal(cls, name, " torch has overwritten the parameter if it was a single one: load the weights again.")
-
-
-def _refuse_removal(cls: type, weight: str, moreover: str = "") -> None:
-    raise DrawError(
-        f"Cannot remove what computes `{weight}` of {cls.__name__}: it computes it from parameters with a posterior. "
-        f"Call bnnify.collapse first, change the model, and convert it again.{moreover}"
-    )
+    refuse_removal(cls, name, " torch has overwritten the parameter if it was a single one: load the weights again.")
 
 
 def _copy_graph(module: GraphModule, memo: dict[int, Any]) -> GraphModule:
@@ -240,7 +203,7 @@ _may_be_replaced: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 @contextmanager
-def replacing_allowed(module: nn.Module) -> Iterator[None]:
+def allow_replacement(module: nn.Module) -> Iterator[None]:
     """Within this block a Bayesian parameter of ``module`` may be replaced by another, as assigning a file does."""
     _may_be_replaced.add(module)
     try:
@@ -256,11 +219,6 @@ def _refuse_replacement(module: nn.Module, name: str) -> None:
             "and its rho would not follow. Call bnnify.collapse first, change the model, and convert it again; "
             "to change values alone, load them with bnnify.load_weights."
         )
-
-
-def _flat_weights(module: Any) -> list[Tensor | None]:
-    """The list from which recurrent layers read their weights, read anew so that it holds the draw's samples."""
-    return [getattr(module, name, None) for name in flat_weight_names(module)]
 
 
 def plain_class(cls: type) -> Any:

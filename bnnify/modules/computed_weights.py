@@ -4,11 +4,11 @@ __all__ = [
     "cache_properties",
     "compute",
     "computed_weights",
-    "copies",
+    "detached_hook_weights",
     "layer_weight",
     "parametrizations",
+    "target_of",
     "unsupported",
-    "used_for",
 ]
 
 from collections.abc import Iterable
@@ -35,7 +35,7 @@ def parametrizations(module: nn.Module) -> dict[str, ParametrizationList]:
     return {name: made for name, made in found.items() if isinstance(made, ParametrizationList)}
 
 
-def used_for(module: nn.Module, attribute: str) -> str:
+def target_of(module: nn.Module, attribute: str) -> str:
     """The weight of ``module`` for which its parameter ``attribute`` is there: ``weight`` for ``weight_orig``."""
     return [attribute, *_made_from(module, attribute)][-1]
 
@@ -114,7 +114,7 @@ def _cache_property(attribute: str) -> property:
     return property(get, set_)
 
 
-def copies(model: nn.Module) -> dict[int, Tensor]:
+def detached_hook_weights(model: nn.Module) -> dict[int, Tensor]:
     """What a deep copy of ``model`` is to put for the weights that its hooks have left in its layers, by identity.
 
     They belong to the graph of a forward, and such tensors refuse to be copied.

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from ..draws.estimators import DEFAULT, ESTIMATORS
 from ..errors import ConversionError
+from .holders import Holder
 from .known_forwards import known_forward
 from .posterior import PosteriorFamily, as_posterior
-from .selection import UNSET, Holder, Setting, resolve
+from .selection import UNSET, Setting, resolve
 from .settings import slots_of
 
 

@@ -1,6 +1,6 @@
 """Programs without source (``torch.export``): their layers are gone, and what is left are operators on parameters."""
 
-__all__ = ["multiplied_parameters", "plain_view"]
+__all__ = ["operator_weights", "plain_view"]
 
 import types
 from typing import Any
@@ -30,7 +30,7 @@ _PRODUCTS = ("matmul", "mm", "bmm", "_trilinear")
 _SHAPING = ("view", "_unsafe_view", "reshape", "permute", "transpose", "t", "squeeze", "unsqueeze", "expand", "clone")
 
 
-def multiplied_parameters(module: GraphModule) -> set[nn.Parameter]:
+def operator_weights(module: GraphModule) -> set[nn.Parameter]:
     """The parameters that linear operators, convolutions and recurrences in the graph take as their weights.
 
     A weight that is computed from parameters alone (a transpose, a cast, weight standardisation) counts as them.

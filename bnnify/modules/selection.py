@@ -2,29 +2,25 @@
 
 __all__ = [
     "UNSET",
-    "Holder",
     "Select",
     "Selection",
     "Setting",
     "WhyNot",
-    "holders_by_parameter",
     "known_names",
     "resolve",
 ]
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from torch import Tensor, nn
-from torch.fx import GraphModule
 from torch.nn.parameter import is_lazy
 
 from ..errors import ConversionError
 from ..report import Reason
-from .computed_weights import parametrizations, unsupported, used_for
-from .exported_programs import multiplied_parameters
+from .computed_weights import unsupported
+from .holders import Holder
 from .parameters import is_derived
 from .patterns import Patterns
 from .refusals import is_quantized
@@ -44,64 +40,6 @@ class _Unset:
 
 
 UNSET: Any = _Unset()
-
-
-@dataclass(frozen=True)
-class Holder:
-    """A place where a parameter stands: a module, under all of its names, and the attribute there.
-
-    Attributes:
-        layer: The layer that uses the parameter: the module, or the parametrized layer whose weight it computes.
-        weight: The weight of that layer which the parameter is, or from which it is computed.
-        multiplied: Whether the exported program to which the module belongs uses the parameter as a layer's weight;
-            None outside of programs.
-        may_be_layer: Whether the module may be a layer: it has parameters, no module in it has, and it is not part of a
-            parametrization.
-    """
-
-    module_names: tuple[str, ...]
-    module: nn.Module
-    attribute: str
-    layer: nn.Module
-    weight: str
-    multiplied: bool | None = None
-    may_be_layer: bool = True
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The qualified names of the parameter here, such as ``fc.weight``."""
-        return tuple(f"{name}.{self.attribute}" if name else self.attribute for name in self.module_names)
-
-    @property
-    def layer_names(self) -> tuple[str, ...]:
-        """The qualified names of the layer."""
-        if self.layer is self.module:
-            return self.module_names
-        return tuple(name.removesuffix(f"parametrizations.{self.weight}").rstrip(".") for name in self.module_names)
-
-
-def holders_by_parameter(model: nn.Module) -> dict[Tensor, list[Holder]]:
-    """Each parameter of ``model`` with every place that holds it; more than one place means that it is tied."""
-    module_names: dict[nn.Module, list[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        module_names.setdefault(module, []).append(name)
-    parametrized: dict[nn.Module, tuple[nn.Module, str]] = {
-        made: (module, weight) for module in module_names for weight, made in parametrizations(module).items()
-    }
-    parts = {part for made in parametrized for part in made.children()}
-    graphs = [module for module in module_names if isinstance(module, GraphModule)]
-    multiplied = {parameter for graph in graphs for parameter in multiplied_parameters(graph)}
-    in_programs = {module for graph in graphs for module in graph.modules()}
-    holders: dict[Tensor, list[Holder]] = {}
-    for module, names in module_names.items():
-        may_be_layer = module not in parts and not any(True for child in module.children() for _ in child.parameters())
-        for attribute, parameter in module._parameters.items():
-            if parameter is not None:
-                layer, weight = parametrized.get(module) or (module, used_for(module, attribute))
-                in_program = parameter in multiplied if module in in_programs else None
-                place = Holder(tuple(names), module, attribute, layer, weight, in_program, may_be_layer)
-                holders.setdefault(parameter, []).append(place)
-    return holders
 
 
 class WhyNot(NamedTuple):
@@ -135,10 +73,10 @@ class Selection:
         self._excluded = _as_patterns("exclude", exclude)
         self._by_default = select is None
         self._choose = select if callable(select) else None
-        if callable(select) or select is None:
-            self._selected = Patterns(())
-        else:
-            self._selected = _as_patterns("select", select or None, ", or a function (name, module) -> bool")
+        globs = () if select is None or callable(select) else select
+        self._selected = _as_patterns("select", globs, _SELECTS)
+        if isinstance(select, Sequence) and not select:
+            raise ConversionError(f"Unknown select {select!r}: give {_SELECTS}.")
         for option, patterns in (("select", self._selected), ("exclude", self._excluded)):
             if (unmatched := _first_unmatched(patterns, holders)) is not None:
                 raise ConversionError(f"{option}={unmatched!r} matches nothing; {known_names(holders)}.")
@@ -173,10 +111,10 @@ class Selection:
         """Why a parameter is left alone that stands where weights are asked for."""
         layer = layer_of(place.layer)
         names = layer.names_in(place.layer) if layer else ()
-        if layer is None and place.multiplied is None:
+        if layer is None and place.is_operator_weight is None:
             is_unknown, is_weight = place.may_be_layer or not _is_scale(parameter), False
         elif layer is None:
-            is_unknown, is_weight = False, bool(place.multiplied)
+            is_unknown, is_weight = False, bool(place.is_operator_weight)
         else:
             is_unknown = layer.may_miss(place.layer, place.weight) and not _is_scale(parameter)
             is_weight = place.weight in names and (layer.by_default or not self._by_default)
@@ -185,6 +123,9 @@ class Selection:
         if not parameter.requires_grad and not is_quantized(parameter):
             return _because(Reason.FROZEN)
         return _unknown(place, names) if is_unknown else None
+
+
+_SELECTS = "a glob, a list of globs, or a function (name, module) -> bool"
 
 
 def resolve(option: str, given: Setting[_T], chosen: Mapping[Tensor, Sequence[Holder]]) -> dict[Tensor, _T]:
@@ -210,12 +151,11 @@ def known_names(holders: Mapping[Tensor, Sequence[Holder]]) -> str:
     return f"the model's parameters are {known}{', …' if len(holders) > 5 else ''}"
 
 
-def _as_patterns(option: str, globs: object, or_else: str = "") -> Patterns:
-    if isinstance(globs, str):
-        return Patterns((globs,))
+def _as_patterns(option: str, given: object, wanted: str = "a glob, or a list of globs") -> Patterns:
+    globs = (given,) if isinstance(given, str) else given
     if isinstance(globs, Sequence) and all(isinstance(glob, str) for glob in globs):
         return Patterns(globs)
-    raise ConversionError(f"Unknown {option} {globs!r}: give a glob, or a list of globs{or_else}.")
+    raise ConversionError(f"Unknown {option} {given!r}: give {wanted}.")
 
 
 def _because(reason: Reason, **details: str) -> WhyNot:

@@ -1,6 +1,6 @@
 """What follows when torch has loaded a state_dict into a Bayesian module."""
 
-__all__ = ["follow", "freeze_prior_means"]
+__all__ = ["freeze_prior_means", "update_derived"]
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ from .parameters import BayesianParameter
 from .settings import slots_of
 
 
-def follow(
+def update_derived(
     module: nn.Module, state_dict: Mapping[str, Any], prefix: str, missing: list[str], assign: bool
 ) -> list[str]:
     """Let what is derived from the loaded tensors follow them; returns those of the ``missing`` keys that really are.

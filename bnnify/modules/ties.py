@@ -1,6 +1,6 @@
 """Tied parameters stay tied while ``load_state_dict(assign=True)`` puts new tensors in their places."""
 
-__all__ = ["ties_kept"]
+__all__ = ["keep_ties"]
 
 import weakref
 from collections.abc import Iterable, Iterator
@@ -15,7 +15,7 @@ _successors: Any = WeakIdKeyDictionary()
 
 
 @contextmanager
-def ties_kept(module: nn.Module, names: Iterable[str], load: list[str]) -> Iterator[None]:
+def keep_ties(module: nn.Module, names: Iterable[str], load: list[str]) -> Iterator[None]:
     """Let a parameter that the block replaces have the successor that it got in another place of the same load.
 
     Args:

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from ..errors import ConversionError
 from ..report import ConversionReport, Reason, ReportEntry
 from .bayesian_class import plain_class
-from .becoming import NewPosterior
-from .selection import Holder, WhyNot
+from .class_change import NewPosterior
+from .holders import Holder
+from .selection import WhyNot
 
 
 def conversion_report(

@@ -1,6 +1,6 @@
 """How a module becomes Bayesian in place, and plain again."""
 
-__all__ = ["NewPosterior", "become_aware", "become_bayesian", "become_plain"]
+__all__ = ["NewPosterior", "become_bayesian", "become_plain", "recompute_on_read"]
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -47,7 +47,7 @@ def become_bayesian(module: nn.Module, posteriors: Mapping[str, NewPosterior]) -
             module._buffers[name + INITIAL_STD] = new.initial_std
 
 
-def become_aware(module: nn.Module) -> None:
+def recompute_on_read(module: nn.Module) -> None:
     """Let a module that computes its weights from the Bayesian parameters of its children do so at each read.
 
     That is what a parametrized layer does. Any other module is left as it is.
@@ -57,7 +57,7 @@ def become_aware(module: nn.Module) -> None:
 
 
 def become_plain(module: nn.Module) -> None:
-    """Undo :func:`become_bayesian` and :func:`become_aware` in place: the class and the parameters that it had."""
+    """Undo :func:`become_bayesian` and :func:`recompute_on_read` in place: the class and the parameters that it had."""
     computed = computed_weights(module, slots_of(module))
     for attribute, slot in slots_of(module).items():
         if slot.state.has_pruned:  # an optimizer's momentum may have moved the mean since

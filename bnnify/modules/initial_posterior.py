@@ -1,6 +1,6 @@
-"""The posterior with which a parameter starts, or which it has already."""
+"""The posterior with which a parameter starts."""
 
-__all__ = ["Wanted", "posterior_there", "settings_there", "start"]
+__all__ = ["Wanted", "initial_posterior"]
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,14 +12,13 @@ from ..distributions.gaussian import rho_from_std, rms_std
 from ..distributions.initial_std import Constant, as_posterior_std, fan_in_scale
 from ..distributions.prior import as_prior
 from ..draws.companions import PriorMean, as_buffer
-from .becoming import NewPosterior
+from .class_change import NewPosterior
 from .computed_weights import layer_weight
-from .parameters import BayesianParameter
+from .holders import Holder
 from .posterior import as_posterior
 from .refusals import refuse_parameter
 from .registry import units_dim
-from .selection import Holder
-from .settings import Settings, slots_of
+from .settings import Settings
 
 
 class Wanted(NamedTuple):
@@ -33,23 +32,7 @@ class Wanted(NamedTuple):
     """Which estimator was asked for instead, and why the layer cannot have it; empty if it has it."""
 
 
-def settings_there(places: Sequence[Holder]) -> Settings | None:
-    """How a parameter is Bayesian already, in any of its places."""
-    found = (slots_of(place.module).get(place.attribute) for place in places)
-    return next((slot.settings for slot in found if slot is not None), None)
-
-
-def posterior_there(places: Sequence[Holder]) -> NewPosterior | None:
-    """The posterior that a parameter has already, in any of its places."""
-    for place in places:
-        slot = slots_of(place.module).get(place.attribute)
-        if slot is not None:
-            there: Any = BayesianParameter(place.names[0], place.module, place.attribute)
-            return NewPosterior(slot.settings, there.companions, there.prior_mean, there.initial_std, slot.state)
-    return None
-
-
-def start(parameter: Tensor, places: Sequence[Holder], wanted: Wanted) -> tuple[NewPosterior, str]:
+def initial_posterior(parameter: Tensor, places: Sequence[Holder], wanted: Wanted) -> tuple[NewPosterior, str]:
     """The posterior with which ``parameter`` starts, and what was asked for in words; nothing is changed."""
     posterior, prior = as_posterior(wanted.posterior), as_prior(wanted.prior)
     for place in places:

@@ -1,0 +1,72 @@
+"""The posteriors that parameters have already, and options that would have to change them."""
+
+__all__ = ["present_posterior", "present_settings", "refuse_changes"]
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import ConversionError
+from ..report import Reason
+from .bayesian_class import plain_class
+from .class_change import NewPosterior
+from .holders import Holder
+from .parameters import BayesianParameter
+from .selection import WhyNot
+from .settings import Settings, slots_of
+
+
+def present_settings(places: Sequence[Holder]) -> Settings | None:
+    """How a parameter is Bayesian already, in any of its places."""
+    found = (slots_of(place.module).get(place.attribute) for place in places)
+    return next((slot.settings for slot in found if slot is not None), None)
+
+
+def present_posterior(places: Sequence[Holder]) -> NewPosterior | None:
+    """The posterior that a parameter has already, in any of its places."""
+    for place in places:
+        slot = slots_of(place.module).get(place.attribute)
+        if slot is not None:
+            there: Any = BayesianParameter(place.names[0], place.module, place.attribute)
+            return NewPosterior(slot.settings, there.companions, there.prior_mean, there.initial_std, slot.state)
+    return None
+
+
+def refuse_changes(
+    already: Mapping[Tensor, Settings],
+    holders: Mapping[Tensor, Sequence[Holder]],
+    why_not: Mapping[Tensor, WhyNot | None],
+    found: Mapping[str, Mapping[Tensor, Any]],
+    estimators: Mapping[Tensor, tuple[str, str]],
+) -> None:
+    """Raise if an option asks of what is Bayesian already to be so in another way, or not at all.
+
+    Raises:
+        ConversionError: Names the option, the parameter, and what to do.
+    """
+    for parameter, own in already.items():
+        reason, place = why_not[parameter], holders[parameter][0]
+        has = ""
+        if reason is not None and reason.reason is Reason.EXCLUDED:
+            option, has = "exclude", "a posterior"
+        elif parameter in found["prior"] and _differ(found["prior"][parameter], own.prior):
+            option, has = "prior", f"prior={own.prior}"
+        elif parameter in found["posterior_std"]:
+            option, has = "posterior_std", "a σ, which has had its start"
+        elif parameter in found["posterior"] and _differ(found["posterior"][parameter], own.posterior):
+            option, has = "posterior", f"posterior={own.posterior}"
+        elif parameter in found["estimator"] and estimators[parameter][0] != own.estimator:
+            option, has = "estimator", f"estimator={own.estimator!r}"
+        if has:
+            cls = plain_class(type(place.module)).__name__
+            raise ConversionError(
+                f"Cannot follow {option}= for `{place.names[0]}` ({cls}): it is Bayesian "
+                f"already and has {has}. Give the option for what is new alone (with `select`, or as a mapping from "
+                "globs), or call bnnify.collapse first and convert again."
+            )
+
+
+def _differ(given: object, own: object) -> bool:
+    """Whether two priors are not the same; comparing may be beyond those of somebody's own, which hold tensors."""
+    return given is not own and (type(given) is not type(own) or repr(given) != repr(own))
