@@ -6,7 +6,7 @@ import datetime
 import pytest
 import torch
 import torchvision
-import zoo
+from tests import zoo
 from torch import nn
 
 import bnnify

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-import zoo
+from tests import zoo
 from torch import nn
 from torch.func import functional_call
 

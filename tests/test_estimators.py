@@ -9,7 +9,7 @@ import promises
 import pytest
 import torch
 import torch.nn.functional as F
-import zoo
+from tests import zoo
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.func import functional_call, jacrev, vmap

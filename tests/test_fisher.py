@@ -6,7 +6,7 @@ import io
 import pytest
 import torch
 import torch.nn.functional as F
-import zoo
+from tests import zoo
 from torch import nn
 from torch.distributions import Categorical, Normal
 from torch.utils.data import DataLoader, TensorDataset

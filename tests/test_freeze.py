@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-import zoo
+from tests import zoo
 from torch import nn
 from torch.nn.utils import prune
 

@@ -4,7 +4,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-import zoo
+from tests import zoo
 from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode

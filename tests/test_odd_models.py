@@ -8,13 +8,11 @@ import types
 import pytest
 import torch
 import torch.nn.functional as F
-from promises import PROMISES, drawn_network
 from torch import nn
 
 import bnnify
 from bnnify.parameters import bayesian_parameters
-
-every_promise = pytest.mark.parametrize("promise", PROMISES, ids=lambda promise: promise.__name__)
+from tests.contract import Case, broken, drawn_network
 
 
 class FunctionalCall(nn.Module):
@@ -204,16 +202,10 @@ def build(name):
     return make(), inputs(), {"select": "weight" if select == "" else select}, expected
 
 
-@every_promise
 @pytest.mark.parametrize("name", MODELS)
-def test_promises(promise, name):
-    model, inputs, options, _ = build(name)
-    promise(model, inputs, options)
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_what_is_bayesian(name):
-    model, _, options, expected = build(name)
+def test_every_promise_is_kept_and_the_weights_are_bayesian(name):
+    model, inputs, options, expected = build(name)
+    assert not broken(Case(name, lambda: build(name)[0], lambda model: (inputs, {}), settings=options))
     bnn = bnnify.convert(model, **options)
     assert {entry.name for entry in bnn.report.bayesian} == (expected or {name for name, _ in model.named_parameters()})
 

@@ -5,13 +5,13 @@ import pickle
 
 import pytest
 import torch
-from promises import PROMISES, drawn_network
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import bnnify
 from bnnify import ConversionError, DrawError
 from bnnify.parameters import bayesian_parameters
+from tests.contract import Case, broken, drawn_network
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -166,18 +166,12 @@ def build(name):
 
 
 @every_model
-def test_the_posterior_lies_on_what_is_learned(name):
-    model, _, expected = build(name)
+def test_every_promise_is_kept_and_the_posterior_lies_on_what_is_learned(name):
+    model, inputs, expected = build(name)
+    assert not broken(Case(name, lambda: build(name)[0], lambda model: (inputs, {})))
     report = bnnify.convert(model, strict=True).report
     assert {entry.name for entry in report.bayesian} == expected
     assert not [entry for entry in report.left_alone if not entry.name.endswith("scale")]
-
-
-@every_model
-@pytest.mark.parametrize("promise", PROMISES, ids=lambda promise: promise.__name__)
-def test_promises(promise, name):
-    model, inputs, _ = build(name)
-    promise(model, inputs, {})
 
 
 @every_model

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-import zoo
+from tests import zoo
 from torch import nn
 
 import bnnify

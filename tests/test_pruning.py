@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-import zoo
+from tests import zoo
 from torch import nn
 
 import bnnify

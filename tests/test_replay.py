@@ -9,7 +9,7 @@ import weakref
 
 import pytest
 import torch
-import zoo
+from tests import zoo
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 

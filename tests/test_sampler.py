@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-import zoo
+from tests import zoo
 from torch import nn
 
 import bnnify

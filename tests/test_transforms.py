@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-import zoo
+from tests import zoo
 from functorch.compile import aot_module, nop
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
