@@ -39,7 +39,7 @@ def converted(name):
     return bnnify.convert(model, inplace=True), inputs
 
 
-@pytest.mark.parametrize("name", zoo.ZOO)
+@pytest.mark.parametrize("name", ["residual_block", "lstm", "attention", "tied_language_model", "used_twice", "object"])
 @torch.no_grad()
 def test_its_networks_are_the_draws_after_the_same_seed(name):
     bnn, inputs = converted(name)
@@ -155,7 +155,7 @@ def test_every_module_has_the_flag_that_it_had():
         assert [m.training for m in network.modules()] == [m.training for m in bnn.module.modules()]
 
 
-@pytest.mark.parametrize("name", ["mlp", "conv2d", "attention", "tied_by_reading", "dict"])
+@pytest.mark.parametrize("name", ["attention", "dict"])
 def test_export_takes_it(name):
     bnn, inputs = converted(name)
     ensemble = frozen(bnn.eval())

