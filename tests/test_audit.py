@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from tests import zoo
 from torch import nn
 from torch.func import functional_call
 
 import bnnify
+from tests import zoo
 
 
 class Partial(nn.Module):

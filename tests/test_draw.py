@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from tests import zoo
 from torch import nn
 from torch.func import functional_call
 
 import bnnify
 from bnnify.parameters import bayesian_parameters, unique_bayesian_parameters
 from bnnify.posterior import std
+from tests import zoo
 
 
 def mlp(depth: int = 2) -> bnnify.BayesianModel:

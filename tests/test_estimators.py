@@ -8,7 +8,6 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from tests import zoo
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.func import functional_call, jacrev, vmap
@@ -18,6 +17,7 @@ import bnnify
 from bnnify.estimators import _AddNoise
 from bnnify.parameters import bayesian_parameters
 from bnnify.posterior import std
+from tests import zoo
 from tests.contract import Case, broken
 
 ESTIMATORS = ("local", "flipout")

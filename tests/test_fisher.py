@@ -6,7 +6,6 @@ import io
 import pytest
 import torch
 import torch.nn.functional as F
-from tests import zoo
 from torch import nn
 from torch.distributions import Categorical, Normal
 from torch.utils.data import DataLoader, TensorDataset
@@ -15,6 +14,7 @@ import bnnify
 from bnnify import ConversionError, FisherStd, Relative
 from bnnify.parameters import bayesian_parameters, unique_bayesian_parameters
 from bnnify.posterior import std
+from tests import zoo
 
 
 def loader(x, batch_size=500):
@@ -104,8 +104,7 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("chunk_size", [None, 4, 1])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "chunk_size"), [*((name, None) for name in MODELS), ("attention", 4), ("tied", 1)])
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_it_is_the_mean_square_of_the_gradients_of_single_examples_in_eval_mode(name, chunk_size):
     build, inputs = MODELS[name]

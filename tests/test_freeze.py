@@ -7,12 +7,12 @@ import sys
 
 import pytest
 import torch
-from tests import zoo
 from torch import nn
 from torch.nn.utils import prune
 
 import bnnify
 from bnnify.parameters import bayesian_parameters
+from tests import zoo
 
 K = 3
 

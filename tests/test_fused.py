@@ -4,7 +4,6 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from tests import zoo
 from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -17,6 +16,7 @@ from bnnify.fused import can_fuse, sample_and_kl
 from bnnify.parameters import unique_bayesian_parameters
 from bnnify.posterior import sample
 from bnnify.prior import KLTerms, Posterior
+from tests import zoo
 
 PRIORS = (
     bnnify.Gaussian(std=0.1),

@@ -6,11 +6,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from tests import zoo
 from torch import nn
 
 import bnnify
 from bnnify.parameters import bayesian_parameters
+from tests import zoo
 
 PRIORS = (
     bnnify.Gaussian(0.1, 0.5),

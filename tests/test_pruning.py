@@ -5,12 +5,12 @@ import math
 
 import pytest
 import torch
-from tests import zoo
 from torch import nn
 
 import bnnify
 from bnnify.parameters import unique_bayesian_parameters
 from bnnify.posterior import std
+from tests import zoo
 
 PRUNED_MODELS = ("root_linear", "residual_block", "tied_language_model", "lstm", "attention", "transposed", "bfloat16")
 PRIORS = (bnnify.Pretrained(), bnnify.Gaussian(std="learned"), bnnify.Laplace(), bnnify.ScaleMixture())

@@ -9,12 +9,12 @@ import weakref
 
 import pytest
 import torch
-from tests import zoo
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import bnnify
 from bnnify.parameters import bayesian_parameters
+from tests import zoo
 
 X = torch.linspace(-1, 1, 12).reshape(3, 4)
 LEAF = X.clone().requires_grad_()  # re-entrant checkpointing gives no gradient otherwise

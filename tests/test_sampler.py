@@ -4,12 +4,12 @@ import copy
 
 import pytest
 import torch
-from tests import zoo
 from torch import nn
 
 import bnnify
 from bnnify.parameters import bayesian_parameters
 from bnnify.sampler import Sampler
+from tests import zoo
 
 K = 4
 

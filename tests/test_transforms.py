@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from tests import zoo
 from functorch.compile import aot_module, nop
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.func import functional_call, functionalize, grad, vmap
 
 import bnnify
+from tests import zoo
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tests import zoo
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
@@ -22,6 +21,7 @@ import bnnify
 from bnnify import trunk
 from bnnify.known_code import is_known
 from bnnify.parameters import bayesian_parameters
+from tests import zoo
 
 K = 4
 CALLS: list[None] = []  # of the first layer of the trunk

@@ -6,7 +6,6 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from tests import zoo
 from torch import nn
 from torch.distributions import Categorical, Normal
 from torch.utils.data import DataLoader, TensorDataset
@@ -15,6 +14,7 @@ import bnnify
 from bnnify import tune_std
 from bnnify.parameters import unique_bayesian_parameters
 from bnnify.posterior import std
+from tests import zoo
 
 
 def overconfident():

@@ -318,9 +318,7 @@ def _refute(failure: str) -> None:
         raise Failure(failure)
 
 
-def _refute_gradient(
-    name: str, got: Gradient, elements: Tensor, wanted: Gradient, error: Tensor | float = 0.0
-) -> None:
+def _refute_gradient(name: str, got: Gradient, elements: Tensor, wanted: Gradient, error: Tensor | float = 0.0) -> None:
     _refute(f"the gradient of {name} is not finite" if wanted.finite and not got.finite else "")
     if wanted.finite:
         gap = ((got.elements.double() - elements.double()).abs() - error).max().item()
