@@ -313,12 +313,12 @@ def bystanders():
         "an array": (numpy.ones(3), "numpy.ndarray"),
         "a dtype of numpy": (numpy.dtype("f4"), "numpy.dtype"),
         "a text of numpy": (numpy.str_("x"), "numpy.core.multiarray.scalar"),
-        "an enum": (Phase.TRAINING, "test_foreign.Phase"),
-        "a key that is an enum": ({Phase.TRAINING: 1}, "test_foreign.Phase"),
-        "a set of enums": ({Phase.TRAINING}, "test_foreign.Phase"),
-        "a tuple with an enum": ((1, Phase.TRAINING), "test_foreign.Phase"),
-        "a class": (Phase, "test_foreign.Phase"),
-        "a mapping of a class": (Options(a=1), "test_foreign.Options"),
+        "an enum": (Phase.TRAINING, f"{__name__}.Phase"),
+        "a key that is an enum": ({Phase.TRAINING: 1}, f"{__name__}.Phase"),
+        "a set of enums": ({Phase.TRAINING}, f"{__name__}.Phase"),
+        "a tuple with an enum": ((1, Phase.TRAINING), f"{__name__}.Phase"),
+        "a class": (Phase, f"{__name__}.Phase"),
+        "a mapping of a class": (Options(a=1), f"{__name__}.Options"),
         "a deque": (deque([1, 2]), "collections.deque"),
         "a slice": (slice(0, 3), "builtins.slice"),
         "a function": (os.path.join, "posixpath.join"),
@@ -543,7 +543,7 @@ class Net(nn.Linear):
 
 def test_a_class_of_ones_own_needs_trust(tmp_path):
     path = save({"model": Net(2, 2), "epoch": 3}, tmp_path / "x.pt")
-    with pytest.raises(bnnify.CheckpointError, match=r"`test_foreign\.Net`.*--trust"):
+    with pytest.raises(bnnify.CheckpointError, match=rf"`{re.escape(__name__)}\.Net`.*--trust"):
         foreign.read(path)
     found = foreign.read(path, trust=True)
     assert type(found.module) is Net
@@ -587,7 +587,7 @@ def test_a_state_dict_beside_a_module_of_ones_own_is_found(tmp_path):
     path = save({"model": Tower(), "weights": network().state_dict()}, tmp_path / "x.pt")
     found = foreign.read(path)
     assert found.layout.keys == ("weights",)
-    assert found.left_out == ["`model` (test_foreign.Tower)"]
+    assert found.left_out == [f"`model` ({__name__}.Tower)"]
 
 
 @pytest.mark.parametrize("name", ["vdsr_epoch50.pth", "chemprop_v2_reg.ckpt", "allennlp_tagger.th", "mtcnn_onet.pt"])

@@ -268,7 +268,7 @@ CHECKS: dict[str, Callable[[Subject], str | None]] = {
 }
 
 # What takes a second conversion or hooks comes early, and training, which moves running statistics, at the end.
-_FIRST, _LAST = ("σ → 0", "converts", "state_dict", "hooks"), ("draw in train", "gradients")
+_FIRST, _LAST = ("σ → 0", "converts", "hooks", "state_dict"), ("draw in train", "gradients")
 _ORDER = (*_FIRST, *(name for name in CHECKS if name not in _FIRST + _LAST), *_LAST)
 
 
