@@ -350,11 +350,6 @@ def test_tuning_needs_targets_and_says_how_to_make_pairs():
             bnnify.tune_std(bnnify.convert(nn.Linear(4, 3)), [batch])
 
 
-def test_an_empty_generator_is_a_loader_without_batches():
-    with pytest.raises(ValueError, match="without batches"):
-        bnnify.convert(nn.Linear(4, 3)).predict(iter(()), 2)
-
-
 # Devices. The device "meta" stands in for an accelerator, which a machine need not have.
 
 

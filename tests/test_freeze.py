@@ -209,9 +209,3 @@ def test_point_posteriors_are_the_same_in_every_network():
     first, second, _ = frozen(bnn).networks
     assert torch.equal(first.weight, second.weight)
     assert not torch.equal(first.bias, second.bias)
-
-
-@pytest.mark.parametrize("num_samples", [0, 2.5])
-def test_the_number_of_networks_is_a_positive_integer(num_samples):
-    with pytest.raises(ValueError, match="num_samples must be a positive integer"):
-        bnnify.freeze(bnnify.convert(nn.Linear(2, 2)), num_samples)

@@ -7,7 +7,6 @@ import logging
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 import bnnify
 from bnnify.cli import main
@@ -151,17 +150,6 @@ def test_the_collapsed_model_is_saved_and_read_again_by_transformers(make, tmp_p
     assert torch.equal(again(inputs).logits, bnn.module(inputs).logits)
     assert not torch.equal(again(inputs).logits, model(inputs).logits)
     assert again.state_dict().keys() == model.state_dict().keys()
-
-
-def test_resizing_the_embeddings_of_a_converted_model_is_refused_at_the_next_draw():
-    bnn = bnnify.convert(gpt2())
-    bnn.module.resize_token_embeddings(VOCABULARY + 2, mean_resizing=False)
-    with pytest.raises(bnnify.DrawError, match=r"`transformer\.wte\.weight`.*collapse first"):
-        bnn(ids(1, 4))
-    plain = bnnify.collapse(bnn)
-    assert type(plain.transformer.wte) is nn.Embedding
-    output, _ = bnnify.convert(plain)(ids(1, 4))
-    assert output.logits.shape == (1, 4, VOCABULARY + 2)
 
 
 def test_the_output_has_the_structure_that_the_model_gives_it():

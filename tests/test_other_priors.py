@@ -180,15 +180,6 @@ def test_its_gradient_flows_through_that_sample_to_means_and_rhos():
     torch.testing.assert_close(layer.weight_rho.grad, rho.grad)
 
 
-def test_a_tied_weight_counts_once_and_with_one_sample():
-    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
-    model[1].weight = model[0].weight
-    bnn = bnnify.convert(model, prior=ScaleMixture())
-    with bnn.draw():
-        alone = bnnify.BayesianModel(bnn.module[0]).kl()
-        assert bnn.kl() == alone
-
-
 class StudentT(bnnify.MonteCarloPrior):
     def log_prob(self, weights):
         return torch.distributions.StudentT(3.0).log_prob(weights)

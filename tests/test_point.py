@@ -110,33 +110,6 @@ def test_a_gaussian_prior_is_weight_decay():
     assert (plain[0] - decayed[0]).abs().max() > 1e-2
 
 
-def test_a_laplace_prior_is_an_l1_penalty():
-    model, (x, y), num_data, scale = network(), data(), 12, 0.4
-    bnn = bnnify.convert(model, prior=bnnify.Laplace(scale=scale), estimator="point")
-
-    def posterior(bnn):
-        output, penalty = bnn(x)
-        return bnnify.elbo(F.cross_entropy(output, y), penalty, num_data)
-
-    def penalised(model):
-        return F.cross_entropy(model(x), y) + sum(p.abs().sum() for p in model.parameters()) / (num_data * scale)
-
-    torch.testing.assert_close(trained(bnn, posterior), trained(copy.deepcopy(model), penalised))
-
-
-def test_without_the_penalty_it_is_maximum_likelihood():
-    model, (x, y) = network(), data()
-    bnn = bnnify.convert(model, prior=bnnify.Gaussian(), estimator="point")
-
-    def likelihood(bnn):
-        output, penalty = bnn(x)
-        return bnnify.elbo(F.cross_entropy(output, y), penalty, num_data=12, beta=0)
-
-    torch.testing.assert_close(
-        trained(bnn, likelihood), trained(copy.deepcopy(model), lambda model: F.cross_entropy(model(x), y))
-    )
-
-
 def test_a_part_of_the_model_may_be_a_point():
     model, (x, _) = network(), data()
     bnn = bnnify.convert(model, prior=bnnify.Gaussian(), estimator={"0": "point"})

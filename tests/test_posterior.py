@@ -216,14 +216,16 @@ def test_vmap_over_sample_draws_for_each_entry():
     assert drawn.unique(dim=0).shape == (6, 3)
 
 
-@pytest.mark.parametrize("argument", [0, 1, 2])
-def test_vmap_of_grad_equals_that_of_the_plain_expression(argument):
-    inputs = [tensor.detach() for tensor in parameters(6, 3)]
-    per_entry = [
-        torch.func.vmap(torch.func.grad(lambda *args, f=function: f(*args).square().sum(), argnums=argument))(*inputs)
-        for function in (_Reparameterize.apply, plain_sample)
-    ]
-    torch.testing.assert_close(*per_entry)
+def test_vmap_of_grad_equals_that_of_the_plain_expression():
+    for argument in [0, 1, 2]:
+        inputs = [tensor.detach() for tensor in parameters(6, 3)]
+        per_entry = [
+            torch.func.vmap(torch.func.grad(lambda *args, f=function: f(*args).square().sum(), argnums=argument))(
+                *inputs
+            )
+            for function in (_Reparameterize.apply, plain_sample)
+        ]
+        torch.testing.assert_close(*per_entry)
 
 
 # The distribution of draws
@@ -415,16 +417,6 @@ def test_a_zero_bias_takes_the_scale_of_a_weight_that_is_computed(computed):
     nn.init.zeros_(layer.bias)
     found = std(bnnify.convert(layer, posterior_std=Relative(0.2)).module.bias_rho)
     torch.testing.assert_close(found, torch.full((5,), 0.2 / 6))
-
-
-def test_fallback_is_the_scale_of_pytorchs_own_initialisation():
-    torch.manual_seed(0)
-    layer = nn.Linear(300, 400)
-    own = layer.weight.std().item()
-    nn.init.zeros_(layer.weight)
-    assert std(bnnify.convert(layer, posterior_std=Relative(1.0)).module.weight_rho).mean().item() == pytest.approx(
-        own, rel=0.01
-    )
 
 
 @pytest.mark.parametrize("rule", [Relative(0.2), Moped(0.2)], ids=str)

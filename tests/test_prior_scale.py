@@ -210,27 +210,6 @@ def test_the_mean_of_a_prior_is_a_parameter_still():
     assert bnn.kl() > 1.0
 
 
-# Ties
-
-
-def test_assigned_state_keeps_ties_of_mean_rho_and_prior():
-    class Tied(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.embed, self.head = nn.Embedding(5, 4), nn.Linear(4, 5, bias=False)
-            self.head.weight = self.embed.weight
-
-    bnn, other = bnnify.convert(Tied()), bnnify.convert(Tied())
-    for source in (other, bnn):
-        bnn.load_state_dict(source.state_dict(), assign=True)
-        for name in ("weight", "weight_rho", "weight_prior_mean"):
-            assert bnn.module.embed._parameters[name] is bnn.module.head._parameters[name]
-            assert torch.equal(bnn.module.embed._parameters[name], other.module.head._parameters[name])
-    assert len(list(unique_bayesian_parameters(bnn))) == 1
-    with bnn.draw():
-        assert bnn.module.embed.weight is bnn.module.head.weight
-
-
 def test_half_precision_is_for_what_is_computed_with_and_not_for_the_scale():
     bnn = bnnify.convert(nn.Linear(30, 30), posterior_std=1e-7)
     before = bnn.module.weight_initial_std.clone()

@@ -205,12 +205,6 @@ def test_a_tied_weight_is_one_posterior_whichever_name_selects_it(select):
     assert [entry.name for entry in bnn.report.bayesian if "weight" in entry.name] == ["embed.weight"]
 
 
-def test_the_kl_of_a_tied_weight_counts_once():
-    model = TiedHead()
-    tied = bnnify.convert(model, select="head.weight", prior=Gaussian())
-    torch.testing.assert_close(tied.kl(), bnnify.convert(model.embed, select="weight", prior=Gaussian()).kl())
-
-
 def test_a_tie_to_what_is_not_selected_by_default_still_selects():
     model = nn.Module()
     model.norm = nn.LayerNorm(4)

@@ -86,13 +86,6 @@ def test_it_does_not_matter_where_it_starts(times):
         torch.testing.assert_close(stds(other)[name], sigma, rtol=1e-3, atol=0)
 
 
-def test_tuning_twice_changes_nothing_more():
-    model, data = overconfident()
-    bnn = bnnify.convert(model)
-    tune_std(bnn, data)
-    assert tune_std(bnn, data) == pytest.approx(1, rel=1e-3)
-
-
 def test_a_loader_that_shuffles_gives_every_factor_the_same_batches():
     _, data = overconfident()
     shuffling = DataLoader(data.dataset, 50, shuffle=True)

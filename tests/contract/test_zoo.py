@@ -70,13 +70,6 @@ def test_in_half_precision_too_several_forwards_before_one_backward_give_the_sum
         assert ((together.double() - terms.sum(0)).abs() <= bound).all()
 
 
-def test_a_fresh_conversion_has_no_kl_under_the_default_prior():
-    for name in zoo.ZOO:
-        bnn = bnnify.convert(zoo.build(name)[0])
-        weights = sum(p.mean.numel() for p in unique_bayesian_parameters(bnn.module))
-        assert abs(bnn.kl().item()) < weights * 1e-6, name
-
-
 @pytest.mark.parametrize("name", ["bfloat16", "lstm", "tied_language_model", "partly_frozen"])
 def test_the_original_state_dict_loads_and_the_posterior_follows(name):
     model, inputs = zoo.build(name)
