@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import itertools
 import os
 import random
 import time
@@ -222,11 +221,11 @@ HIDDEN_NOISE = {
 }
 
 
-@pytest.mark.parametrize("name", HIDDEN_NOISE)
-def test_noise_that_torch_does_not_know_is_in_every_network(name):
-    bnn = bnnify.convert(Noisy(HIDDEN_NOISE[name]), select="head", posterior_std=1e-9)
-    std = bnn.predict(x(), 8).std
-    assert (std > 1e-4).all()
+def test_noise_that_torch_does_not_know_is_in_every_network():
+    for name in HIDDEN_NOISE:
+        bnn = bnnify.convert(Noisy(HIDDEN_NOISE[name]), select="head", posterior_std=1e-9)
+        std = bnn.predict(x(), 8).std
+        assert (std > 1e-4).all()
 
 
 def test_noise_that_leaves_the_generators_as_they_were_is_in_every_network():
@@ -255,13 +254,6 @@ STATE = {
 def test_state_goes_on_from_network_to_network(name):
     state = STATE[name]()
     bnn, seen = bnnify.convert(Network(after=lambda o, h: o * 0 + step(state)), select="head"), []
-    bnn.predict(x(), K, output=lambda o: seen.append(o[0, 0].item()) or o)
-    assert seen == [1, 2, 3, 4]
-
-
-def test_an_iterator_goes_on_from_network_to_network():
-    counter = itertools.count(1)
-    bnn, seen = bnnify.convert(Network(after=lambda o, h: o * 0 + next(counter)), select="head"), []
     bnn.predict(x(), K, output=lambda o: seen.append(o[0, 0].item()) or o)
     assert seen == [1, 2, 3, 4]
 
@@ -396,11 +388,11 @@ UNKNOWN = [
 ]
 
 
-@pytest.mark.parametrize("change", UNKNOWN, ids=lambda change: change.__name__)
-def test_what_somebody_has_changed_is_not_known(change):
-    model = published()
-    change(model)
-    assert not is_known(model)
+def test_what_somebody_has_changed_is_not_known():
+    for change in UNKNOWN:
+        model = published()
+        change(model)
+        assert not is_known(model)
 
 
 def test_a_method_that_somebody_has_replaced_is_not_known(monkeypatch):
