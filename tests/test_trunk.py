@@ -502,6 +502,14 @@ class Buffered(Network):
         return super().forward(x) * self.calls
 
 
+class Counting(Network):
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x) * self.calls
+
+
 class Adapting(Network):
     def __init__(self):
         super().__init__()
@@ -543,6 +551,7 @@ EACH_TIME = {
     "dropout in the trunk": lambda: Network(lambda h: F.dropout(h, training=True)),
     "dropout in the head": lambda: Network(after=lambda o, h: F.dropout(o, training=True)),
     "a buffer": Buffered,
+    "an attribute": Counting,
     "running statistics": Adapting,
     "the input": lambda: Network(before=lambda x: x.add_(1)),
     "the sample": ScaledHead,
