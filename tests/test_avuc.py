@@ -11,11 +11,6 @@ import bnnify
 from bnnify import avuc_loss, uncertainty_threshold
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
 def predictions(count=40, classes=5, dtype=torch.float64):
     """Probabilities of which some are sharp and some flat, and labels that agree with about half of them."""
     logits = torch.randn(count, classes, dtype=dtype) * torch.linspace(0.2, 6.0, count, dtype=dtype)[:, None]

@@ -168,7 +168,6 @@ def test_every_promise_is_kept_and_what_a_layer_consumes_is_bayesian(programs, n
 
 
 def test_it_agrees_with_the_conversion_of_the_source():
-    torch.manual_seed(0)
     source = nn.Sequential(nn.Conv2d(2, 3, 2), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(27, 4)).eval()
     x = torch.randn(2, 2, 4, 4)
     bnn, other = bnnify.convert(source), bnnify.convert(torch.export.export(source, (x,)).module())
@@ -192,7 +191,6 @@ def test_globs_and_functions_select_as_in_any_model(programs):
 
 
 def test_a_program_inside_a_model_of_ones_own():
-    torch.manual_seed(0)
     x = torch.randn(5, 4)
     model = nn.Sequential(torch.export.export(nn.Linear(4, 3), (x,)).module(), nn.LayerNorm(3), nn.Linear(3, 2))
     bnn = bnnify.convert(model)
@@ -251,7 +249,6 @@ def test_traced_graphs_keep_their_layers():
 
 @pytest.mark.parametrize(("select", "count"), [(None, 2), (["fc", "table"], 3)])
 def test_a_traced_graph_pickles(select, count):
-    torch.manual_seed(0)
     x, model = torch.randn(5, 4), Traced()
     graph = fx.symbolic_trace(model)
     bnn = bnnify.convert(graph, select=select)

@@ -25,11 +25,6 @@ def repeated(x, times):
     return x.repeat(times, *[1] * (x.ndim - 1))
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 # The information
 
 

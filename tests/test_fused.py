@@ -125,7 +125,6 @@ def test_a_graph_that_is_kept_gives_the_same_gradients_again(monkeypatch):
 
 
 def test_the_gradients_of_two_forwards_do_not_disturb_each_other():
-    torch.manual_seed(0)
     bnn = bnnify.convert(nn.Linear(4, 3))
     x = torch.randn(5, 4)
     state = torch.get_rng_state()

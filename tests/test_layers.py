@@ -163,7 +163,6 @@ class HandBuiltBlock(PlainBlock):
     ("option", "train", "explicit_draw"), [("A", True, False), ("B", True, True), ("B", False, False)]
 )
 def test_a_hand_built_block_equals_the_converted_plain_block(option, train, explicit_draw):
-    torch.manual_seed(0)
     hand_built = HandBuiltBlock(3, 8, option).train(train)
     bnn = bnnify.convert(PlainBlock(3, 8, option), prior=bnnify.Gaussian(0.0, 1.0)).train(train)
     bnnify.load_weights(bnn, hand_built.state_dict())

@@ -13,11 +13,6 @@ import bnnify
 from bnnify import BernoulliNLL, CategoricalNLL, GaussianNLL, HeteroscedasticGaussianNLL
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
 class _MeanAndVariance(nn.Module):
     def __init__(self):
         super().__init__()

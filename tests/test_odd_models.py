@@ -190,7 +190,6 @@ def test_every_promise_is_kept_and_the_weights_are_bayesian(name):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_a_whole_transformer(training):
-    torch.manual_seed(0)
     model = nn.Transformer(8, 2, 1, 2, 16, dropout=0.0, batch_first=True).train(training)
     bnn = bnnify.convert(model)
     source, target = torch.randn(2, 5, 8), torch.randn(2, 4, 8)
@@ -208,7 +207,6 @@ def test_a_whole_transformer(training):
 @pytest.mark.parametrize("layer", [nn.Embedding, nn.EmbeddingBag])
 def test_a_sparse_embedding_trains_with_dense_gradients(layer, training):
     # The sample is a function of the whole mean and the whole rho, each element of which moves it.
-    torch.manual_seed(0)
     bnn = bnnify.convert(layer(7, 4, sparse=True).train(training), select="weight")
     x = torch.tensor([[1, 2], [2, 5]])
     bnn(x)[0].square().sum().backward()
@@ -220,7 +218,6 @@ def test_a_sparse_embedding_trains_with_dense_gradients(layer, training):
 
 
 def test_the_padding_of_an_embedding_is_drawn_like_the_rest_and_gets_no_gradient():
-    torch.manual_seed(0)
     bnn = bnnify.convert(nn.Embedding(7, 4, padding_idx=2), select="weight")
     output, _ = bnn(torch.tensor([2, 3]))
     output.square().sum().backward()
@@ -231,7 +228,6 @@ def test_the_padding_of_an_embedding_is_drawn_like_the_rest_and_gets_no_gradient
 
 def test_parameters_fetched_by_name_are_drawn_and_values_computed_from_them_are_reported_by_audit():
     """A draw replaces the parameter it was made for. Any other value is what somebody wants to be there."""
-    torch.manual_seed(0)
     x = torch.randn(5, 4)
     bnn = bnnify.convert(CallsWithNamedParameters(lambda value: value))
     with bnn.draw():
@@ -243,7 +239,6 @@ def test_parameters_fetched_by_name_are_drawn_and_values_computed_from_them_are_
 
 
 def test_a_converted_model_is_called_by_functional_call_with_gradients_to_mean_and_rho():
-    torch.manual_seed(0)
     bnn, x = bnnify.convert(nn.Linear(4, 3)), torch.randn(5, 4)
     values = {name: value.detach() for name, value in bnn.named_parameters()}
 
@@ -260,7 +255,6 @@ def test_a_converted_model_is_called_by_functional_call_with_gradients_to_mean_a
 
 
 def test_stored_methods_and_lists_refer_to_the_converted_copy():
-    torch.manual_seed(0)
     model, x = KeepsFunctions(), torch.randn(5, 4)
     converted = bnnify.convert(model).module
     assert converted.apply_fc.__self__ is converted.fc
@@ -296,7 +290,6 @@ class PlainList(nn.Module):
 
 
 def test_layers_in_a_plain_list_stay_as_they_are_as_for_torch():
-    torch.manual_seed(0)
     model, x = PlainList(), torch.randn(5, 4)
     bnn = bnnify.convert(model)
     assert [entry.name for entry in bnn.report.entries] == ["head.weight", "head.bias"]
@@ -307,7 +300,6 @@ def test_layers_in_a_plain_list_stay_as_they_are_as_for_torch():
 
 
 def test_a_list_of_layers_that_are_also_registered_is_the_same_layers():
-    torch.manual_seed(0)
     model, x = PlainList(), torch.randn(5, 4)
     model.registered = nn.ModuleList(model.layers)
     bnn = bnnify.convert(model)

@@ -15,11 +15,6 @@ from bnnify.prior import KLTerms, Posterior
 POSTERIORS = [(0.0, 0.3), (0.7, 0.05), (-1.5, 1.0), (0.02, 1e-4), (3.0, 2.0)]
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
 def double(value):
     return torch.tensor(value, dtype=torch.float64)
 

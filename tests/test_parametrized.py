@@ -242,7 +242,6 @@ def test_householder_reflections_are_left_alone_with_the_reason():
 
 @pytest.mark.parametrize("wrap", [parametrizations.weight_norm, nn.utils.weight_norm])
 def test_the_noise_of_a_weight_normalised_layer_is_of_the_size_asked_for(wrap):
-    torch.manual_seed(0)
     plain = nn.Linear(200, 40)
     bnn = bnnify.convert(wrap(copy.deepcopy(plain)), posterior_std=bnnify.Relative(0.1))
     with bnn.draw():
@@ -254,7 +253,6 @@ def test_the_noise_of_a_weight_normalised_layer_is_of_the_size_asked_for(wrap):
 
 
 def test_what_is_pruned_stays_exactly_zero_and_costs_no_kl():
-    torch.manual_seed(0)
     bnn = bnnify.convert(pruned(nn.Linear(6, 5), 0.7))
     mask = bnn.module.weight_mask.bool()
     for _ in range(3):
@@ -270,7 +268,6 @@ def test_what_is_pruned_stays_exactly_zero_and_costs_no_kl():
 
 
 def test_a_pruned_direction_of_a_weight_normalised_layer_is_computed_through_both_hooks():
-    torch.manual_seed(0)
     model = prune.l1_unstructured(nn.utils.weight_norm(nn.Linear(4, 3)), "weight_v", 0.5)
     x, mask = torch.randn(5, 4), model.weight_v_mask.bool()
     model(x)  # torch's weight is behind by one forward
@@ -362,7 +359,6 @@ def test_a_draw_in_training_mode_moves_the_vectors_of_spectral_norm_as_the_drawn
 
 
 def test_they_compile_into_one_graph():
-    torch.manual_seed(0)
     layers = (
         parametrizations.weight_norm(nn.Linear(4, 4)),
         nn.utils.weight_norm(nn.Linear(4, 4)),

@@ -41,11 +41,6 @@ RHOS = (
 RHOS += (88, 100, 200)
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
 @pytest.fixture(params=DTYPES, ids=str)
 def dtype(request):
     return request.param
@@ -311,7 +306,6 @@ def test_draws_are_independent_gaussians(seed):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
 def test_draws_are_independent_gaussians_in_other_dtypes(dtype):
-    torch.manual_seed(0)
     bnn = layers(dtype)
     with torch.no_grad():
         for layer in bnn.module:
@@ -322,7 +316,6 @@ def test_draws_are_independent_gaussians_in_other_dtypes(dtype):
 
 @pytest.mark.parametrize("noise", WRONG.values(), ids=WRONG.keys())
 def test_the_checker_rejects_wrong_samplers(noise, monkeypatch):
-    torch.manual_seed(0)
     bnn = layers()
     monkeypatch.setattr("bnnify.draw.sample", wrong_by(noise))
     z = standardized_draws(bnn)

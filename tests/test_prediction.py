@@ -21,11 +21,6 @@ from bnnify.sampler import Sampler
 K = 7
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
 class Network(nn.Module):
     """A network whose mode matters: dropout and batch norm; and whose output can be wrapped into any structure."""
 

@@ -26,11 +26,6 @@ PRIORS = (
 STDS = (0.03, Relative(0.2), Moped(0.1))
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
 def network(dtype=torch.float64):
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 5)).to(dtype)
 

@@ -82,7 +82,6 @@ def test_what_a_builder_refuses_is_an_error_of_the_checkpoint(recipe):
 
 
 def test_build_makes_the_model_of_the_builder_with_the_adapted_input():
-    torch.manual_seed(0)
     model = Recipe("torchvision", "resnet18", {"num_classes": 10}, in_channels=1).build()
     assert type(model) is models.ResNet
     assert model.eval()(torch.randn(1, 1, 32, 32)).shape == (1, 10)

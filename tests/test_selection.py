@@ -13,11 +13,6 @@ from bnnify.posterior import std
 from bnnify.report import ReportEntry
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
 class Everything(nn.Module):
     """One of each kind of layer, some of them in containers, and a parameter that belongs to no layer."""
 
