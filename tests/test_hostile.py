@@ -150,55 +150,33 @@ GADGETS = {
 
 def code_cases():
     for gadget, arguments in GADGETS.items():
-        run = call(gadget, *arguments)
-        yield f"{gadget} in a zip file", zipped(mapping(w=tensor(), x=run))
-    for gadget in ("os.system",):
-        run = call(gadget, *GADGETS[gadget])
-        yield f"{gadget} in an old file", legacy(mapping(w=tensor(legacy_storage()), x=run))
-        short = gadget.split(".")
-        stacked = b"\x8c" + bytes([len(short[0])]) + short[0].encode()
-        stacked += b"\x8c" + bytes([len(short[1])]) + short[1].encode() + b"\x93"
-        yield f"{gadget} by STACK_GLOBAL", zipped(stacked + put((SHELL,)) + b"R", protocol=4)
-        yield f"{gadget} by NEWOBJ", zipped(name(gadget) + put((SHELL,)) + b"\x81")
-        yield f"{gadget} by NEWOBJ_EX", zipped(name(gadget) + put((SHELL,)) + b"}\x92", protocol=4)
-        yield f"{gadget} by OBJ", zipped(b"(" + name(gadget) + text(SHELL) + b"o")
-        yield f"{gadget} by INST", zipped(b"(" + text(SHELL) + b"i" + gadget.replace(".", "\n").encode() + b"\n")
-        yield f"{gadget} by EXT1", zipped(b"\x82\x01" + put((SHELL,)) + b"R")
-        yield f"{gadget} in a header", pickle.dumps(MAGIC[0], 2) + b"\x80\x02" + run + b"."
-        yield f"{gadget} as the first value", b"\x80\x02" + run + b"."
-        yield f"{gadget} after the pickle", legacy(put({"w": 1})) + b"\x80\x02" + run + b"."
-        yield (
-            f"{gadget} among the keys",
-            legacy(mapping(w=tensor(legacy_storage()))).replace(pickle.dumps(["0"], 2), b"\x80\x02" + run + b"."),
-        )
-        yield f"{gadget} as a persistent id", zipped(b"(" + text("storage") + run + b"tQ")
-        yield (
-            f"{gadget} as a class with source",
-            legacy(b"(" + text("module") + name(gadget) + text("f") + text("s") + b"tQ"),
-        )
-        yield (
-            f"{gadget} as a hook of a tensor",
-            zipped(mapping(w=call("torch._utils._rebuild_tensor_v2", storage(), 0, (2,), (1,), True, run))),
-        )
-        yield (
-            f"{gadget} as rebuild function",
-            zipped(
-                mapping(
-                    w=call("torch._tensor._rebuild_from_type_v2", name(gadget), name("torch.Tensor"), (SHELL,), None)
-                )
-            ),
-        )
-        yield (
-            f"{gadget} as default factory",
-            zipped(mapping(d=call("collections.defaultdict", name(gadget)), w=tensor())),
-        )
-        yield f"{gadget} in a module", zipped(module(x=run))
-        yield f"{gadget} as a forward hook", zipped(module(_forward_hooks=b"}" + put(0) + name(gadget) + b"s"))
-        yield f"{gadget} in a partial", zipped(module(x=name("functools.partial") + b"(" + name(gadget) + b"tR"))
-        yield (
-            f"{gadget} in a path of names",
-            zipped(b"\x8c\x05torch\x8c\x09os.system\x93" + put((SHELL,)) + b"R", protocol=4),
-        )
+        yield gadget, zipped(mapping(w=tensor(), x=call(gadget, *arguments)))
+    gadget, arguments = name("os.system"), put((SHELL,))
+    run = call("os.system", SHELL)
+    by_name = b"\x8c\x02os\x8c\x06system\x93"
+    rebuilt = call("torch._tensor._rebuild_from_type_v2", gadget, name("torch.Tensor"), (SHELL,), None)
+    hooked = call("torch._utils._rebuild_tensor_v2", storage(), 0, (2,), (1,), True, run)
+    yield "a call in an old file", legacy(mapping(w=tensor(legacy_storage()), x=run))
+    yield "a call by STACK_GLOBAL", zipped(by_name + arguments + b"R", protocol=4)
+    yield "a call by NEWOBJ", zipped(gadget + arguments + b"\x81")
+    yield "a call by NEWOBJ_EX", zipped(gadget + arguments + b"}\x92", protocol=4)
+    yield "a call by OBJ", zipped(b"(" + gadget + text(SHELL) + b"o")
+    yield "a call by INST", zipped(b"(" + text(SHELL) + b"ios\nsystem\n")
+    yield "a call by EXT1", zipped(b"\x82\x01" + arguments + b"R")
+    yield "a call in a header", pickle.dumps(MAGIC[0], 2) + b"\x80\x02" + run + b"."
+    yield "a call as the first value", b"\x80\x02" + run + b"."
+    yield "a call after the pickle", legacy(put({"w": 1})) + b"\x80\x02" + run + b"."
+    keys = pickle.dumps(["0"], 2)
+    yield "a call among the keys", legacy(mapping(w=tensor(legacy_storage()))).replace(keys, b"\x80\x02" + run + b".")
+    yield "a call as a persistent id", zipped(b"(" + text("storage") + run + b"tQ")
+    yield "a class with source", legacy(b"(" + text("module") + gadget + text("f") + text("s") + b"tQ")
+    yield "a call as a hook of a tensor", zipped(mapping(w=hooked))
+    yield "a call as rebuild function", zipped(mapping(w=rebuilt))
+    yield "a default factory", zipped(mapping(d=call("collections.defaultdict", gadget), w=tensor()))
+    yield "a call in a module", zipped(module(x=run))
+    yield "a forward hook", zipped(module(_forward_hooks=b"}" + put(0) + gadget + b"s"))
+    yield "a partial in a module", zipped(module(x=name("functools.partial") + b"(" + gadget + b"tR"))
+    yield "a path of names", zipped(b"\x8c\x05torch\x8c\x09os.system\x93" + arguments + b"R", protocol=4)
 
 
 def module_cases():
