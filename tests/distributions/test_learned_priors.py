@@ -19,11 +19,6 @@ LEARNED = [
 learned = pytest.mark.parametrize(("prior", "fixed"), LEARNED, ids=["gaussian", "pretrained", "laplace"])
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
 def converted(prior, shape=(5, 4), dtype=torch.float64):
     """A layer without bias, away from where the conversion left it."""
     bnn = bnnify.convert(nn.Linear(shape[1], shape[0], bias=False, dtype=dtype), prior=prior, posterior_std=0.05)

