@@ -4,6 +4,8 @@ __all__ = [
     "Audit",
     "BayesianModel",
     "BernoulliNLL",
+    "ArgumentError",
+    "ArgumentTypeError",
     "BnnifyError",
     "CategoricalNLL",
     "CheckpointError",
@@ -17,6 +19,7 @@ __all__ = [
     "HeteroscedasticGaussianNLL",
     "Laplace",
     "MonteCarloPrior",
+    "MissingLibraryError",
     "Moped",
     "Prediction",
     "Pretrained",
@@ -54,7 +57,15 @@ from .distributions.initial_std import Moped, Relative
 from .distributions.prior import MonteCarloPrior, Prior
 from .distributions.priors import Gaussian, Laplace, Pretrained, ScaleMixture
 from .draws.draw import Draw
-from .errors import BnnifyError, CheckpointError, ConversionError, DrawError
+from .errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    BnnifyError,
+    CheckpointError,
+    ConversionError,
+    DrawError,
+    MissingLibraryError,
+)
 from .model import BayesianModel
 from .modules.registry import register_layer
 from .prediction.averages import Prediction

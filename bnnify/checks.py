@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .errors import ConversionError
+from .errors import ArgumentError, ArgumentTypeError, ConversionError
 
 
 def describe(value: Any) -> str:
@@ -36,37 +36,37 @@ def as_number(name: str, value: Any, hint: str = "") -> Any:
     """A real number, or the one number in a tensor without dimensions, that was given as ``name``.
 
     Raises:
-        TypeError: It is something else; ``hint`` is a sentence on what to pass.
+        ArgumentTypeError: It is something else; ``hint`` is a sentence on what to pass.
     """
     if isinstance(value, Tensor) and value.ndim == 0 and not value.is_complex():
         return value.item()
     if isinstance(value, (int, float, Real)):
         return value
-    raise TypeError(f"{name} must be a number, not {describe(value)}. {hint}".strip())
+    raise ArgumentTypeError(f"{name} must be a number, not {describe(value)}. {hint}".strip())
 
 
 def check_integer(name: str, value: Any) -> None:
-    """Raise a TypeError unless ``value``, which was given as ``name``, is an integer."""
+    """Raise an ArgumentTypeError unless ``value``, which was given as ``name``, is an integer."""
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} must be an integer, not {describe(value)}.")
+        raise ArgumentTypeError(f"{name} must be an integer, not {describe(value)}.")
 
 
 def check_module(name: str, value: Any) -> None:
-    """Raise a TypeError unless ``value``, which was given as ``name``, is a module."""
+    """Raise an ArgumentTypeError unless ``value``, which was given as ``name``, is a module."""
     if not isinstance(value, nn.Module):
-        raise TypeError(f"{name} must be a torch.nn.Module, not {describe(value)}.")
+        raise ArgumentTypeError(f"{name} must be a torch.nn.Module, not {describe(value)}.")
 
 
 def check_tensor(name: str, value: Any, hint: str = "") -> None:
-    """Raise a TypeError unless ``value``, which was given as ``name``, is a tensor."""
+    """Raise an ArgumentTypeError unless ``value``, which was given as ``name``, is a tensor."""
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor, not {describe(value)}. {hint}".strip())
+        raise ArgumentTypeError(f"{name} must be a tensor, not {describe(value)}. {hint}".strip())
 
 
 def check_num_samples(num_samples: Any) -> None:
-    """Raise a ValueError unless ``num_samples`` is a positive integer."""
+    """Raise an ArgumentError unless ``num_samples`` is a positive integer."""
     if isinstance(num_samples, bool) or not isinstance(num_samples, Integral) or num_samples < 1:
-        raise ValueError(f"num_samples must be a positive integer, not {num_samples!r}.")
+        raise ArgumentError(f"num_samples must be a positive integer, not {num_samples!r}.")
 
 
 def check_positive(name: str, value: Any) -> None:

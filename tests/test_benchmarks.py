@@ -1,6 +1,10 @@
 """What the benchmarks measure with: a wrong table would look like any other."""
 
-import importlib.util
+import argparse
+import importlib
+import json
+import pkgutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,15 +12,19 @@ import torch
 from torch import nn
 
 pytest.importorskip("rich")
+pytest.importorskip("torchmetrics")
+
+import benchmarks
+from benchmarks.harness import fit, interleaved, report, saved_tensors
 
 
-def benchmark(name):
-    """A module of benchmarks/, which is no package; its folder on the path would hide a library named `datasets`."""
-    path = Path(__file__).resolve().parents[1] / "benchmarks" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def test_no_folder_of_the_benchmarks_is_on_the_path_once_all_of_them_are_imported():
+    for module in pkgutil.walk_packages(benchmarks.__path__, "benchmarks."):
+        if "families." not in module.name:  # which import what not everybody has installed
+            importlib.import_module(module.name)
+    folder = Path(benchmarks.__file__).parent
+    paths = [Path(entry).resolve() for entry in sys.path]
+    assert [path for path in paths if folder in (path, *path.parents)] == []
 
 
 class Square(torch.autograd.Function):
@@ -33,21 +41,21 @@ class Square(torch.autograd.Function):
 def test_variants_take_turns():
     order = []
     variants = {name: lambda name=name: order.append(name) for name in "abc"}
-    measured = benchmark("interleaved").interleaved(variants, rounds=2, warmup=1, at_least=0.0)
+    measured = interleaved.interleaved(variants, rounds=2, warmup=1, at_least=0.0)
     assert order == list("abcabcabc")
     assert {name: len(times) for name, times in measured.items()} == {"a": 2, "b": 2, "c": 2}
 
 
 def test_a_short_call_is_repeated():
     calls = []
-    measured = benchmark("interleaved").interleaved({"a": lambda: calls.append(1)}, rounds=1, warmup=1, at_least=0.1)
+    measured = interleaved.interleaved({"a": lambda: calls.append(1)}, rounds=1, warmup=1, at_least=0.1)
     assert len(calls) > 2
     assert len(measured["a"]) == 1
 
 
 def test_ratios_are_those_of_the_same_round():
     measured = {"plain": [1.0, 10.0, 100.0], "slow": [2.0, 30.0, 400.0]}
-    assert benchmark("interleaved").ratios(measured, "slow", "plain") == (2.5, 3.0, 3.5)
+    assert interleaved.ratios(measured, "slow", "plain") == (2.5, 3.0, 3.5)
 
 
 @pytest.mark.parametrize(
@@ -62,4 +70,53 @@ def test_ratios_are_those_of_the_same_round():
 )
 def test_saved_bytes(loss, tensors):
     x, weight = torch.ones(100), nn.Parameter(torch.ones(100))
-    assert benchmark("saved_tensors").saved_bytes(lambda: loss(x, weight).sum(), [x, weight]) == 400 * tensors
+    assert saved_tensors.saved_bytes(lambda: loss(x, weight).sum(), [x, weight]) == 400 * tensors
+
+
+def test_an_interrupted_run_leaves_what_it_has_measured(tmp_path):
+    options = argparse.Namespace(threads=1, output=tmp_path / "made" / "run.json", markdown=False, rounds=3)
+    run = report.Run(options, ["torch", "no-such-library"])
+
+    def results():
+        yield {"ms": 1.5}
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.collect(results(), images=7)
+    found = json.loads(options.output.read_text())
+    assert found["results"] == [{"ms": 1.5}]
+    assert found["images"] == 7
+    assert found["options"]["rounds"] == 3
+    assert found["versions"] | {"no-such-library": "not installed"} == found["versions"]
+
+
+def test_a_table_in_markdown_has_headings_for_the_rows_that_follow(capsys):
+    report.show(report.Table("Title", ["", "two\nlines"], [["W1"], ["plain", "1.0"]]), markdown=True)
+    assert capsys.readouterr().out == "Title\n\n|  | two lines |\n| --- | ---: |\n| W1 |  |\n| plain | 1.0 |\n\n"
+
+
+@pytest.mark.parametrize(("drop_last", "sizes"), [(True, [4, 4, 4, 4, 4]), (False, [4, 4, 2, 4, 4])])
+def test_batches_are_without_replacement_in_each_epoch(drop_last, sizes):
+    batches = list(fit.shuffled(10, 4, steps=5, drop_last=drop_last))
+    assert [len(batch) for batch in batches] == sizes
+    assert len(torch.cat(batches[:2]).unique()) == 8
+
+
+def test_a_step_takes_the_mean_of_the_gradients_of_its_draws():
+    model = nn.Linear(1, 1, bias=False)
+    before = model.weight.item()
+    losses = iter([1.0, 3.0])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+    fit.fit(
+        model.eval(),
+        optimizer,
+        (torch.ones(1, 1), torch.zeros(1)),
+        [torch.tensor([0])],
+        lambda model, inputs, labels: next(losses) * model(inputs).sum(),
+        schedule=schedule,
+        draws=2,
+    )
+    assert model.training
+    assert model.weight.item() == pytest.approx(before - 0.5 * 2.0)
+    assert schedule.last_epoch == 1

@@ -1,27 +1,20 @@
 """The real pretrained ResNet-20: its checkpoint loads, and the defaults improve it before any training."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 import bnnify
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-
-import datasets
-import evaluation
-import networks
+from benchmarks.harness import data, evaluation
+from benchmarks.harness.networks import cifar_resnet
 
 
 @pytest.fixture(scope="module")
 def resnet(data_folder):
-    return networks.resnet20(data_folder / "checkpoints" / networks.CHECKPOINT).eval()
+    return cifar_resnet.resnet20(data_folder / "checkpoints" / cifar_resnet.CHECKPOINT).eval()
 
 
 def scores(bnn, images):
-    inputs = datasets.normalize(images.pixels, networks.CHECKPOINT_MEAN, networks.CHECKPOINT_STD)
+    inputs = cifar_resnet.inputs(images.pixels)
     with torch.no_grad():
         plain = evaluation.evaluate(torch.cat([bnn.module(x) for x in inputs.split(500)]).softmax(1), images.labels, 2)
     torch.manual_seed(0)
@@ -30,8 +23,8 @@ def scores(bnn, images):
 
 
 def test_the_checkpoint_loads_into_a_converted_model_as_its_original(data_folder, resnet):
-    path = data_folder / "checkpoints" / networks.CHECKPOINT
-    bnn = bnnify.convert_checkpoint(path, networks.resnet20)
+    path = data_folder / "checkpoints" / cifar_resnet.CHECKPOINT
+    bnn = bnnify.convert_checkpoint(path, cifar_resnet.resnet20)
     x = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(bnn.module(x), resnet(x))
@@ -40,14 +33,14 @@ def test_the_checkpoint_loads_into_a_converted_model_as_its_original(data_folder
 
 
 def test_the_defaults_improve_it_as_converted_on_clean_images(data_folder, resnet):
-    plain, converted = scores(bnnify.convert(resnet), datasets.cifar10(train=False, data=data_folder))
+    plain, converted = scores(bnnify.convert(resnet), data.cifar10(train=False, data=data_folder))
     assert converted.accuracy > plain.accuracy - 0.006
     assert converted.nll <= 0.30 < plain.nll
     assert converted.ece <= 0.03 < plain.ece
 
 
 def test_the_defaults_improve_it_as_converted_under_a_distribution_shift(data_folder, resnet):
-    images = datasets.cifar10_jpeg(data_folder).take(slice(None, None, 5))
+    images = data.cifar10_jpeg(data_folder).take(slice(None, None, 5))
     plain, converted = scores(bnnify.convert(resnet), images)
     assert converted.accuracy > plain.accuracy - 0.006
     assert converted.nll <= 0.66 < plain.nll

@@ -1,18 +1,11 @@
-"""A spread of the models of ``benchmarks/sweep.py``, each through all of its checks; the whole sweep takes hours."""
-
-import sys
-from pathlib import Path
+"""A spread of the models of ``benchmarks.sweep``, each through all of its checks; the whole sweep takes hours."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-
-import checks
-import families
-import outputs
+from benchmarks.sweep import checks, families, outputs
 
 SPREAD = {
     "torchvision": (
@@ -75,7 +68,7 @@ def test_every_check_of_the_sweep_passes(family, name):
 
 
 def test_the_sweep_has_every_builder_of_torchvision_and_every_module_of_timm():
-    timm_models = pytest.importorskip("families.timm_models")
+    timm_models = pytest.importorskip("benchmarks.sweep.families.timm_models")
     listed = pytest.importorskip("torchvision.models").list_models()
     assert set(listed) <= families.specimens("torchvision").keys()
     names = families.specimens("timm").keys()

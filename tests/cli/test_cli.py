@@ -19,7 +19,7 @@ import bnnify
 from bnnify.cli.command import main
 
 RUN = [sys.executable, "-c", "import sys; from bnnify.cli import main; sys.exit(main())"]
-BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
+NETWORKS = "benchmarks.harness.networks"
 
 
 @pytest.fixture
@@ -370,17 +370,16 @@ def test_a_full_disk_leaves_nothing(model, tmp_path):
 
 
 REAL = {
-    "resnet20-12fca82f.th": ["--model", "networks:resnet20"],
+    "resnet20-12fca82f.th": ["--model", f"{NETWORKS}.cifar_resnet:resnet20"],
     "khushbujpatel_lenet5_mnist.pt": None,
-    "convadv_mnist.pth": ["--model", "small_networks:robust_cnn"],
+    "convadv_mnist.pth": ["--model", f"{NETWORKS}.small_networks:robust_cnn"],
     "cgcnn_band-gap.pth.tar": None,
     "lpips_squeeze.pth": None,
 }
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_real_files_convert_and_come_back_bit_for_bit_or_are_refused(name, data_folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(BENCHMARKS)
+def test_real_files_convert_and_come_back_bit_for_bit_or_are_refused(name, data_folder, tmp_path, capsys):
     source = data_folder / "checkpoints" / name
     before = source.read_bytes()
     output, back = tmp_path / "out.bnn.pt", tmp_path / "back"

@@ -1,0 +1,1 @@
+"""Scripts that measure how good predictions and gradients are."""

@@ -1,0 +1,156 @@
+"""Makes a pretrained ResNet-20 Bayesian, fine-tunes it on CIFAR-10 and measures what its uncertainty is worth."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torchvision.transforms import v2
+
+import bnnify
+
+from ..harness import peers, report
+from ..harness.data import Images, cifar10, cifar10_jpeg
+from ..harness.evaluation import Result, cross_fitted_temperature, evaluate, grouped, logits, score_cells
+from ..harness.fit import fit, shuffled
+from ..harness.networks.cifar_resnet import inputs, pretrained
+from ..harness.report import Run, Table, spread, track
+
+LIBRARIES = ("torch", "torchvision", "torchmetrics", "bayesian-torch")
+LEARNING_RATE = 0.05
+AVERAGING = 0.98
+"""Decay of the exponential moving average of the weights, which is what gets evaluated."""
+BATCH_SIZE = 128
+AUGMENTATION = v2.Compose(
+    [
+        v2.RandomCrop(32, padding=4),
+        v2.RandomHorizontalFlip(),
+        # Blur and noise leave the network something to be uncertain about in images that it has fitted to 99.8 %.
+        v2.RandomApply([v2.GaussianBlur(5, sigma=(0.1, 1.0))], p=0.1),
+        v2.RandomApply([v2.GaussianNoise(sigma=0.03)], p=0.1),
+    ]
+)
+
+
+def main() -> None:
+    options = _options()
+    run = Run(options, LIBRARIES)
+    train = cifar10(train=True, data=options.data)
+    tests = {"test": cifar10(train=False, data=options.data)}
+    if options.data:
+        tests["JPEG"] = cifar10_jpeg(options.data)
+    tests = {f"{len(test.labels):,} {name}": test for name, test in tests.items()}
+    recipe = {
+        "learning rate": LEARNING_RATE,
+        "decay of the average": AVERAGING,
+        "batch size": BATCH_SIZE,
+        "augmentation": " ".join(str(AUGMENTATION).split()),
+    }
+    network = pretrained(options.data, options.checkpoint)
+    results = run.collect(compare(network, train, tests, options), recipe=recipe)
+    rows = [
+        [*key, *score_cells(runs), spread([run.metrics.entropy for run in runs])]
+        for key, runs in grouped(results).items()
+    ]
+    title = "ResNet-20 on CIFAR-10: mean ± standard deviation over seeds"
+    headings = ["images", "network", "accuracy %", "NLL", "ECE [95 % interval]", "entropy"]
+    run.show(Table(title, headings, rows, names=2))
+
+
+def compare(
+    network: nn.Module, train: Images, tests: dict[str, Images], options: argparse.Namespace
+) -> Iterator[Result]:
+    """Measures the network as it is, with a temperature, and with each library's posterior."""
+    for images, test in tests.items():
+        found = logits(network, inputs(test.pixels))
+        yield Result(images, "deterministic", evaluate(found.softmax(1), test.labels))
+        # No network may see the labels it is judged by: each half of the test images gets the other's temperature.
+        scaled = cross_fitted_temperature(found, test.labels)
+        yield Result(images, "temperature scaling", evaluate(scaled, test.labels))
+
+    def measure(model: nn.Module, row: str, seed: int) -> Iterator[Result]:
+        samples = 1 if row.startswith("deterministic") else options.predict_samples
+        for images, test in tests.items():
+            batches = track(inputs(test.pixels).split(500), f"{row}, {images}, seed {seed}")
+            probabilities = torch.cat([_probabilities(model, batch, samples) for batch in batches])
+            yield Result(images, row, evaluate(probabilities, test.labels), seed)
+
+    kinds = {"bnnify": options.seeds, "deterministic": options.peer_seeds, "bayesian-torch": options.peer_seeds}
+    for kind, seeds in kinds.items():
+        for seed in range(seeds):
+            torch.manual_seed(seed)
+            made = peers.variant(kind, network, channels_last=True)
+            if kind == "bnnify" and seed == 0:
+                yield from measure(made.model, f"{kind}, converted", seed)
+            # The documentation of bayesian-torch divides its KL, a sum over tensors of means over their weights, so.
+            num_data = BATCH_SIZE if kind == "bayesian-torch" else len(train.labels)
+            model = fine_tune(made, num_data, train, options, f"fine-tuning with {kind}, seed {seed}")
+            yield from measure(model, f"{kind}, fine-tuned", seed)
+
+
+def fine_tune(
+    made: peers.Bayesian, num_data: int, train: Images, options: argparse.Namespace, description: str
+) -> nn.Module:
+    """Minimises the negative ELBO by SGD with a cosine schedule; returns the network of the averaged weights.
+
+    Forward and backward run in bfloat16 where autocast thinks it safe, at half the time; evaluation is in float32.
+    Batch norm goes on following the batches.
+    """
+    steps = options.steps or round(options.epochs * len(train.labels) / BATCH_SIZE)
+    groups = peers.parameter_groups(made.model, LEARNING_RATE, options.rho_lr)
+    optimizer = torch.optim.SGD(groups, momentum=0.9, nesterov=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    average = AveragedModel(made.model, multi_avg_fn=get_ema_multi_avg_fn(AVERAGING), use_buffers=True)
+
+    def loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            output, kl = made.forward(images)
+            nll = F.cross_entropy(output, labels)
+            return nll if kl is None else bnnify.elbo(nll, kl, num_data)
+
+    fit(
+        made.model,
+        optimizer,
+        train,
+        shuffled(len(train.labels), BATCH_SIZE, steps),
+        loss,
+        prepare=lambda pixels: inputs(torch.stack([AUGMENTATION(image) for image in pixels])),
+        schedule=schedule,
+        draws=options.samples,
+        after_step=average.update_parameters,
+        steps=steps,
+        description=description,
+    )
+    return average.module
+
+
+@torch.no_grad()
+def _probabilities(model: nn.Module, batch: Tensor, samples: int) -> Tensor:
+    model.eval()
+    if isinstance(model, bnnify.BayesianModel):
+        return model.predict(batch, num_samples=samples, likelihood="logits").mean
+    return peers.average(model, batch, samples)
+
+
+def _options() -> argparse.Namespace:
+    parser = report.parser(__doc__)
+    add = parser.add_argument
+    add("--data", type=Path, help="folder of archives with CIFAR-10 and its JPEGs; else torchvision downloads CIFAR-10")
+    add("--checkpoint", type=Path, help="the pretrained weights; else those in --data, else downloaded")
+    add("--epochs", type=float, default=2, help="length of the fine-tuning")
+    add("--steps", type=int, help="length of the fine-tuning in batches, instead of --epochs")
+    add("--seeds", type=int, default=1, help="how often to fine-tune with bnnify")
+    add("--peer-seeds", type=int, default=1, help="how often to fine-tune without a posterior and with bayesian-torch")
+    add("--samples", type=int, default=1, help="draws of the weights per training step")
+    add("--rho-lr", type=float, default=0.0, help="learning rate of ρ; 0 keeps σ as converted")
+    add("--predict-samples", type=int, default=32, help="draws of the weights per prediction")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
