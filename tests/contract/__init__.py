@@ -1,6 +1,7 @@
 """The promises of a converted model, once: for the zoo, for the odd models of other test files, and for the sweep."""
 
+from . import outputs
 from .case import Case, Inputs
 from .promises import CHECKS, Outcome, broken, drawn_network, examine
 
-__all__ = ["CHECKS", "Case", "Inputs", "Outcome", "broken", "drawn_network", "examine"]
+__all__ = ["CHECKS", "Case", "Inputs", "Outcome", "broken", "drawn_network", "examine", "outputs"]
