@@ -193,10 +193,8 @@ def draw_with_kl(root: nn.Module) -> tuple[Draw, Tensor]:
 
     draw = Draw(parameters, make, forward_of=root)
     with draw:  # whose samples a prior may need
-        unique: dict[int, BayesianParameter] = {}
-        for parameter in parameters:
-            unique.setdefault(id(parameter.mean), parameter)  # the first, in the order of `total_kl`, to the bit
-        return draw, _sum([kls[mean] if mean in kls else each.kl() for mean, each in unique.items()])
+        unique = {id(parameter.mean): parameter for parameter in reversed(parameters)}
+        return draw, _sum([kls[mean] if mean in kls else unique[mean].kl() for mean in reversed(unique)])
 
 
 def total_kl(root: nn.Module) -> Tensor:
