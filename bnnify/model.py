@@ -193,8 +193,12 @@ def draw_with_kl(root: nn.Module) -> tuple[Draw, Tensor]:
 
     draw = Draw(parameters, make, forward_of=root)
     with draw:  # whose samples a prior may need
-        unique = {id(parameter.mean): parameter for parameter in reversed(parameters)}
-        return draw, _sum([kls[mean] if mean in kls else unique[mean].kl() for mean in reversed(unique)])
+        terms = {}  # in the order of the parameters, a tied one once
+        for parameter in parameters:
+            key = id(parameter.mean)
+            if key not in terms:
+                terms[key] = kls[key] if key in kls else parameter.kl()
+        return draw, _sum([*terms.values()])
 
 
 def total_kl(root: nn.Module) -> Tensor:
