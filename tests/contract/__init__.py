@@ -2,6 +2,7 @@
 
 from . import outputs
 from .case import Case, Inputs
-from .promises import CHECKS, Outcome, broken, drawn_network, examine
+from .examination import Outcome, broken, drawn_network, examine
+from .promises import CHECKS
 
 __all__ = ["CHECKS", "Case", "Inputs", "Outcome", "broken", "drawn_network", "examine", "outputs"]

@@ -1,52 +1,35 @@
 """What every converted model promises: each promise is a function of one subject, and raises where it is broken."""
 
-__all__ = ["CHECKS", "Outcome", "broken", "drawn_network", "examine"]
+__all__ = ["CHECKS"]
 
-import contextlib
 import copy
 import pickle
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import bnnify
 from bnnify.distributions.gaussian import std
 from bnnify.draws.companions import COMPANIONS
-from bnnify.modules.computed_weights import copies
 from bnnify.modules.parameters import bayesian_parameters, settings_of
 
 from . import outputs
-from .case import Case, Gradient, Hooks, Subject
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How one check went.
-
-    Attributes:
-        check: Its name, a key of ``CHECKS``, or ``"original"`` where the original model already fails.
-        status: ``"pass"``, ``"fail"`` or ``"n/a"``.
-        detail: What was found, or why the check does not apply.
-        seconds: How long it took.
-    """
-
-    check: str
-    status: str
-    detail: str
-    seconds: float
-
-
-class Failure(Exception):
-    """The converted model breaks a promise."""
-
-
-class NotApplicable(Exception):
-    """The original does not do what the check asks of the converted model."""
+from .case import Hooks, Subject
+from .comparisons import (
+    Failure,
+    NotApplicable,
+    copy_of,
+    flags_of,
+    identity_of,
+    not_applicable_if_the_original,
+    refute,
+    refute_gradient,
+    refute_same,
+    refute_state,
+)
 
 
 def sigma_to_zero(subject: Subject) -> None:
@@ -55,8 +38,8 @@ def sigma_to_zero(subject: Subject) -> None:
     subject.second = bnn = subject.convert(posterior_std=1e-30)
     with torch.no_grad():
         output, kl = subject.run(bnn)
-        _refute(outputs.difference(output, subject.reference, tolerance=1e-4))
-        _refute("" if torch.equal(kl, bnn.kl()) else "the KL of the forward is not that of the model")
+        refute(outputs.difference(output, subject.reference, tolerance=1e-4))
+        refute("" if torch.equal(kl, bnn.kl()) else "the KL of the forward is not that of the model")
 
 
 def converts(subject: Subject) -> str:
@@ -68,11 +51,11 @@ def converts(subject: Subject) -> str:
             return str(error)
         raise Failure("it converted, but must refuse")
     subject.hooks = Hooks(subject.plain)
-    before = _identity(subject.plain)
+    before = identity_of(subject.plain)
     bnn = subject.convert()
-    _refute("" if _identity(subject.plain) == before else "the original is another model now")
+    refute("" if identity_of(subject.plain) == before else "the original is another model now")
     names = {name for name, _ in subject.plain.named_parameters()}
-    _refute("" if {entry.name for entry in bnn.report.entries} == names else "the report lacks parameters")
+    refute("" if {entry.name for entry in bnn.report.entries} == names else "the report lacks parameters")
     for parameter in bayesian_parameters(bnn.module):
         with torch.no_grad():
             parameter.rho.add_(torch.randn_like(parameter.rho), alpha=0.1)
@@ -86,8 +69,8 @@ def outside_a_draw(subject: Subject) -> None:
     """Outside a draw it computes what the original does, bit for bit, with the same structure and random numbers."""
     with torch.no_grad():
         found = subject.run(subject.bnn.module)
-    _refute("" if torch.equal(torch.get_rng_state(), subject.random_state) else "it uses other random numbers")
-    _refute(outputs.difference(found, subject.reference))
+    refute("" if torch.equal(torch.get_rng_state(), subject.random_state) else "it uses other random numbers")
+    refute(outputs.difference(found, subject.reference))
 
 
 def draw_in_eval(subject: Subject) -> None:
@@ -99,20 +82,20 @@ def draw_in_eval(subject: Subject) -> None:
                 same = (getattr(parameter.module, parameter.attribute) == parameter.mean).float().mean()
                 # In half precision a noise of a tenth of a weight may be lost in rounding.
                 most = 0.01 if torch.finfo(parameter.mean.dtype).bits > 16 else 0.5
-                _refute(f"the sample of {parameter.name} is its mean" if same > most else "")
+                refute(f"the sample of {parameter.name} is its mean" if same > most else "")
             found = subject.run(subject.bnn.module)
             with subject.original_at_the_sample() as plain:
-                _refute(outputs.difference(found, subject.run(plain)))
-            _refute("" if outputs.difference(found, subject.reference) else "the draw has the output of the mean")
+                refute(outputs.difference(found, subject.run(plain)))
+            refute("" if outputs.difference(found, subject.reference) else "the draw has the output of the mean")
         left = outputs.difference(subject.run(subject.bnn.module), subject.reference)
-        _refute(f"after the draw: {left}" if left else "")
+        refute(f"after the draw: {left}" if left else "")
 
 
 def draw_in_train(subject: Subject) -> None:
     """In train a draw is the original with the sampled weights, bit for bit."""
     if not subject.case.trains:
         raise NotApplicable("the original has no forward in train")
-    _refute(subject.step.difference)
+    refute(subject.step.difference)
 
 
 def gradients(subject: Subject) -> str:
@@ -120,9 +103,9 @@ def gradients(subject: Subject) -> str:
     step = subject.step
     for name, wanted in step.wanted.items():
         if subject.plain.get_parameter(name).requires_grad:
-            _refute("" if name in step.got else f"{name} has no gradient")
-            _refute_gradient(name, step.got[name], wanted.elements, wanted)
-    _refute("".join(f"{name} has a gradient" for name in step.got.keys() - step.wanted.keys() if name[-4:] != "_rho"))
+            refute("" if name in step.got else f"{name} has no gradient")
+            refute_gradient(name, step.got[name], wanted.elements, wanted)
+    refute("".join(f"{name} has a gradient" for name in step.got.keys() - step.wanted.keys() if name[-4:] != "_rho"))
     reached = 0
     for name, (factor, error) in step.for_rho.items():
         wanted, got = step.wanted.get(name), step.got.get(f"{name}_rho")
@@ -130,9 +113,9 @@ def gradients(subject: Subject) -> str:
             raise Failure(f"{name}_rho has {'no' if got is None else 'a'} gradient, unlike the original")
         if wanted is not None and got is not None:
             reached += 1
-            _refute_gradient(f"{name}_rho", got, wanted.elements * factor, wanted, wanted.elements.abs() * error)
+            refute_gradient(f"{name}_rho", got, wanted.elements * factor, wanted, wanted.elements.abs() * error)
             silent = wanted.elements.any() and not got.elements.any()
-            _refute(f"the gradient of {name}_rho is zero" if silent else "")
+            refute(f"the gradient of {name}_rho is zero" if silent else "")
     return f"{reached} of {len(step.for_rho)} Bayesian parameters"
 
 
@@ -148,7 +131,7 @@ def kl(subject: Subject) -> None:
                 prior = torch.distributions.Normal(centre.double(), torch.as_tensor(scale).double())
                 expected += torch.distributions.kl_divergence(posterior, prior).sum().item()
         found = subject.bnn.kl().item()
-    _refute("" if abs(found - expected) <= 1e-4 * expected else f"the KL is {found:.6e} instead of {expected:.6e}")
+    refute("" if abs(found - expected) <= 1e-4 * expected else f"the KL is {found:.6e} instead of {expected:.6e}")
 
 
 def state_dict(subject: Subject) -> None:
@@ -159,7 +142,7 @@ def state_dict(subject: Subject) -> None:
         for parameter in second.parameters():
             parameter.mul_(1.5)
     bnnify.load_weights(second, subject.bnn.module.state_dict())
-    _refute_same(subject, second)
+    refute_same(subject, second)
 
 
 def pickles(subject: Subject) -> None:
@@ -169,10 +152,10 @@ def pickles(subject: Subject) -> None:
             with subject.bnn.draw():
                 pickle.dump(subject.bnn, file)
             file.seek(0)
-            _refute_same(subject, pickle.load(file))
+            refute_same(subject, pickle.load(file))
     except Exception:
-        with _not_applicable_if_the_original("pickles"), torch.no_grad():
-            _refute(outputs.difference(subject.run(pickle.loads(pickle.dumps(subject.plain))), subject.reference))
+        with not_applicable_if_the_original("pickles"), torch.no_grad():
+            refute(outputs.difference(subject.run(pickle.loads(pickle.dumps(subject.plain))), subject.reference))
         raise
 
 
@@ -181,42 +164,42 @@ def deepcopies(subject: Subject) -> None:
     with subject.bnn.draw():
         other = copy.deepcopy(subject.bnn)
     shared = {id(p) for p in other.parameters()} & {id(p) for p in subject.bnn.parameters()}
-    _refute("the copy shares parameters" if shared else "")
-    _refute_same(subject, other)
+    refute("the copy shares parameters" if shared else "")
+    refute_same(subject, other)
 
 
 def collapses(subject: Subject) -> None:
     """Collapse gives back the original: its classes, its attributes, its keys and its bits."""
     plain = bnnify.collapse(subject.bnn)
     # torch's own copy of a graph lacks some attributes.
-    for (name, module), original in zip(plain.named_modules(), _copy(subject.plain).modules(), strict=True):
-        _refute("" if type(module).__name__ == type(original).__name__ else f"`{name}` is a {type(module).__name__}")
-        _refute("Bayesian" if any("Bayesian" in cls.__name__ for cls in type(module).__mro__) else "")
+    for (name, module), original in zip(plain.named_modules(), copy_of(subject.plain).modules(), strict=True):
+        refute("" if type(module).__name__ == type(original).__name__ else f"`{name}` is a {type(module).__name__}")
+        refute("Bayesian" if any("Bayesian" in cls.__name__ for cls in type(module).__mro__) else "")
         odd = vars(module).keys() ^ vars(original).keys()
-        _refute(f"`{name}` has other attributes: {odd}" if odd else "")
-    _refute_state(plain, subject.plain)
+        refute(f"`{name}` has other attributes: {odd}" if odd else "")
+    refute_state(plain, subject.plain)
     ties = [[n for n, _ in m.named_parameters()] for m in (plain, subject.plain)]
-    _refute("" if ties[0] == ties[1] else "its parameters are tied in another way")
+    refute("" if ties[0] == ties[1] else "its parameters are tied in another way")
     with torch.no_grad():
-        _refute(outputs.difference(subject.run(plain), subject.reference))
+        refute(outputs.difference(subject.run(plain), subject.reference))
 
 
 def survives(subject: Subject) -> None:
     """In bfloat16, with modules in train and in eval and a frozen parameter: flags, keys, dtype and device stay."""
-    model = _copy(subject.plain).to(torch.bfloat16)
+    model = copy_of(subject.plain).to(torch.bfloat16)
     for number, module in enumerate(model.modules()):
         module.training = number % 2 == 0
     if len(subject.bnn.report.bayesian) > 1:
         model.get_parameter(subject.bnn.report.bayesian[0].name).requires_grad_(False)
     modules = [(name, module, type(module), module.training) for name, module in model.named_modules()]
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    tensors = {name: _flags(tensor) for name, tensor in model.state_dict(keep_vars=True).items()}
+    tensors = {name: flags_of(tensor) for name, tensor in model.state_dict(keep_vars=True).items()}
     bnn = bnnify.convert(model, **subject.case.settings, inplace=True)
     for name, module, cls, training in modules:
         kept = bnn.module.get_submodule(name) is module and isinstance(module, cls) and module.training is training
-        _refute("" if kept else f"`{name}` is not the module that it was")
+        refute("" if kept else f"`{name}` is not the module that it was")
     for name, parameter in parameters.items():
-        _refute("" if bnn.module.get_parameter(name) is parameter else f"{name} is another parameter")
+        refute("" if bnn.module.get_parameter(name) is parameter else f"{name} is another parameter")
     state = bnn.module.state_dict(keep_vars=True)
     added = {
         f"{name}.{attribute}{ending}".removeprefix(".")
@@ -225,12 +208,12 @@ def survives(subject: Subject) -> None:
         for ending in COMPANIONS
     }
     rhos = {name for name in added if name.endswith("_rho")}
-    _refute("" if tensors.keys() | rhos <= state.keys() <= tensors.keys() | added else "the state_dict has other keys")
+    refute("" if tensors.keys() | rhos <= state.keys() <= tensors.keys() | added else "the state_dict has other keys")
     for name, flags in tensors.items():
-        _refute("" if _flags(state[name]) == flags else f"{name} was {flags}, and is {_flags(state[name])}")
+        refute("" if flags_of(state[name]) == flags else f"{name} was {flags}, and is {flags_of(state[name])}")
     for parameter in bayesian_parameters(bnn.module):
         same = (parameter.rho.dtype, parameter.rho.device) == (parameter.mean.dtype, parameter.mean.device)
-        _refute("" if same and parameter.rho.requires_grad else f"{parameter.name}_rho is {_flags(parameter.rho)}")
+        refute("" if same and parameter.rho.requires_grad else f"{parameter.name}_rho is {flags_of(parameter.rho)}")
 
 
 def hooks(subject: Subject) -> str:
@@ -238,17 +221,20 @@ def hooks(subject: Subject) -> str:
     try:
         with torch.no_grad():
             called = []
-            for model in (_copy(subject.plain), subject.bnn.module):  # torch's copy of a graph has none
+            for model in (copy_of(subject.plain), subject.bnn.module):  # torch's copy of a graph has none
                 subject.hooks.called.clear()
                 subject.run(model)
                 called.append(list(subject.hooks.called))
     finally:
         subject.hooks.remove_from(subject.plain)
         subject.hooks.remove_from(subject.bnn.module)
-    _refute(
-        "" if called[0] == called[1] else f"{len(called[1])} calls were seen instead of {len(called[0])}, or others"
-    )
+    refute("" if called[0] == called[1] else f"{len(called[1])} calls were seen instead of {len(called[0])}, or others")
     return f"{len(called[0])} calls"
+
+
+def _prior_mean(parameter: Any) -> Tensor:
+    """What the prior of a parameter is centred on."""
+    return torch.as_tensor(parameter.settings.prior.mean) if parameter.prior_mean is None else parameter.prior_mean
 
 
 CHECKS: dict[str, Callable[[Subject], str | None]] = {
@@ -266,110 +252,3 @@ CHECKS: dict[str, Callable[[Subject], str | None]] = {
     "flags": survives,
     "hooks": hooks,
 }
-
-# What takes a second conversion or hooks comes early, and training, which moves running statistics, at the end.
-_FIRST, _LAST = ("σ → 0", "converts", "hooks", "state_dict"), ("draw in train", "gradients")
-_ORDER = (*_FIRST, *(name for name in CHECKS if name not in _FIRST + _LAST), *_LAST)
-
-
-def examine(case: Case) -> Iterator[Outcome]:
-    """Run every check on one model; yields each outcome as it is known."""
-    start = time.perf_counter()
-    try:
-        subject = Subject(case)
-    except Exception as error:
-        yield Outcome("original", "fail", _described(error), time.perf_counter() - start)
-        return
-    yield Outcome(
-        "original",
-        "pass",
-        f"{sum(p.numel() for p in subject.plain.parameters()):,} weights",
-        time.perf_counter() - start,
-    )
-    for name in ("converts",) if case.refuses else _ORDER:
-        start = time.perf_counter()
-        try:
-            status, detail = "pass", CHECKS[name](subject) or ""
-        except NotApplicable as reason:
-            status, detail = "n/a", str(reason)
-        except Exception as error:
-            status, detail = "fail", _described(error)
-        yield Outcome(name, status, detail, time.perf_counter() - start)
-        if name == "converts" and status == "fail":
-            return
-
-
-def broken(case: Case) -> dict[str, str]:
-    """What one model breaks of the promises, and how; nothing may."""
-    return {outcome.check: outcome.detail for outcome in examine(case) if outcome.status == "fail"}
-
-
-def drawn_network(bnn: bnnify.BayesianModel) -> nn.Module:
-    """The plain model whose parameters are the samples of the draw in effect."""
-    plain = bnnify.collapse(bnn)
-    for parameter in bayesian_parameters(bnn.module):
-        holder, _, attribute = parameter.name.rpartition(".")
-        plain.get_submodule(holder)._parameters[attribute].data.copy_(getattr(parameter.module, attribute))
-    return plain
-
-
-def _refute(failure: str) -> None:
-    if failure:
-        raise Failure(failure)
-
-
-def _refute_gradient(name: str, got: Gradient, elements: Tensor, wanted: Gradient, error: Tensor | float = 0.0) -> None:
-    _refute(f"the gradient of {name} is not finite" if wanted.finite and not got.finite else "")
-    if wanted.finite:
-        gap = ((got.elements.double() - elements.double()).abs() - error).max().item()
-        _refute(f"the gradient of {name} is off by {gap:.1e}" if gap > 1e-3 * wanted.largest else "")
-
-
-def _refute_same(subject: Subject, other: bnnify.BayesianModel) -> None:
-    """Raise unless ``other`` has the tensors, the posterior mean and the draws of the converted model."""
-    _refute_state(other.module, subject.bnn.module)
-    with torch.no_grad():
-        _refute(outputs.difference(subject.run(other.module), subject.reference))
-        drawn = subject.run(other)
-    _refute(outputs.difference(drawn, subject.drawn))
-    _refute("" if outputs.difference(drawn[0], subject.reference) else "it draws no more")
-
-
-def _refute_state(model: nn.Module, expected: nn.Module) -> None:
-    ours, theirs = model.state_dict(), expected.state_dict()
-    _refute("" if list(ours) == list(theirs) else "the state_dict has other keys")
-    for name, tensor in theirs.items():
-        if isinstance(tensor, Tensor):
-            _refute("" if not outputs.difference(ours[name], tensor) else f"{name} has other values")
-
-
-def _identity(model: nn.Module) -> list[Any]:
-    """The classes of a model's modules, and its parameters with how often each was written to."""
-    written = [(name, id(parameter), parameter._version) for name, parameter in model.named_parameters()]
-    return [[type(module) for module in model.modules()], written]
-
-
-def _copy(model: nn.Module) -> nn.Module:
-    return copy.deepcopy(model, copies(model))
-
-
-def _prior_mean(parameter: Any) -> Tensor:
-    """What the prior of a parameter is centred on."""
-    return torch.as_tensor(parameter.settings.prior.mean) if parameter.prior_mean is None else parameter.prior_mean
-
-
-def _flags(tensor: Any) -> Any:
-    return (tensor.dtype, tensor.device, tensor.requires_grad) if isinstance(tensor, Tensor) else type(tensor)
-
-
-@contextlib.contextmanager
-def _not_applicable_if_the_original(verb: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        raise NotApplicable(f"neither {verb} the original: {_described(error)}") from None
-
-
-def _described(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if isinstance(error, Failure) else f"{type(error).__name__}: {text}"
