@@ -94,12 +94,6 @@ def test_it_stacks_outputs_as_sampling_does(name):
     assert zoo.equal(found, expected)
 
 
-def test_each_network_is_the_same_model_at_every_call():
-    bnn, inputs = converted("mlp")
-    ensemble = frozen(bnn)
-    assert torch.equal(ensemble(*inputs), ensemble(*inputs))
-
-
 def test_the_networks_share_all_that_is_not_drawn():
     bnn, _ = converted("residual_block")
     ensemble = frozen(bnn)

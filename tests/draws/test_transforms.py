@@ -39,24 +39,6 @@ def test_compiles_as_one_graph_and_new_draws_never_recompile(name):
     assert any(p.grad is not None for name, p in bnn.named_parameters() if name.endswith("_rho"))
 
 
-def test_compiled_gradients_equal_eager_ones_in_the_same_draw():
-    model, inputs = zoo.build("mlp")
-    gradients = []
-    for compiled in (False, True):
-        bnn = bnnify.convert(model)
-        with bnn.draw() as draw:
-            pass
-        run = torch.compile(bnn.module, fullgraph=True, backend="aot_eager") if compiled else bnn.module
-        torch.manual_seed(0)
-        with bnn.draw() as draw:
-            output = run(*inputs)
-        assert draw is not None
-        zoo.loss(output).backward()
-        gradients.append([p.grad for p in bnn.parameters() if p.requires_grad])
-    for one, other in zip(*gradients, strict=True):
-        torch.testing.assert_close(one, other)
-
-
 @pytest.mark.parametrize(
     "prior",
     [

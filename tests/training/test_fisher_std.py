@@ -218,14 +218,6 @@ def test_from_adam_is_the_batch_size_times_the_weighted_mean_of_squared_gradient
         torch.testing.assert_close(found.fisher[name], torch.full_like(parameter, expected))
 
 
-@pytest.mark.parametrize("steps", [1, 7])
-def test_from_adam_of_a_constant_gradient_does_not_depend_on_how_often_it_was_seen(steps):
-    model = nn.Linear(2, 3)
-    optimizer = trained_by_adam(model, [0.5] * steps, torch.optim.Adam(model.parameters(), 0.0))
-    found = FisherStd.from_adam(model, optimizer, num_data=100, batch_size=16).fisher["weight"]
-    torch.testing.assert_close(found, torch.full_like(found, 4.0), rtol=1e-3, atol=0)
-
-
 def test_at_a_minimum_adam_sees_the_square_of_a_batch_as_one_example_over_the_batch_size():
     x = torch.randn(4000, 2)
     y = x @ torch.tensor([[1.0], [-2.0]]) + 0.5 * torch.randn(4000, 1)
