@@ -19,9 +19,11 @@ __all__ = [
     "HeteroscedasticGaussianNLL",
     "Laplace",
     "MonteCarloPrior",
+    "MeanField",
     "MissingLibraryError",
     "Moped",
     "Prediction",
+    "Point",
     "Pretrained",
     "Prior",
     "PruningReport",
@@ -67,6 +69,8 @@ from .errors import (
     MissingLibraryError,
 )
 from .model import BayesianModel
+from .modules.mean_field import MeanField
+from .modules.point import Point
 from .modules.registry import register_layer
 from .prediction.averages import Prediction
 from .report import ConversionReport

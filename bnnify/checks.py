@@ -8,15 +8,18 @@ __all__ = [
     "check_positive",
     "check_tensor",
     "describe",
+    "needing",
 ]
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any
 
 from torch import Tensor, nn
 
-from .errors import ArgumentError, ArgumentTypeError, ConversionError
+from .errors import ArgumentError, ArgumentTypeError, ConversionError, MissingLibraryError
 
 
 def describe(value: Any) -> str:
@@ -77,3 +80,16 @@ def check_positive(name: str, value: Any) -> None:
     """
     if isinstance(value, bool) or not (isinstance(value, (int, float)) and 0 < value < math.inf):
         raise ConversionError(f"{name} must be a positive, finite number, not {value!r}.")
+
+
+@contextmanager
+def needing(library: str, wanted_by: str) -> Iterator[None]:
+    """Explain an ImportError in the block, which imports a ``library`` of the extra ``cli``.
+
+    Raises:
+        MissingLibraryError: The block raised an ImportError.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise MissingLibraryError(f"{wanted_by} needs {library}: pip install 'bnnify[cli]'.") from error

@@ -18,7 +18,9 @@ from .modules.bayesian_class import plain_class
 from .modules.becoming import NewPosterior, become_aware, become_bayesian, become_plain
 from .modules.computed_weights import copies
 from .modules.estimator_choice import fit_estimators
-from .modules.parameters import Settings, is_bayesian, is_derived, settings_of
+from .modules.mean_field import MeanField
+from .modules.parameters import is_bayesian, is_derived
+from .modules.posterior import PosteriorFamily
 from .modules.refusals import refuse_model
 from .modules.selection import (
     UNSET,
@@ -31,11 +33,13 @@ from .modules.selection import (
     known_names,
     resolve,
 )
+from .modules.settings import Settings, slots_of
 from .modules.starting import Wanted, posterior_there, settings_there, start
 from .modules.verdicts import conversion_report, nothing_to_convert, refuse_unsupported
 from .report import Reason
 
 DEFAULT_PRIOR = Pretrained()
+DEFAULT_POSTERIOR = MeanField()
 
 
 def convert(
@@ -45,6 +49,7 @@ def convert(
     exclude: str | Sequence[str] = (),
     prior: Setting[Prior] = UNSET,
     posterior_std: Setting[float | PosteriorStd | NamedPosteriorStd] = UNSET,
+    posterior: Setting[PosteriorFamily] = UNSET,
     estimator: Setting[str] = UNSET,
     inplace: bool = False,
     strict: bool = False,
@@ -67,17 +72,18 @@ def convert(
         posterior_std: How σ starts: a number, ``Relative(fraction)``, ``Moped(delta)``, or a ``FisherStd``, which is
             made from data or from Adam's state. Default: ``Relative(0.2, full_width=32)``, a fifth of each tensor's rms
             and less for layers of few units.
+        posterior: What stands beside the mean. ``Point()`` is nothing: there is no noise, and ``-log p(w)`` takes the
+            place of the KL, so that training finds the maximum a posteriori. Default: ``MeanField()``.
         estimator: Where the noise is put: ``"reparameterization"``, one weight sample per forward; ``"local"``, on each
             element of the output; ``"flipout"``, a weight sample with random signs for each example. These two are
             for Linear and (transposed) convolutions; other layers use the weight sample, and the report says so.
-            ``"point"`` puts no noise anywhere: the posterior is a point, and ``-log p(w)`` takes the place of the KL,
-            so that training finds the maximum a posteriori. Default: ``"reparameterization"``.
+            Default: ``"reparameterization"``.
         inplace: Convert ``model`` itself. A conversion that fails leaves it as it was. Default: ``False``.
         strict: Raise when a parameter is left alone for want of support: in a layer of a type that nobody has
             registered (see :func:`bnnify.register_layer`), or that cannot be converted. Default: ``False``.
 
-    Each of ``prior``, ``posterior_std`` and ``estimator`` may be a mapping from globs to settings, of which the first
-    that matches a parameter holds: ``prior={"fc.*": Gaussian(std=0.1)}``; where none matches, the default does.
+    Each of these four settings may be a mapping from globs to values, of which the first that matches a parameter
+    holds: ``prior={"fc.*": Gaussian(std=0.1)}``; where none matches, the default does.
 
     What is Bayesian already stays as it is, and ``convert(bnn)`` adds what is not yet. An option that would have to
     change it is refused: name in ``select``, or in the mapping, what is new; or collapse the model first.
@@ -102,17 +108,26 @@ def convert(
     why_not = Selection(select, holders, exclude).why_not()
     already = {parameter: own for parameter, places in holders.items() if (own := settings_there(places))}
     chosen = {p: holders[p] for p, reason in why_not.items() if reason is None or (p in already and reason.is_general)}
-    given: dict[str, Any] = {"prior": prior, "posterior_std": posterior_std, "estimator": estimator}
+    given: dict[str, Any] = {
+        "prior": prior,
+        "posterior_std": posterior_std,
+        "posterior": posterior,
+        "estimator": estimator,
+    }
     if not chosen and (not already or select is not None or any(value is not UNSET for value in given.values())):
         raise ConversionError(nothing_to_convert(root, why_not))
     found: dict[str, dict[Tensor, Any]] = {option: resolve(option, value, chosen) for option, value in given.items()}
     asked = {p: found["estimator"].get(p, already[p].estimator if p in already else DEFAULT) for p in chosen}
-    estimators = fit_estimators(asked, chosen, estimator)
+    families = {
+        p: found["posterior"].get(p, already[p].posterior if p in already else DEFAULT_POSTERIOR) for p in chosen
+    }
+    estimators = fit_estimators(asked, chosen, families, estimator)
     _refuse_changes(already, holders, why_not, found, estimators)
     wanted = {
         parameter: Wanted(
             found["prior"].get(parameter, DEFAULT_PRIOR),
             found["posterior_std"].get(parameter, DEFAULT_POSTERIOR_STD),
+            families[parameter],
             *estimators[parameter],
         )
         for parameter in chosen.keys() - already.keys()
@@ -123,7 +138,7 @@ def convert(
 def convert_with(model: nn.Module, settings: Mapping[str, Settings], *, inplace: bool = False) -> BayesianModel:
     """Make those parameters of a plain model Bayesian that ``settings`` has by their qualified names, as it says.
 
-    Of the settings their prior, their rule for σ and their estimator count; the rest is found out anew.
+    Of the settings the prior, the rule for σ, the posterior and the estimator count; the rest is found out anew.
 
     Raises:
         ConversionError: The model has no parameter of that name, or it cannot be converted.
@@ -137,8 +152,9 @@ def convert_with(model: nn.Module, settings: Mapping[str, Settings], *, inplace:
     for name, each in settings.items():
         chosen.setdefault(by_name[name], each)  # of a tied one the first name counts
     asked = {parameter: each.estimator for parameter, each in chosen.items()}
-    estimators = fit_estimators(asked, {parameter: holders[parameter] for parameter in chosen})
-    wanted = {p: Wanted(each.prior, each.posterior_std, *estimators[p]) for p, each in chosen.items()}
+    families = {parameter: each.posterior for parameter, each in chosen.items()}
+    estimators = fit_estimators(asked, {parameter: holders[parameter] for parameter in chosen}, families)
+    wanted = {p: Wanted(each.prior, each.posterior_std, each.posterior, *estimators[p]) for p, each in chosen.items()}
     not_selected = WhyNot(Reason.NOT_SELECTED, Reason.NOT_SELECTED.value)
     return _convert(model, root, holders, wanted, dict.fromkeys(holders, not_selected), strict=False)
 
@@ -203,7 +219,7 @@ def _convert(
     new: dict[nn.Module, dict[str, NewPosterior]] = {}
     for parameter, posterior in posteriors.items():
         for place in holders[parameter]:
-            if place.attribute not in settings_of(place.module):
+            if place.attribute not in slots_of(place.module):
                 new.setdefault(place.module, {})[place.attribute] = posterior
     modules = list(root.modules())
     for module in reversed(modules):  # a layer after what its weights are computed from, which it looks at
@@ -252,6 +268,8 @@ def _refuse_changes(
             option, has = "prior", f"prior={own.prior}"
         elif parameter in found["posterior_std"]:
             option, has = "posterior_std", "a σ, which has had its start"
+        elif parameter in found["posterior"] and _differ(found["posterior"][parameter], own.posterior):
+            option, has = "posterior", f"posterior={own.posterior}"
         elif parameter in found["estimator"] and estimators[parameter][0] != own.estimator:
             option, has = "estimator", f"estimator={own.estimator!r}"
         if has:

@@ -23,7 +23,7 @@ from .draws.companions import RHO
 from .errors import ConversionError
 from .model import call_in_draw
 from .modules.bayesian_class import bayesian_class
-from .modules.parameters import Settings
+from .modules.settings import Settings, Slot
 
 _BAYESIAN = ("weight", "bias")
 
@@ -45,7 +45,7 @@ class _Reparameterization(nn.Module):
         prior = Gaussian(prior_mean, math.sqrt(prior_variance))
         start = std(torch.tensor(posterior_rho_init, dtype=torch.float64)).item()
         # Before the torch layer's own __init__, which already reads its weight.
-        self._bayesian = {name: Settings(prior, Constant(start), "reparameterization") for name in _BAYESIAN}
+        self._bayesian = {name: Slot(Settings(prior, Constant(start))) for name in _BAYESIAN}
         super().__init__(**layer)
         for name in _BAYESIAN:
             mean = self._parameters[name]

@@ -7,18 +7,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from .checks import check_num_samples, describe
 from .draws.draw import Draw
-from .draws.estimators import ESTIMATORS, Estimator, token
+from .draws.estimators import ESTIMATORS, Estimator
 from .draws.outputs import remember, take_off_copied_hooks
+from .errors import ArgumentTypeError
 from .modules.parameters import BayesianParameter, bayesian_parameters, unique_bayesian_parameters
 from .prediction.averages import Prediction
 from .prediction.batches import called_with
-from .prediction.likelihood import Likelihood
+from .prediction.known_likelihoods import LikelihoodLike
 from .prediction.predict import predict
+from .prediction.sampler import Sampler
 from .report import ConversionReport
+from .torch_internals import tree_map
 
 
 class BayesianModel(nn.Module):
@@ -26,13 +28,13 @@ class BayesianModel(nn.Module):
 
     Args:
         module: A module that contains converted ones.
-        report: What the conversion did. Default: an empty one.
+        report: The report of the conversion. Default: an empty one.
 
     Attributes:
         module: The model itself. Calling it outside a draw gives the posterior mean, which is the original network. Its
             ``state_dict`` has the original keys plus ``*_rho``, ``*_prior_mean`` and ``*_initial_std``.
-        report: What the conversion did with each parameter.
-        origin: Where the weights came from, if from a file; :func:`bnnify.save` writes it down. None otherwise.
+        report: The report of the conversion.
+        origin: The file that the weights came from, which :func:`bnnify.save` records; None if from none.
     """
 
     def __init__(self, module: nn.Module, report: ConversionReport | None = None) -> None:
@@ -48,7 +50,7 @@ class BayesianModel(nn.Module):
             take_off_copied_hooks(module)
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
-        """One network from the posterior applied to the input.
+        """Apply one network from the posterior to the input.
 
         Inside :meth:`draw` it is that draw's network, otherwise a fresh one; gradients flow to means and ρ.
 
@@ -79,16 +81,20 @@ class BayesianModel(nn.Module):
         return Draw(bayesian_parameters(self), outputs_of=self.module)
 
     def sample(self, *args: Any, num_samples: int, **kwargs: Any) -> Any:
-        """The outputs of ``num_samples`` networks from the posterior, with gradient and in the current train/eval mode.
+        """Call ``num_samples`` networks from the posterior, with gradient and in the current train/eval mode.
 
         Returns:
             The model's output structure, in which each tensor of shape ``(...)`` has become ``(num_samples, ...)`` and
             every other leaf a list.
+
+        Raises:
+            ArgumentError: ``num_samples`` is not a positive integer.
+            ArgumentTypeError: The model cannot be called with these arguments.
         """
         check_num_samples(num_samples)
-        outputs = []
-        for _ in range(num_samples):
-            with Draw(bayesian_parameters(self.module)), called_with(self.module, (args, kwargs)):
+        sampler, outputs = Sampler(self.module, gradients=True), []
+        for number in range(num_samples):
+            with sampler.draw(number), called_with(self.module, (args, kwargs)):
                 outputs.append(self.module(*args, **kwargs))
                 remember(outputs[-1])
         return stacked(outputs)
@@ -98,7 +104,7 @@ class BayesianModel(nn.Module):
         inputs: Any,
         num_samples: int = 32,
         *,
-        likelihood: Likelihood = "values",
+        likelihood: LikelihoodLike = "values",
         output: str | int | Callable[[Any], Any] | None = None,
         class_dim: int | None = None,
         antithetic: bool = False,
@@ -134,7 +140,7 @@ class BayesianModel(nn.Module):
         """
         posteriors = list(unique_bayesian_parameters(self.module))
         means = {id(parameter.mean): parameter.mean for parameter in posteriors}
-        rhos = {id(parameter.rho): parameter.rho for parameter in posteriors if not parameter.is_point}
+        rhos = {id(each): each for parameter in posteriors for each in parameter.companions.values()}
         priors = {id(parameter.prior_mean) for parameter in posteriors}  # which nothing trains
         known = means.keys() | rhos.keys() | priors
         others = {id(p): p for p in self.module.parameters() if id(p) not in known}
@@ -151,22 +157,27 @@ class BayesianModel(nn.Module):
 
 
 def check_converted(caller: str, bnn: Any) -> None:
-    """Raise a TypeError unless ``bnn``, which was given to ``caller``, is a converted model."""
+    """Raise an ArgumentTypeError unless ``bnn``, which was given to ``caller``, is a converted model."""
     if not isinstance(bnn, BayesianModel):
-        raise TypeError(f"{caller} takes a converted model, as bnnify.convert(model) gives it, not {describe(bnn)}.")
+        raise ArgumentTypeError(
+            f"{caller} takes a converted model, as bnnify.convert(model) gives it, not {describe(bnn)}."
+        )
 
 
 def call_in_draw(root: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
     """``forward`` with one network drawn for it, and the KL; parameters for which a draw is in effect keep that."""
-    draw, kl = draw_with_kl(root)  # before the forward, which under FSDP leaves parameters gathered for the backward
+    # The KL comes before the forward, which under FSDP leaves parameters gathered for the backward.
+    draw, kl = draw_with_kl(root, traced=torch.compiler.is_compiling())
     with draw:
         output = forward(*args, **kwargs)
         remember(output)
     return output, kl
 
 
-def draw_with_kl(root: nn.Module) -> tuple[Draw, Tensor]:
+def draw_with_kl(root: nn.Module, traced: bool = False) -> tuple[Draw, Tensor]:
     """Draw what one forward of ``root`` needs: a sample of each Bayesian parameter, or what its estimator keeps.
+
+    ``traced`` says whether the code that calls this is being compiled.
 
     Returns:
         The draw, and KL(q‖p) in nats, summed over all weights; it is computed with the sample, in one function of
@@ -174,24 +185,20 @@ def draw_with_kl(root: nn.Module) -> tuple[Draw, Tensor]:
     """
     parameters = list(bayesian_parameters(root))
     kls: dict[int, Tensor] = {}
-    number = None
 
     def make(parameter: BayesianParameter) -> Tensor | Estimator:
-        nonlocal number
         settings = parameter.settings
         estimator = ESTIMATORS[settings.estimator]
         # A prior may need the sample itself, and of a sharded parameter no rank has the whole.
         if estimator is not None and not settings.prior.needs_sample and not hasattr(parameter.mean, "full_tensor"):
-            number = number or token()
-            if settings.called_again in (None, number):
-                return estimator(parameter.kept_mean, parameter.rho, number)
+            return estimator(parameter.kept_mean, parameter.rho, parameter.name)
         both = parameter.sample_and_kl()
         if both is None:
             return parameter.sample()
         drawn, kls[id(parameter.mean)] = both
         return drawn
 
-    draw = Draw(parameters, make, forward_of=root)
+    draw = Draw(parameters, make, forward_of=root, traced=traced)
     with draw:  # whose samples a prior may need
         terms = {}  # in the order of the parameters, a tied one once
         for parameter in parameters:
@@ -211,9 +218,9 @@ def _sum(terms: list[Tensor]) -> Tensor:
 
 
 def stacked(outputs: list[Any]) -> Any:
-    """One output in which each tensor is those of ``outputs`` stacked, and every other leaf a list of theirs."""
-    return pytree.tree_map(lambda *leaves: torch.stack(leaves) if _are_tensors(leaves) else list(leaves), *outputs)
+    """Stack the tensors of ``outputs``, which are alike, along a new first dimension; list their other leaves."""
 
+    def together(*leaves: Any) -> Any:
+        return torch.stack(leaves) if all(isinstance(leaf, Tensor) for leaf in leaves) else list(leaves)
 
-def _are_tensors(leaves: tuple[Any, ...]) -> bool:
-    return all(isinstance(leaf, Tensor) for leaf in leaves)
+    return tree_map(together, *outputs)

@@ -1,4 +1,4 @@
-"""What a conversion did with every parameter of a model, and why."""
+"""The report of a conversion: which parameters are Bayesian, and why the others are not."""
 
 __all__ = ["ConversionReport", "Reason", "ReportEntry"]
 
@@ -10,7 +10,7 @@ from math import prod
 
 
 class Reason(Enum):
-    """Why a parameter is left alone; the value is the sentence that says so."""
+    """A reason to leave a parameter alone; the value is the sentence for it."""
 
     NOT_SELECTED = "not selected"
     EXCLUDED = "excluded"
@@ -28,7 +28,7 @@ class Reason(Enum):
 
     @property
     def is_want_of_support(self) -> bool:
-        """Whether it is for want of support, rather than by choice."""
+        """Tell a lack of support from a choice."""
         return self in (Reason.UNKNOWN_LAYER, Reason.UNSUPPORTED)
 
 
@@ -40,12 +40,12 @@ class ReportEntry:
         name: The qualified name, such as ``layer1.0.conv1.weight``.
         module: The class of the module that holds it.
         shape: Its shape.
-        bayesian: Whether it is Bayesian now.
-        reason: Why it was left alone, as a sentence; empty for a Bayesian parameter.
+        bayesian: True if it is Bayesian now.
+        reason: The reason to leave it alone, as a sentence; empty for a Bayesian parameter.
         settings: Estimator, prior and initial σ of a Bayesian parameter; empty otherwise.
-        memory: What the parameter itself takes, in bytes.
-        added_memory: What being Bayesian adds, in bytes: its ρ, and the mean of its prior if that is kept.
-        unsupported: Whether it was left alone for want of support, rather than by choice.
+        memory: The bytes of the parameter itself.
+        added_memory: The bytes of its ρ, and of the mean of its prior if that is kept.
+        unsupported: True if it was left alone for lack of support, rather than by choice.
     """
 
     name: str
@@ -92,12 +92,12 @@ class ConversionReport:
 
     @property
     def memory_before(self) -> int:
-        """What the parameters took before the conversion, in bytes."""
+        """The bytes of the parameters before the conversion."""
         return sum(entry.memory for entry in self.entries)
 
     @property
     def memory_after(self) -> int:
-        """What they take with ρ and the means of priors, in bytes."""
+        """The bytes of the parameters with ρ and the means of priors."""
         return self.memory_before + sum(entry.added_memory for entry in self.entries)
 
     def __str__(self) -> str:
@@ -127,7 +127,7 @@ class ConversionReport:
 
 
 def _rows(entries: list[ReportEntry]) -> list[tuple[str, ...]]:
-    """Layer, class, parameters with their shapes, and number of weights: one row for all layers that are alike."""
+    """One row for all layers that are alike: layer, class, parameters with their shapes, and number of weights."""
     layers: dict[tuple[str, str], list[ReportEntry]] = {}
     for entry in entries:
         layers.setdefault((entry.name.rpartition(".")[0], entry.module), []).append(entry)
@@ -143,7 +143,7 @@ def _rows(entries: list[ReportEntry]) -> list[tuple[str, ...]]:
 
 
 _INDEX = re.compile(r"\d+(?=\.)|(?<![^._])\d+$")
-"""What numbers a block: 3 in ``blocks.3.mlp``, ``layer3.conv`` and ``encoder_layer_3``, but not in ``layer.conv3``."""
+"""The number of a block: 3 in ``blocks.3.mlp``, ``layer3.conv`` and ``encoder_layer_3``, but not in ``layer.conv3``."""
 
 
 def _grids(names: list[str]) -> list[list[str]]:

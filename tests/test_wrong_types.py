@@ -20,11 +20,13 @@ def converted():
 
 
 def tuned(**options):
-    return bnnify.tune_std(converted(), [(torch.zeros(3, 4), LABELS)], **options)
+    return bnnify.tune_std(converted(), [(torch.zeros(3, 4), LABELS)], **{"likelihood": "logits", **options})
 
 
 def estimated(**options):
-    return bnnify.FisherStd.estimate(nn.Linear(4, 3), [torch.zeros(3, 4)], **{"num_data": 3, **options})
+    return bnnify.FisherStd.estimate(
+        nn.Linear(4, 3), [torch.zeros(3, 4)], **{"num_data": 3, "likelihood": "logits", **options}
+    )
 
 
 def from_adam(model=None, **options):
@@ -61,7 +63,10 @@ CALLS = {
     "uncertainty_threshold": (lambda: bnnify.uncertainty_threshold(PROBABILITIES, None), "AvUC: the labels"),
     "prune": (lambda: bnnify.prune({}, 0.5), "must be a torch.nn.Module, not a dict"),
     "signal_to_noise": (lambda: bnnify.signal_to_noise(None), "must be a torch.nn.Module, not None"),
-    "tune_std": (lambda: bnnify.tune_std(nn.Linear(4, 3), []), "takes a converted model.*not a Linear"),
+    "tune_std": (
+        lambda: bnnify.tune_std(nn.Linear(4, 3), [], likelihood="logits"),
+        "takes a converted model.*not a Linear",
+    ),
     "tune_std(seed)": (lambda: tuned(seed=None), r"tune_std\(seed\) must be an integer"),
     "tune_std(ignore_index)": (lambda: tuned(ignore_index=None), r"ignore_index\) must be an integer"),
     "audit": (lambda: bnnify.audit(nn.Linear(4, 3), torch.zeros(1, 4)), "audit takes a converted model.*not a Linear"),
@@ -70,7 +75,10 @@ CALLS = {
     "sample": (lambda: converted().sample(LOADER, num_samples=2), r"Linear, called with \(a DataLoader\)"),
     "FisherStd": (lambda: bnnify.FisherStd(None, 3), r"FisherStd\(fisher\) must be a mapping.*estimate"),
     "FisherStd(num_data)": (lambda: estimated(num_data=LOADER), r"num_data\) must be.*len\(loader.dataset\)"),
-    "FisherStd(model)": (lambda: bnnify.FisherStd.estimate("model", [], num_data=1), "must be a torch.nn.Module"),
+    "FisherStd(model)": (
+        lambda: bnnify.FisherStd.estimate("model", [], num_data=1, likelihood="logits"),
+        "must be a torch.nn.Module",
+    ),
     "from_adam(model)": (lambda: from_adam("model"), "must be a torch.nn.Module"),
     "from_adam(batch_size)": (lambda: from_adam(batch_size=LOADER), r"batch_size\) must be a number"),
 }
@@ -96,14 +104,14 @@ def test_an_argument_of_a_wrong_type_is_refused_by_name(call):
     ],
 )
 def test_an_argument_that_a_conversion_cannot_use_is_refused_by_name(function, match):
-    with pytest.raises(bnnify.ConversionError, match=match):
+    with pytest.raises((bnnify.ArgumentError, bnnify.ConversionError), match=match):
         function()
 
 
 @pytest.mark.parametrize(
     "call",
     [
-        lambda num_samples: converted().predict(torch.zeros(2, 4), num_samples),
+        lambda num_samples: converted().predict(torch.zeros(2, 4), num_samples, likelihood="values"),
         lambda num_samples: converted().sample(torch.zeros(2, 4), num_samples=num_samples),
         lambda num_samples: bnnify.freeze(converted(), num_samples),
         lambda num_samples: tuned(num_samples=num_samples),
@@ -118,7 +126,7 @@ def test_a_number_of_samples_is_a_positive_integer(call):
 
 def test_numbers_of_other_libraries_are_numbers():
     numpy = pytest.importorskip("numpy")
-    assert converted().predict(torch.zeros(2, 4), numpy.int64(3)).num_samples == 3
+    assert converted().predict(torch.zeros(2, 4), numpy.int64(3), likelihood="values").num_samples == 3
     for num_data in numpy.int64(10), numpy.float32(10), torch.tensor(10):
         assert bnnify.elbo(ONE, ONE, num_data).item() == pytest.approx(1.1)
     assert bnnify.elbo(ONE, ONE, 10, beta=torch.tensor(0.5)).item() == pytest.approx(1.05)

@@ -82,7 +82,7 @@ def settings(network: nn.Module, train: Images, options: argparse.Namespace) -> 
     """What `convert` is told about σ, by what it is called in the table."""
     chosen = train.take(torch.randperm(len(train.labels))[: options.fisher_images])
     num_data = len(train.labels)
-    fisher = bnnify.FisherStd.estimate(network, _loader(chosen, BATCH_SIZE), num_data=num_data)
+    fisher = bnnify.FisherStd.estimate(network, _loader(chosen, BATCH_SIZE), num_data=num_data, likelihood="logits")
     adam = bnnify.FisherStd.from_adam(
         network, adam_state(network, train, options.adam_steps), num_data=num_data, batch_size=BATCH_SIZE
     )
@@ -121,7 +121,9 @@ def _cross_tuned(
         tuned = copy.deepcopy(bnn)
         rest = test.take(slice(1 - start, None, 2))
         with _bfloat16():
-            found = bnnify.tune_std(tuned, _loader(rest), num_samples=options.tune_samples, per_layer=per_layer)
+            found = bnnify.tune_std(
+                tuned, _loader(rest), num_samples=options.tune_samples, per_layer=per_layer, likelihood="logits"
+            )
         factors += [] if isinstance(found, dict) else [found]
         probabilities[start::2] = _predict(tuned, test.take(slice(start, None, 2)), options, description)
     return probabilities, factors

@@ -1,4 +1,4 @@
-"""Looking at a posterior, and thinning it."""
+"""Ways to look at a posterior, and to prune it."""
 
 __all__ = [
     "Audit",

@@ -1,8 +1,7 @@
-"""Which Bayesian parameters of a converted model its output really depends on."""
+"""Find the Bayesian parameters on which the output of a converted model does not depend."""
 
 __all__ = ["Audit", "audit"]
 
-import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor
 from ..checks import describe
 from ..draws.draw import Draw
 from ..draws.outputs import remember, tensors_in
-from ..errors import DrawError
+from ..errors import ArgumentTypeError, DrawError
 from ..model import BayesianModel, check_converted
 from ..modules.parameters import bayesian_parameters
 from ..prediction.batches import called_with
@@ -21,17 +20,17 @@ from ..prediction.eval_mode import evaluating
 
 @dataclass(frozen=True)
 class Audit:
-    """What one forward in eval mode did with each Bayesian parameter, a tied one under the first of its names.
+    """The Bayesian parameters by what one forward in eval mode did with them, a tied one under its first name.
 
     Attributes:
         reached: The output has a gradient with respect to the sample of these.
         unreached: It has none: they were not used, or only where no gradient flows. Their noise does nothing, and of
             the loss only the KL trains them.
-        replaced: Somebody had put another value in the place of the parameter (``functional_call``, a hypernetwork) and
-            the forward read that one. Of a tied parameter, the place is named where it was done.
-        not_optimized: The trainable parameters of the model, ρ and the deterministic ones among them, that the given
+        replaced: The forward read another value in the place of the parameter (``functional_call``, a hypernetwork). Of
+            a tied parameter, the place is named where it was done.
+        not_optimized: The trainable parameters of the model, ρ and deterministic ones included, that the given
             optimizer does not hold: it was made before the conversion, or for a part of the model. No step moves them.
-        not_in_model: What the optimizer holds and is no parameter of the model, by its place or its name there.
+        not_in_model: The tensors of the optimizer that are no parameters of the model, by their place or name there.
     """
 
     reached: tuple[str, ...]
@@ -41,7 +40,7 @@ class Audit:
     not_in_model: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
-        """Whether there is something to report: any name but those that are reached."""
+        """Tell whether anything but reached parameters was found."""
         return bool(self.unreached or self.replaced or self.not_optimized or self.not_in_model)
 
     def __str__(self) -> str:
@@ -57,11 +56,10 @@ class Audit:
 
 
 def audit(bnn: BayesianModel, *args: Any, optimizer: torch.optim.Optimizer | None = None, **kwargs: Any) -> Audit:
-    """Name every Bayesian parameter that does not reach the output, or whose value somebody replaces during a forward.
+    """Name every Bayesian parameter that does not reach the output, or whose value is replaced during a forward.
 
-    One draw is made and the model is called once with the arguments, in eval mode and with gradients; nothing is
-    trained, and every flag is as before afterwards. What a model uses in training alone (an auxiliary head) is
-    therefore named as unreached.
+    The model is called once with the arguments, under one draw, in eval mode and with gradients; nothing is trained,
+    and every flag is as before afterwards. A part that is used in training alone (an auxiliary head) is unreached.
 
     Args:
         bnn: A converted model.
@@ -72,8 +70,8 @@ def audit(bnn: BayesianModel, *args: Any, optimizer: torch.optim.Optimizer | Non
         **kwargs: What the model is called with.
 
     Raises:
-        DrawError: The output holds no tensor through which gradients flow, so that nothing can be told from it.
-        TypeError: ``bnn`` is no converted model, or ``optimizer`` no optimizer.
+        DrawError: The output holds no tensor with a gradient.
+        ArgumentTypeError: ``bnn`` is no converted model, or ``optimizer`` no optimizer.
 
     Example::
 
@@ -96,7 +94,8 @@ def audit(bnn: BayesianModel, *args: Any, optimizer: torch.optim.Optimizer | Non
             for parameter in parameters:
                 sample = getattr(parameter.module, parameter.attribute)
                 sample.requires_grad_()  # it does already, unless mean and rho are both frozen
-                sample.register_hook(functools.partial(_remember, reached, names[id(parameter.mean)]))
+                name = names[id(parameter.mean)]
+                sample.register_hook(lambda _, name=name: reached.add(name))
             output = bnn.module(*args, **kwargs)
             remember(output)
         _backward(output, [*bnn.parameters(), *tensors_in((args, kwargs))])
@@ -110,10 +109,10 @@ def audit(bnn: BayesianModel, *args: Any, optimizer: torch.optim.Optimizer | Non
 
 
 def _compare(bnn: BayesianModel, optimizer: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The trainable parameters of a model that an optimizer does not hold, and what it holds beside the model's."""
+    """Name the trainable parameters that an optimizer does not hold, and those it holds that are not the model's."""
     groups = getattr(optimizer, "param_groups", None)
     if not isinstance(groups, list):
-        raise TypeError(f"audit(optimizer) takes a torch.optim.Optimizer, not {describe(optimizer)}.")
+        raise ArgumentTypeError(f"audit(optimizer) takes a torch.optim.Optimizer, not {describe(optimizer)}.")
     own = {id(parameter) for parameter in bnn.parameters()}
     held = {id(parameter) for group in groups for parameter in group["params"]}
     missing = (name for name, p in bnn.module.named_parameters() if p.requires_grad and id(p) not in held)
@@ -124,10 +123,6 @@ def _compare(bnn: BayesianModel, optimizer: Any) -> tuple[tuple[str, ...], tuple
         if id(parameter) not in own
     )
     return tuple(missing), tuple(foreign)
-
-
-def _remember(reached: set[str], name: str, gradient: Tensor) -> None:
-    reached.add(name)
 
 
 def _backward(output: Any, leaves: list[Tensor]) -> None:

@@ -7,23 +7,21 @@ from typing import Any
 
 import torch
 
-from ..errors import BnnifyError
+from ..checks import needing
 from ..model import BayesianModel
 from .pruning import signal_to_noise
 
 
 def pyplot() -> Any:
-    """matplotlib's pyplot, drawing to files.
+    """Import matplotlib's pyplot, set up to draw to files.
 
     Raises:
-        BnnifyError: It is not installed.
+        MissingLibraryError: It is not installed.
     """
-    try:
+    with needing("matplotlib", "A plot"):
         import matplotlib
-    except ImportError as error:
-        raise BnnifyError("A plot needs matplotlib: pip install matplotlib.") from error
+        from matplotlib import pyplot
     matplotlib.use("Agg")
-    from matplotlib import pyplot
 
     return pyplot
 

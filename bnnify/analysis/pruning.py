@@ -1,4 +1,4 @@
-"""Pruning by signal-to-noise: weights that the posterior is least sure to need are set to zero, and stay there."""
+"""Prune by signal-to-noise: set the weights with the least ``|μ|/σ`` to zero for good."""
 
 __all__ = ["PruningEntry", "PruningReport", "prune", "signal_to_noise"]
 
@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from ..checks import check_module
 from ..distributions.gaussian import PRUNED, at_least_float32, has_pruned, is_pruned, std
-from ..errors import ConversionError
+from ..errors import ArgumentError
 from ..model import BayesianModel
 from ..modules.parameters import BayesianParameter, bayesian_parameters, unique_bayesian_parameters
 
 
 @dataclass(frozen=True)
 class PruningEntry:
-    """One Bayesian parameter: its name, its number of weights, and how many of these are pruned now."""
+    """One Bayesian parameter: its name, the number of its weights, and the number of those that are pruned."""
 
     name: str
     numel: int
@@ -25,7 +25,7 @@ class PruningEntry:
 
 @dataclass(frozen=True)
 class PruningReport:
-    """What is pruned in a model after :func:`prune`; printing it gives a table.
+    """The pruned weights of a model after :func:`prune`; printing it gives a table.
 
     Attributes:
         entries: One entry for each parameter whose posterior has a σ; a tied one appears once.
@@ -58,10 +58,10 @@ class PruningReport:
 
 
 def signal_to_noise(bnn: nn.Module) -> dict[str, Tensor]:
-    """The signal-to-noise ratio ``|μ|/σ`` of every Bayesian weight, in float32 or better, by the parameter's name.
+    """``|μ|/σ`` of every Bayesian weight, in float32 or better and of the parameter's shape, by its name.
 
-    It is 0 for a weight that was pruned and infinite for another one whose σ underflows. Parameters whose posterior is
-    a point are left out; a tied one appears under the first of its names.
+    It is 0 for a pruned weight and infinite for another one whose σ underflows. Parameters whose posterior is a point
+    are left out; a tied one appears under the first of its names.
 
     References:
         Blundell et al. 2015, "Weight Uncertainty in Neural Networks", section 5.1.
@@ -80,16 +80,16 @@ def prune(bnn: nn.Module, fraction: float, *, per_layer: bool = False) -> Prunin
 
     Args:
         bnn: A converted model, which is changed.
-        fraction: How much of all Bayesian weights (and biases) is pruned afterwards, from 0 to 1.
+        fraction: The share of all Bayesian weights (and biases) that is pruned afterwards, from 0 to 1.
         per_layer: Prune this fraction of each parameter, rather than that of all together. Default: ``False``.
 
     Returns:
         How many weights of each parameter are pruned now.
 
     Raises:
-        TypeError: ``bnn`` is no module.
-        ConversionError: The fraction is not between 0 and 1; or the model is not converted; or a parameter is on the
-            meta device or sharded, so that its values are not at hand. Nothing has been pruned then.
+        ArgumentTypeError: ``bnn`` is no module.
+        ArgumentError: The fraction is not between 0 and 1, the model is not converted, or a parameter is on the meta
+            device or sharded. Nothing has been pruned then.
 
     References:
         Blundell et al. 2015, "Weight Uncertainty in Neural Networks", section 5.1.
@@ -101,19 +101,19 @@ def prune(bnn: nn.Module, fraction: float, *, per_layer: bool = False) -> Prunin
         15 of 20 Bayesian weights pruned (75.00%)
     """
     if isinstance(fraction, bool) or not (isinstance(fraction, (int, float)) and 0 <= fraction <= 1):
-        raise ConversionError(f"prune(fraction) must lie between 0 and 1, not {fraction!r}.")
+        raise ArgumentError(f"prune(fraction) must lie between 0 and 1, not {fraction!r}.")
     parameters = _prunable(_root(bnn))
     for parameter in parameters:
         if parameter.mean.is_meta or hasattr(parameter.mean, "full_tensor"):
             where = "on the meta device" if parameter.mean.is_meta else "sharded"
-            raise ConversionError(f"Cannot prune `{parameter.name}`: it is {where}. Prune a model with all its values.")
+            raise ArgumentError(f"Cannot prune `{parameter.name}`: it is {where}. Prune a model with all its values.")
     groups = [[parameter] for parameter in parameters] if per_layer else [parameters]
     for group in groups:
         _prune_together(group, fraction)
     noted = {id(parameter.mean) for parameter in parameters}
     for parameter in bayesian_parameters(_root(bnn)):  # a tied one everywhere it stands
         if id(parameter.mean) in noted:
-            parameter.settings.pruned = has_pruned(parameter.rho)
+            parameter.slot.state.has_pruned = has_pruned(parameter.rho)
     return PruningReport(tuple(PruningEntry(p.name, p.mean.numel(), int(is_pruned(p.rho).sum())) for p in parameters))
 
 
@@ -131,7 +131,7 @@ def _prune_together(parameters: list[BayesianParameter], fraction: float) -> Non
 
 
 def _least(ratios: Tensor, fraction: float) -> Tensor:
-    """Where the least ``fraction`` of them are: exactly so many, the first ones where several are equal."""
+    """Mark exactly the least ``fraction`` of ``ratios``, of equal ones the first."""
     count = round(fraction * len(ratios))
     if count == 0:
         return torch.zeros_like(ratios, dtype=torch.bool)
@@ -149,12 +149,12 @@ def _signal_to_noise(parameter: BayesianParameter) -> Tensor:
 
 
 def _prunable(root: nn.Module) -> list[BayesianParameter]:
-    return [parameter for parameter in unique_bayesian_parameters(root) if not parameter.is_point]
+    return [parameter for parameter in unique_bayesian_parameters(root) if parameter.has_rho]
 
 
 def _root(bnn: nn.Module) -> nn.Module:
     check_module("The model", bnn)
     root = bnn.module if isinstance(bnn, BayesianModel) else bnn
     if not any(bayesian_parameters(root)):
-        raise ConversionError(f"{type(bnn).__name__} has no Bayesian parameters: bnnify.convert makes them.")
+        raise ArgumentError(f"{type(bnn).__name__} has no Bayesian parameters: bnnify.convert makes them.")
     return root

@@ -1,4 +1,4 @@
-"""What a posterior looks like, parameter by parameter: σ, signal-to-noise, KL."""
+"""The quantiles of σ and of signal-to-noise, and the KL, of each parameter."""
 
 __all__ = ["QUANTILES", "ParameterSummary", "print_table", "summarize"]
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..checks import needing
 from ..distributions.gaussian import at_least_float32, is_pruned, std
-from ..errors import BnnifyError
 from ..model import BayesianModel
 from ..modules.parameters import unique_bayesian_parameters
 from .pruning import signal_to_noise
@@ -26,7 +26,7 @@ class ParameterSummary:
         name: The qualified name.
         shape: Its shape.
         numel: The number of its weights.
-        pruned: How many of them are pruned.
+        pruned: The number of those that are pruned.
         settings: Estimator, prior and initial σ.
         std: The quantiles of σ at :data:`QUANTILES`; None for a point posterior.
         signal_to_noise: Those of ``|μ|/σ``.
@@ -45,16 +45,16 @@ class ParameterSummary:
 
 @torch.no_grad()
 def summarize(bnn: BayesianModel) -> list[ParameterSummary]:
-    """Look at every Bayesian parameter of a converted model, a tied one once.
+    """Summarise every Bayesian parameter of a converted model, a tied one once.
 
-    A KL that is a Monte Carlo estimate is that of one draw, the same at every call.
+    A Monte Carlo estimate of a KL is that of one draw, the same at every call.
     """
     ratios = signal_to_noise(bnn)
     summaries = []
     with torch.random.fork_rng():
         torch.manual_seed(0)
         for parameter in unique_bayesian_parameters(bnn.module):
-            point = parameter.is_point
+            point = not parameter.has_rho
             summaries.append(
                 ParameterSummary(
                     name=parameter.name,
@@ -74,13 +74,11 @@ def print_table(summaries: Sequence[ParameterSummary], title: str) -> None:
     """Print a table of the parameters; it needs rich.
 
     Raises:
-        BnnifyError: It is not installed.
+        MissingLibraryError: It is not installed.
     """
-    try:
+    with needing("rich", "The table"):
         from rich.console import Console
         from rich.table import Table
-    except ImportError as error:
-        raise BnnifyError("The table needs rich: pip install 'bnnify[cli]'. Or ask for JSON.") from error
     table = Table(title=title, caption="quantiles 5, 50 and 95 %; KL in nats")
     table.add_column("parameter")
     for heading in ("shape", "weights", "pruned", "σ", "|μ|/σ", "KL"):

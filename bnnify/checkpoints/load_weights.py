@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..draws.companions import INITIAL_STD, PRIOR_MEAN, RHO, PriorMean
+from ..draws.companions import INITIAL_STD, PRIOR_MEAN, PriorMean
 from ..errors import CheckpointError
 from ..model import BayesianModel
 from ..modules.bayesian_class import plain_class, replacing_allowed
-from ..modules.parameters import BayesianParameter, bayesian_parameters, is_derived, settings_of
+from ..modules.parameters import BayesianParameter, bayesian_parameters, is_derived
+from ..modules.settings import slots_of
 from .architectures.shapes import COUNT, abridged
 from .foreign.prefixes import without_wrappers
 
@@ -138,7 +139,7 @@ def _assign(root: nn.Module, state_dict: Mapping[str, Any], places: Mapping[Tens
 def _undo(root: nn.Module) -> Callable[[], None]:
     """A function that puts back what a load changes beside putting tensors in their places."""
     modules = list(root.modules())
-    settings = [(each, dict(vars(each))) for module in modules for each in settings_of(module).values()]
+    pruned = [(slot.state, slot.state.has_pruned) for module in modules for slot in slots_of(module).values()]
     # A state and a loader of a module's own may write where they want to.
     extra = [(m, copy.deepcopy(m.get_extra_state())) for m in modules if _has_its_own(m, "get_extra_state")]
     own = [module for module in modules if _has_its_own(module, "_load_from_state_dict")]
@@ -146,8 +147,8 @@ def _undo(root: nn.Module) -> Callable[[], None]:
     values = [(tensor, tensor.detach().clone()) for tensor in tensors]
 
     def undo() -> None:
-        for each, before in settings:
-            vars(each).update(before)
+        for state, before in pruned:
+            state.has_pruned = before
         for module, state in extra:
             module.set_extra_state(state)
         with torch.no_grad():
@@ -243,10 +244,12 @@ def _start_anew(parameter: BayesianParameter, absent: set[str], share: bool) -> 
         slots[name] = PriorMean(prior_mean.clone())
     if parameter.name + INITIAL_STD in absent:
         parameter.refresh_initial_std()
-    if parameter.name + RHO in absent:
-        parameter.settings.pruned = False
-        rho = parameter.settings.initial_rho(parameter.name, parameter.mean)
-        _fill(slots, parameter.attribute + RHO, rho.expand_as(parameter.mean).contiguous())
+    missing = [ending for ending in parameter.posterior.companions if parameter.name + ending in absent]
+    if missing:
+        parameter.slot.state.has_pruned = False
+        first = parameter.posterior.start(mean, parameter.settings.initial_std(parameter.name, mean))
+        for ending in missing:
+            _fill(slots, parameter.attribute + ending, first[ending])
 
 
 def _fill(slots: dict[str, Any], name: str, value: Tensor, replace: bool = False) -> None:

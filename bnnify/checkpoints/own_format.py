@@ -3,7 +3,6 @@
 __all__ = ["Origin", "PosteriorFile", "open_posterior", "write_posterior"]
 
 import copy
-import dataclasses
 import json
 import math
 import os
@@ -18,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from ..distributions.gaussian import has_pruned
-from ..draws.companions import COMPANIONS, INITIAL_STD, PRIOR_MEAN, RHO, PriorMean
-from ..draws.estimators import POINT
+from ..draws.companions import INITIAL_STD, PRIOR_MEAN, RHO, PriorMean
 from ..errors import BnnifyError, CheckpointError
 from ..model import BayesianModel
 from ..modules.becoming import NewPosterior, become_bayesian
-from ..modules.parameters import Settings
+from ..modules.parameters import companions_of
+from ..modules.settings import PosteriorState, Settings
 from .architectures.recipe import Recipe
 from .architectures.shapes import abridged, printable
 from .atomic import replace_atomically
@@ -32,9 +31,10 @@ from .foreign.layout import Layout
 from .foreign.read_write import Foreign, read
 from .settings_data import initial_std_from_data, settings_as_data, settings_from_data
 
-FORMAT = 3
+FORMAT = 4
 """The format of the files that are written. Format 1 had neither the model nor where its weights came from; up to
-format 2 the scale of a prior stood among the settings, and not among the tensors.
+format 2 the scale of a prior stood among the settings, and not among the tensors; up to format 3 a point posterior was
+the estimator "point".
 """
 
 
@@ -76,7 +76,7 @@ class PosteriorFile:
     @property
     def plain_state_dict(self) -> dict[str, Tensor]:
         """The posterior means and everything that is not Bayesian, under the original names."""
-        derived = {name + ending for name in self.settings for ending in COMPANIONS}
+        derived = {name + ending for name, each in self.settings.items() for ending in companions_of(each)}
         plain = copy.copy(self.state_dict)  # unlike a new dict, with what torch notes about the versions of the modules
         for name in derived & plain.keys():
             del plain[name]
@@ -109,14 +109,16 @@ class PosteriorFile:
                     module.add_module(part, nn.Module())
                 module = module._modules[part]  # type: ignore[assignment]
             module.register_parameter(attribute, parameter(name))
-            rho, prior_mean = parameter(name + RHO), parameter(name + PRIOR_MEAN)
-            settings = dataclasses.replace(settings, pruned=rho is not None and has_pruned(rho))
+            found = {ending: parameter(name + ending) for ending in settings.posterior.companions}
+            companions = {ending: value for ending, value in found.items() if value is not None}
+            prior_mean = parameter(name + PRIOR_MEAN)
             initial_std = self.state_dict.get(name + INITIAL_STD, torch.tensor([math.nan]))
             posteriors.setdefault(module, {})[attribute] = NewPosterior(
                 settings,
-                rho,
+                companions,
                 None if prior_mean is None else PriorMean(prior_mean.data),
                 initial_std if settings.prior.needs_initial_std else None,
+                PosteriorState(RHO in companions and has_pruned(companions[RHO])),
             )
         for module, new in posteriors.items():
             become_bayesian(module, new)
@@ -219,7 +221,7 @@ def _check_format(path: str | os.PathLike[str], record: Mapping[str, Any]) -> No
 def _check_tensors(file: PosteriorFile) -> None:
     """Raise unless each Bayesian parameter has what its settings say."""
     for name, settings in file.settings.items():
-        wanted = [] if settings.estimator == POINT else [name + RHO]
+        wanted = [name + ending for ending in settings.posterior.companions]
         wanted += [name + PRIOR_MEAN] if settings.prior.centred else []
         for key in (name, *wanted):
             if _kind(file.state_dict.get(key)) != _kind(file.state_dict.get(name)) or name not in file.state_dict:

@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from ..convert import collapse, convert_with
-from ..draws.companions import PRIOR_MEAN, RHO
+from ..draws.companions import PRIOR_MEAN
 from ..errors import CheckpointError, ConversionError
 from ..model import BayesianModel
-from ..modules.parameters import BayesianParameter, bayesian_parameters, settings_of
+from ..modules.parameters import BayesianParameter, bayesian_parameters
+from ..modules.settings import slots_of
 from .architectures.transformers_model import load_by_config
 from .load_weights import load_weights
 from .own_format import Origin, PosteriorFile, open_posterior, write_posterior
@@ -114,14 +115,15 @@ def _lacks_values(model: nn.Module) -> bool:
 def _left_behind(root: nn.Module) -> Iterator[str]:
     """The names of what belongs to a parameter that is no longer there, such as a bias that was set to None."""
     for prefix, module in root.named_modules(remove_duplicate=False):
-        for attribute in settings_of(module):
-            for ending in (RHO, PRIOR_MEAN) if module._parameters.get(attribute) is None else ():
+        for attribute, slot in slots_of(module).items():
+            endings = (*slot.settings.posterior.companions, PRIOR_MEAN)
+            for ending in endings if module._parameters.get(attribute) is None else ():
                 if module._parameters.get(attribute + ending) is not None:
                     yield f"{prefix}.{attribute}{ending}".removeprefix(".")
 
 
 def _check_savable(parameter: BayesianParameter) -> None:
-    for what in (parameter.settings.prior, parameter.settings.posterior_std):
+    for what in (parameter.settings.prior, parameter.settings.posterior_std, parameter.settings.posterior):
         if not can_be_saved(what):
             raise CheckpointError(
                 f"Cannot save `{parameter.name}`: {what!r} is not one of bnnify's own; a file could not restore it. "

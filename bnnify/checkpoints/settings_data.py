@@ -12,11 +12,14 @@ from torch import Tensor
 
 from ..distributions.initial_std import Constant, Moped, Relative
 from ..distributions.priors import Gaussian, Laplace, Pretrained, ScaleMixture
-from ..draws.estimators import ESTIMATORS
-from ..modules.parameters import Settings
+from ..draws.estimators import DEFAULT, ESTIMATORS
+from ..modules.mean_field import MeanField
+from ..modules.point import Point
+from ..modules.settings import Settings
 
 # What a file may name. A prior or a rule of the user's own has no place in a file that must load without running code.
-_KINDS = {kind.__name__: kind for kind in (Constant, Moped, Relative, Gaussian, Laplace, Pretrained, ScaleMixture)}
+_TYPES = (Constant, Moped, Relative, Gaussian, Laplace, Pretrained, ScaleMixture, MeanField, Point)
+_KINDS = {kind.__name__: kind for kind in _TYPES}
 
 
 def settings_as_data(settings: Mapping[str, Settings]) -> dict[str, Any]:
@@ -38,9 +41,12 @@ def settings_from_data(data: Mapping[str, Any]) -> Settings:
         KeyError, TypeError, ValueError: The data are damaged.
     """
     estimator = data["estimator"]
+    posterior = _from_data(data.get("posterior", {"kind": "MeanField"}))  # files up to format 3 have none
+    if estimator == "point":  # nor a word of their own for this
+        estimator, posterior = DEFAULT, Point()
     if estimator not in ESTIMATORS:
         raise ValueError(f"unknown estimator {estimator!r}")
-    return Settings(_from_data(data["prior"]), _from_data(data["posterior_std"]), estimator)
+    return Settings(_from_data(data["prior"]), _from_data(data["posterior_std"]), estimator, posterior)
 
 
 def _from_data(data: Mapping[str, Any]) -> Any:
@@ -58,6 +64,7 @@ def _as_plain(settings: Settings) -> dict[str, Any]:
     return {
         "prior": _as_data(settings.prior),
         "posterior_std": _as_data(settings.posterior_std),
+        "posterior": _as_data(settings.posterior),
         "estimator": settings.estimator,
     }
 

@@ -1,4 +1,4 @@
-"""Ways out of Python and of this package: plain modules that draw nothing any more."""
+"""Plain modules made from a posterior, which other runtimes can execute."""
 
 __all__ = ["Ensemble", "freeze"]
 

@@ -1,11 +1,11 @@
-"""Freezing: a fixed number of networks from the posterior as one plain module."""
+"""Freeze a fixed number of networks from the posterior into one plain module."""
 
 __all__ = ["Ensemble", "freeze"]
 
 import copy
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..checks import check_num_samples
 from ..convert import collapse
@@ -15,10 +15,10 @@ from ..prediction.sampler import Sampler
 
 
 class Ensemble(nn.Module):
-    """Networks that are alike, of which the forward returns all outputs.
+    """Networks of one architecture; the forward stacks their outputs.
 
     Attributes:
-        networks: The networks.
+        networks: The K networks, an ``nn.ModuleList``.
     """
 
     def __init__(self, networks: list[nn.Module]) -> None:
@@ -26,16 +26,16 @@ class Ensemble(nn.Module):
         self.networks = nn.ModuleList(networks)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The networks' output structure, in which each tensor of shape ``(...)`` has become ``(K, ...)``."""
+        """Call every network; in the output each tensor of shape ``(...)`` has become ``(K, ...)``."""
         return stacked([network(*args, **kwargs) for network in self.networks])
 
 
 def freeze(bnn: nn.Module, num_samples: int, *, antithetic: bool = False) -> Ensemble:
-    """Draw ``num_samples`` networks once, and give them back as one plain module, which draws nothing any more.
+    """Draw ``num_samples`` networks once, as one plain module that draws nothing any more.
 
     They are the networks that ``bnn.sample`` draws under the same seed, and the outputs are stacked as there.
     ``torch.export``, ``torch.compile``, ``pickle`` and ``state_dict`` take the module as any other. The drawn weights
-    are frozen; all else (deterministic parameters, buffers) is a single copy, which the networks share.
+    are frozen; deterministic parameters and buffers are a single copy, which the networks share.
 
     Args:
         bnn: A converted model, which stays as it is.
@@ -44,7 +44,7 @@ def freeze(bnn: nn.Module, num_samples: int, *, antithetic: bool = False) -> Ens
             ``False``.
 
     Raises:
-        ValueError: ``num_samples`` is not positive.
+        ArgumentError: ``num_samples`` is not positive.
 
     Example::
 
@@ -55,7 +55,7 @@ def freeze(bnn: nn.Module, num_samples: int, *, antithetic: bool = False) -> Ens
     check_num_samples(num_samples)
     root = bnn.module if isinstance(bnn, BayesianModel) else bnn
     plain = collapse(root)
-    names = {p.name: id(p.mean) for p in unique_bayesian_parameters(root) if not p.is_point}
+    names = {p.name: id(p.mean) for p in unique_bayesian_parameters(root) if p.posterior.has_noise}
     means = {name: plain.get_parameter(name) for name in names}
     noisy = {id(mean) for mean in means.values()}
     shared = {id(tensor): tensor for tensor in [*plain.parameters(), *plain.buffers()] if id(tensor) not in noisy}
@@ -63,12 +63,9 @@ def freeze(bnn: nn.Module, num_samples: int, *, antithetic: bool = False) -> Ens
     networks = []
     for number in range(num_samples):
         sampler.draw(number)
-        drawn = {id(means[name]): _frozen(sampler.samples[mean]) for name, mean in names.items()}
-        networks.append(copy.deepcopy(plain, shared | drawn))
+        samples = {id(means[name]): sampler.samples[mean].detach().clone() for name, mean in names.items()}
+        frozen = {mean: nn.Parameter(sample, requires_grad=False) for mean, sample in samples.items()}
+        networks.append(copy.deepcopy(plain, shared | frozen))
     ensemble = Ensemble(networks)
     ensemble.training = bnn.training  # train() would set the flag of every module
     return ensemble
-
-
-def _frozen(drawn: Tensor) -> nn.Parameter:
-    return nn.Parameter(drawn.detach().clone(), requires_grad=False)

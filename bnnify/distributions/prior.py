@@ -116,7 +116,7 @@ class Prior(ABC):
     def log_prob(self, weights: Tensor) -> Tensor:
         """log p(w) of each weight, in nats, of the weights' shape."""
         raise ConversionError(
-            f"{self} does not know its density, which estimator='point' needs: give it a method "
+            f"{self} does not know its density, which posterior=Point() needs: give it a method "
             "log_prob(weights), or take another prior."
         )
 

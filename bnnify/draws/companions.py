@@ -1,15 +1,15 @@
 """What stands beside a Bayesian parameter in its module: ρ, and the mean and the scale of its prior."""
 
-__all__ = ["COMPANIONS", "INITIAL_STD", "PRIOR_MEAN", "RHO", "PriorMean", "as_buffer", "from_buffer"]
+__all__ = ["INITIAL_STD", "PRIOR_MEAN", "RHO", "PriorMean", "as_buffer", "from_buffer"]
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..torch_internals import is_traced
+from ..torch_internals import in_transform, is_traced
 
-RHO, PRIOR_MEAN, INITIAL_STD = COMPANIONS = "_rho", "_prior_mean", "_initial_std"
+RHO, PRIOR_MEAN, INITIAL_STD = "_rho", "_prior_mean", "_initial_std"
 """What follows a parameter's own name in the names of its ρ, of the pretrained value that a centred prior keeps, and
 of the buffer with the rms of the σ that its posterior started with."""
 
@@ -48,7 +48,7 @@ def from_buffer(buffer: Tensor) -> Tensor | float:
     """
     if hasattr(buffer, "full_tensor"):
         return buffer.full_tensor().reshape(())
-    is_plain = type(buffer) is Tensor and torch._C._functorch.peek_interpreter_stack() is None
+    is_plain = type(buffer) is Tensor and not in_transform()
     if torch.compiler.is_compiling() or is_traced() or not (is_plain and buffer.is_cpu):
         return buffer.clone().reshape(())
     return buffer.item()

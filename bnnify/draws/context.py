@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from ..torch_internals import may_save_for_rerun
 from .estimators import Estimator
 from .replay import replaying
 
@@ -128,8 +129,6 @@ def find(active: object, forward_of: nn.Module | None = None) -> Entry | None:
 
 def _noted(draw: DrawnNetwork, entry: Entry) -> Entry:
     """``entry``, after a note whether it is read in a region that may be run again, as checkpointing does."""
-    if not draw.may_run_again and (
-        not torch.is_grad_enabled() or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
-    ):
+    if not draw.may_run_again and (not torch.is_grad_enabled() or may_save_for_rerun()):
         draw.may_run_again = True
     return entry

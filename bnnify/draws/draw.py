@@ -56,6 +56,9 @@ class Draw:
             backward pass. Default: none.
         forward_of: The module for one forward of which the draw is made; it leaves a parameter for which another draw
             is already in effect to that draw. Default: none, and the draw covers all parameters.
+        traced: Whether the code that enters the draw is being compiled, with the draw in its graph. It has to say so
+            itself: where the compiler gives up on that code, it still compiles what is called from there. Default:
+            whether this call is being compiled.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class Draw:
         *,
         outputs_of: nn.Module | None = None,
         forward_of: nn.Module | None = None,
+        traced: bool | None = None,
     ) -> None:
         made: dict[int, Tensor | Estimator] = {}
         self.entries: list[tuple[Active, Entry]] = []
@@ -81,11 +85,12 @@ class Draw:
             if id(mean) not in made:
                 made[id(mean)] = parameter.sample() if make is None else make(parameter)
             self.entries.append((parameter.active, (mean, made[id(mean)])))
-        if not torch.compiler.is_compiling():
+        self.traced = torch.compiler.is_compiling() if traced is None else traced
+        if not self.traced:
             self.table = dict(self.entries)
 
     def __enter__(self) -> "Draw":
-        if torch.compiler.is_compiling():
+        if self.traced:
             self._entered.append([active.traced for active, _ in self.entries])
             for active, entry in self.entries:
                 active.traced = entry
@@ -94,7 +99,7 @@ class Draw:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if torch.compiler.is_compiling():
+        if self.traced:
             for (active, _), before in zip(self.entries, self._entered.pop(), strict=True):
                 active.traced = before
         else:

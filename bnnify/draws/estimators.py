@@ -3,13 +3,10 @@
 __all__ = [
     "DEFAULT",
     "ESTIMATORS",
-    "POINT",
     "Estimator",
     "Flipout",
     "Local",
     "check_input",
-    "may_note",
-    "token",
 ]
 
 import math
@@ -23,8 +20,8 @@ from torch import Tensor, nn
 
 from ..distributions.gaussian import at_least_float32, std
 from ..errors import DrawError
+from ..torch_internals import backward_pass, in_transform, is_batched
 from .noise import noise_like, standard_normal_
-from .replay import is_batched
 from .sample import sample
 
 Linear: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -37,14 +34,14 @@ class Estimator(ABC):
     Args:
         mean: The posterior mean.
         rho: ρ, of the same shape.
-        draw: The number of the draw, or None; see :func:`token`.
+        name: The qualified name of the parameter.
     """
 
-    def __init__(self, mean: Tensor, rho: Tensor, draw: int | None) -> None:
+    def __init__(self, mean: Tensor, rho: Tensor, name: str) -> None:
         self.mean = mean
         self.rho = rho
-        self.draw = draw
-        self._first: int | None = None
+        self._name = name
+        self._was_called = False
 
     @abstractmethod
     def sample(self) -> Tensor:
@@ -64,17 +61,20 @@ class Estimator(ABC):
             noisy_bias: What the draw keeps of a bias with this estimator.
         """
 
-    def first_call(self) -> bool:
-        """Whether this is the draw's first call of the layer; a recomputation in backward is told what its call was.
+    def note_call(self, layer: nn.Module) -> None:
+        """Note that the forward of the layer was called; what is run again in a backward pass does not count.
 
-        A second call has to see the weights of the first, which only the weight sample can give it.
+        Raises:
+            DrawError: It was called before, and would need the weights of that call, which only a sample can give.
         """
-        call = token()
-        if self._first is None:
-            if may_note():
-                self._first = call or 0
-            return True
-        return call is not None and call == self._first
+        if not torch.compiler.is_compiling() and backward_pass() is not None:
+            return
+        if self._was_called:
+            raise DrawError(
+                f"`{self._name}` ({type(layer).__name__}) was called twice in one forward, and only the weight sample "
+                "gives both calls the same weights: convert its layer with estimator='reparameterization'."
+            )
+        self._was_called = True
 
 
 class Local(Estimator):
@@ -86,11 +86,13 @@ class Local(Estimator):
         Kingma, Salimans, Welling 2015, "Variational Dropout and the Local Reparameterization Trick", section 2.3.
     """
 
-    def __init__(self, mean: Tensor, rho: Tensor, draw: int | None) -> None:
-        super().__init__(mean, rho, draw)
+    def __init__(self, mean: Tensor, rho: Tensor, name: str) -> None:
+        super().__init__(mean, rho, name)
         # Few read the weight, so its sample is made for them alone. It is not kept: of one that was made in a region
         # under activation checkpointing, the recomputation would miss the making.
-        self._seed = None if mean.is_meta else token()
+        self._seed = (
+            None if mean.is_meta or torch.compiler.is_compiling() or in_transform() else int(torch.randint(2**62, ()))
+        )
         self._sample = sample(mean, rho) if self._seed is None else None
 
     def sample(self) -> Tensor:
@@ -124,8 +126,8 @@ class Flipout(Estimator):
         Mini-Batches", section 3.
     """
 
-    def __init__(self, mean: Tensor, rho: Tensor, draw: int | None) -> None:
-        super().__init__(mean, rho, draw)
+    def __init__(self, mean: Tensor, rho: Tensor, name: str) -> None:
+        super().__init__(mean, rho, name)
         self.noise = sample(torch.zeros_like(mean), rho)
 
     def sample(self) -> Tensor:
@@ -139,34 +141,10 @@ class Flipout(Estimator):
         return torch.addcmul(linear(input, self.mean, bias), noise, _signs(noise, channel))
 
 
-DEFAULT, POINT = "reparameterization", "point"
+DEFAULT = "reparameterization"
 
-ESTIMATORS: dict[str, type[Estimator] | None] = {DEFAULT: None, "local": Local, "flipout": Flipout, POINT: None}
-"""The estimators by name; None for the weight sample and for no noise at all, which need nothing of the layer."""
-
-
-def token() -> int | None:
-    """A random number by which a recomputation under activation checkpointing, which restores the state of the random
-    number generator, recognises itself; None under ``torch.compile`` and ``torch.func``, which run nothing twice.
-    """
-    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
-        return None
-    return int(torch.randint(1, 2**62, (), device="cpu"))
-
-
-def may_note() -> bool:
-    """Whether state may be changed here: ``torch.compile`` cannot do it in a checkpointed region that it traces."""
-    return not (torch.compiler.is_dynamo_compiling() and _in_traced_region())
-
-
-def _in_traced_region() -> bool:
-    from torch._dynamo.symbolic_convert import InstructionTranslator
-
-    return InstructionTranslator.current_tx().output.current_tracer.parent is not None
-
-
-# As torch.compiler.assume_constant_result does, which would import the compiler: called while tracing, not traced.
-_in_traced_region._dynamo_marked_constant = True  # type: ignore[attr-defined]
+ESTIMATORS: dict[str, type[Estimator] | None] = {DEFAULT: None, "local": Local, "flipout": Flipout}
+"""The estimators by name; None for the weight sample, which needs nothing of the layer."""
 
 
 def check_input(layer: nn.Module, estimator: str, input: Tensor) -> None:

@@ -5,6 +5,7 @@ __all__ = ["noise_like", "standard_normal_"]
 import torch
 from torch import Tensor
 
+from ..torch_internals import in_transform
 from .sharding import sharded_noise
 
 
@@ -18,7 +19,7 @@ def noise_like(tensor: Tensor, generator: torch.Generator | None = None) -> Tens
     if torch.compiler.is_compiling():
         # Contiguous, whatever strides the compiler gives the tensor: see below.
         return torch.randn(tensor.shape, dtype=tensor.dtype, device=tensor.device)
-    if generator is None and (torch._C._functorch.peek_interpreter_stack() is not None or tensor.is_contiguous()):
+    if generator is None and (in_transform() or tensor.is_contiguous()):
         return torch.randn_like(tensor)
     return standard_normal_(torch.empty_like(tensor, requires_grad=False), generator)
 

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..torch_internals import is_compiled, is_transformed, keeps_graph
 from .context import DrawnNetwork, in_effect, next_number
-from .replay import keeps_graph, replay
+from .replay import replay
 
 
 def remember(output: Any) -> None:
@@ -30,7 +31,7 @@ def remember(output: Any) -> None:
         return
     if torch.is_grad_enabled():
         for tensor in tensors_in(output):
-            if tensor.grad_fn is not None and not torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+            if tensor.grad_fn is not None and not is_transformed(tensor):
                 tensor.register_hook(_TensorHook(draws))
     else:
         draws[-1].outputs_without_graph.add(output, draws)
@@ -133,7 +134,7 @@ class _TensorHook:
 
 def _eager_modules(root: nn.Module, seen: set[nn.Module]) -> Iterator[nn.Module]:
     # Compiled code needs no hook, and would be compiled anew for those inside of it.
-    if root._compiled_call_impl is None and root not in seen:
+    if not is_compiled(root) and root not in seen:
         seen.add(root)
         yield root
         for child in root.children():

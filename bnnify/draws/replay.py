@@ -1,6 +1,6 @@
 """Draws that are in effect again in a backward pass, for the regions that activation checkpointing runs once more."""
 
-__all__ = ["Replay", "is_batched", "is_nested_pass", "keeps_graph", "replay", "replaying", "saved_tensors"]
+__all__ = ["Replay", "is_nested_pass", "replay", "replaying", "saved_tensors"]
 
 import sys
 import threading
@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..torch_internals import after_this_backward, backward_pass, current_function, is_accumulation, keeps_graph
 
 
 class Replay:
@@ -51,13 +53,14 @@ _replays: weakref.WeakValueDictionary[int, Replay] = weakref.WeakValueDictionary
 
 def replay(draws: tuple[Any, ...], number: int) -> None:
     """Let :func:`replaying` give these draws until the backward pass that runs now is over, even if it fails."""
-    task = torch._C._current_graph_task_id()
+    task = backward_pass()
+    assert task is not None  # hooks of tensors run in one
     made = _replays.get(task)
     if made is None:
         # The engine drops its callbacks with the backward pass they belong to, also with one that failed: the replay
         # is held by nothing else, and is over exactly when that pass is.
         made = Replay()
-        torch.autograd.Variable._execution_engine.queue_callback(made)
+        after_this_backward(made)
         _replays[task] = made
     _thread.add(made)
     made.draws, made.number = draws, number
@@ -69,14 +72,14 @@ def replaying() -> Replay | None:
     The hooks of a backward pass read too, and these are no recomputations. Checkpointing runs a region again with
     gradients enabled, never to accumulate a gradient, and a function of autograd does it in its own backward.
     """
-    task = torch._C._current_graph_task_id()
-    found = None if task == -1 else _replays.get(task) or _thread.innermost()
+    task = backward_pass()
+    found = None if task is None else _replays.get(task) or _thread.innermost()
     if found is None:
         return None
-    node = torch._C._current_autograd_node()
+    node = current_function()
     if isinstance(node, torch.autograd.function.BackwardCFunction):
         return found if _runs_backward(node) else None
-    return found if torch.is_grad_enabled() and not isinstance(node, torch._C._functions.AccumulateGrad) else None
+    return found if torch.is_grad_enabled() and not is_accumulation(node) else None
 
 
 def _runs_backward(node: Any) -> bool:
@@ -90,22 +93,8 @@ def _runs_backward(node: Any) -> bool:
 
 def is_nested_pass() -> bool:
     """Whether the backward pass that runs now was started, by re-entrant checkpointing, inside one with a replay."""
-    task = torch._C._current_graph_task_id()
-    return task != -1 and _thread.innermost(_replays.get(task)) is not None
-
-
-def keeps_graph() -> bool:
-    """Whether another backward pass may go where this one does."""
-    return torch._C._autograd._get_current_graph_task_keep_graph()
-
-
-def is_batched(*gradients: Tensor | None) -> bool:
-    """Whether a pass computes many gradients at once (``is_grads_batched``, ``vmap``); then none can go in place."""
-    if torch.compiler.is_compiling():
-        return False
-    functorch = torch._C._functorch
-    given = (each for each in gradients if each is not None)
-    return any(functorch.is_batchedtensor(each) or functorch.is_legacy_batchedtensor(each) for each in given)
+    task = backward_pass()
+    return task is not None and _thread.innermost(_replays.get(task)) is not None
 
 
 def saved_tensors(ctx: Any) -> tuple[Tensor, ...]:

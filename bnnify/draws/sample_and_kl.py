@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from ..distributions.gaussian import std
 from ..distributions.prior import KLTerms, Posterior
-from ..torch_internals import is_traced
+from ..torch_internals import in_transform, is_batched, is_traced, keeps_graph
 from .companions import PriorMean
 from .noise import noise_like
-from .replay import is_batched, keeps_graph, saved_tensors
+from .replay import saved_tensors
 from .sample import sample
 
 _CUT = {torch.float32: -60.0, torch.float64: -600.0}
@@ -41,7 +41,7 @@ def can_fuse(mean: Tensor, rho: Tensor, terms: KLTerms) -> bool:
         and all(t.dtype == mean.dtype for t in same)
         and _is_in_range(terms.std)
         and not torch.compiler.is_compiling()
-        and torch._C._functorch.peek_interpreter_stack() is None
+        and not in_transform()
         and not is_traced()
     )
 

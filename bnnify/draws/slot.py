@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses import FakeTensor
-from torch._subclasses.functional_tensor import FunctionalTensor
 
 from ..errors import DrawError
+from ..torch_internals import FakeTensor, FunctionalTensor, unwrapped
 from .context import Entry, find
 from .estimators import Estimator
 from .sharding import is_unsharded_form, unsharded
@@ -28,7 +27,7 @@ class Active(threading.local):
         entry: What is in effect here. Compiled code reads it by its path, so that equal blocks share one graph, and
             before each call: the compiler takes a property that is implemented in C for an attribute, which it neither
             looks into nor takes for a constant.
-        traced: What a draw that is made in compiled code itself has put in effect; None everywhere else.
+        traced: What a draw that is made in compiled code has put in effect; None everywhere else.
         replaced: Whether a read found another value in the place of the parameter.
     """
 
@@ -74,7 +73,9 @@ def has_draw(active: Active, forward_of: nn.Module | None = None) -> bool:
 
 
 def _entry(active: Active, forward_of: nn.Module | None = None) -> Entry | None:
-    return (active.traced or active.entry) if torch.compiler.is_compiling() else find(active, forward_of)
+    if active.traced is not None:
+        return active.traced
+    return active.entry if torch.compiler.is_compiling() else find(active, forward_of)
 
 
 def note_replacement(active: Active, value: Tensor) -> Tensor:
@@ -103,8 +104,7 @@ def is_same_memory(value: Tensor, mean: Tensor) -> bool:
     """Whether ``value`` is the parameter itself in another tensor, as ``functional_call`` gets it from ``detach()``."""
     if torch.compiler.is_compiling() or mean.is_meta:
         return False
-    while torch._C._functorch.is_functorch_wrapped_tensor(value):
-        value = torch._C._functorch.get_unwrapped(value)
+    value = unwrapped(value)
     are_plain = all(type(each) in (Tensor, nn.Parameter) and each.layout is torch.strided for each in (value, mean))
     same_place = are_plain and value.data_ptr() == mean.data_ptr()
     return same_place and (value.shape, value.stride(), value.dtype) == (mean.shape, mean.stride(), mean.dtype)

@@ -2,6 +2,9 @@
 
 __all__ = [
     "BayesianParameter",
+    "MeanField",
+    "Point",
+    "PosteriorFamily",
     "Settings",
     "bayesian_parameters",
     "is_bayesian",
@@ -9,5 +12,9 @@ __all__ = [
     "unique_bayesian_parameters",
 ]
 
-from .parameters import BayesianParameter, Settings, bayesian_parameters, is_bayesian, unique_bayesian_parameters
+from .mean_field import MeanField
+from .parameters import BayesianParameter, bayesian_parameters, is_bayesian, unique_bayesian_parameters
+from .point import Point
+from .posterior import PosteriorFamily
 from .registry import register_layer
+from .settings import Settings

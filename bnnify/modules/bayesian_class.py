@@ -12,20 +12,21 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from ..draws.companions import COMPANIONS, INITIAL_STD
-from ..draws.estimators import ESTIMATORS, check_input, may_note
+from ..draws.companions import INITIAL_STD
+from ..draws.estimators import ESTIMATORS, check_input
 from ..draws.slot import note_replacement, read, unsampled
 from ..errors import DrawError
 from .computed_weights import cache_properties, compute, computed_weights
 from .exported_programs import plain_view
 from .known_forwards import known_forward
-from .parameters import Settings, settings_of
+from .parameters import companions_of
+from .settings import Slot, slots_of
 from .state_loading import follow, freeze_prior_means
 from .subclassing import quiet_subclass
 from .ties import ties_kept
 
 
-def enter_class(module: nn.Module, bayesian: dict[str, Settings]) -> None:
+def enter_class(module: nn.Module, bayesian: dict[str, Slot]) -> None:
     """Let ``module`` be of the class in which these of its parameters, and what it computes of them, are Bayesian."""
     computed = computed_weights(module, bayesian)
     stored = (*computed, "_flat_weights") if isinstance(module, nn.RNNBase) else computed
@@ -38,7 +39,7 @@ def enter_class(module: nn.Module, bayesian: dict[str, Settings]) -> None:
 
 def remove_companions(module: nn.Module, attribute: str) -> None:
     """Take away what stands beside the Bayesian parameter ``attribute``."""
-    for ending in COMPANIONS:
+    for ending in companions_of(slots_of(module)[attribute].settings):
         module._parameters.pop(attribute + ending, None)
         module._buffers.pop(attribute + ending, None)
 
@@ -78,7 +79,7 @@ def _make_class(
         namespace["forward"] = _estimating_forward(plain)
 
     def extra_repr(self: nn.Module) -> str:
-        described = [f"{name}: {settings}" for name, settings in settings_of(self).items()]
+        described = [f"{name}: {slot.settings}" for name, slot in slots_of(self).items()]
         return "; ".join(filter(None, [plain.extra_repr(self), *described]))
 
     def reduce_ex(self: nn.Module, protocol: Any) -> Any:
@@ -91,7 +92,7 @@ def _make_class(
 
     def register_parameter(self: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         before = self._parameters.get(name)
-        if name in settings_of(self) and before is not None and before is not parameter:
+        if name in slots_of(self) and before is not None and before is not parameter:
             if parameter is None:  # a bias that is done away with
                 remove_companions(self, name)
             elif not hasattr(parameter, "full_tensor"):  # as which tensor parallelism puts it here, in pieces
@@ -107,7 +108,10 @@ def _make_class(
         missing: list[str],
         *args: Any,
     ) -> None:
-        count, own = len(missing), [name + ending for name in settings_of(self) for ending in ("", *COMPANIONS)]
+        count, own = (
+            len(missing),
+            [name + ending for name, slot in slots_of(self).items() for ending in ("", *companions_of(slot.settings))],
+        )
         with replacing_allowed(self), ties_kept(self, own, missing):  # as load_state_dict(assign=True) does
             plain._load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, *args)
             freeze_prior_means(self)
@@ -115,7 +119,7 @@ def _make_class(
         missing[count:] = follow(self, state_dict, prefix, missing[count:], assigned)
 
     def apply(self: nn.Module, function: Any, recurse: bool = True) -> nn.Module:
-        scales = {name: self._buffers.get(name + INITIAL_STD) for name in settings_of(self)}
+        scales = {name: self._buffers.get(name + INITIAL_STD) for name in slots_of(self)}
         plain._apply(self, function, recurse)
         for name, scale in scales.items():
             now = self._buffers.get(name + INITIAL_STD)
@@ -140,10 +144,10 @@ def _bayesian_property(attribute: str) -> property:
     def get(module: nn.Module) -> Tensor | None:
         if attribute in module._parameters:
             value = module._parameters[attribute]
-            return None if value is None else read(settings_of(module)[attribute].active, value)
+            return None if value is None else read(slots_of(module)[attribute].active, value)
         if attribute not in module.__dict__:
             raise AttributeError(attribute)
-        return note_replacement(settings_of(module)[attribute].active, module.__dict__[attribute])
+        return note_replacement(slots_of(module)[attribute].active, module.__dict__[attribute])
 
     def set_(module: nn.Module, value: Any) -> None:
         # Parameters never come here: nn.Module registers them. A plain tensor does when a hypernetwork, pruning or
@@ -153,9 +157,9 @@ def _bayesian_property(attribute: str) -> property:
     return property(get, set_)
 
 
-def _estimated(bayesian: dict[str, Settings]) -> bool:
+def _estimated(bayesian: dict[str, Slot]) -> bool:
     """Whether the layer's forward is left to an estimator, as that of its weight says."""
-    return "weight" in bayesian and ESTIMATORS[bayesian["weight"].estimator] is not None
+    return "weight" in bayesian and ESTIMATORS[bayesian["weight"].settings.estimator] is not None
 
 
 def _estimating_forward(plain: Any) -> Any:
@@ -164,21 +168,18 @@ def _estimating_forward(plain: Any) -> Any:
 
     @functools.wraps(plain.forward)
     def forward(self: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        settings, parameters = settings_of(self), self._parameters
-        estimator = unsampled(settings["weight"].active, parameters.get("weight"))
+        slots, parameters = slots_of(self), self._parameters
+        estimator = unsampled(slots["weight"].active, parameters.get("weight"))
         if estimator is None:
             return plain.forward(self, input, *args, **kwargs)
-        if not estimator.first_call():
-            for each in settings.values() if may_note() else ():
-                each.called_again = estimator.draw or 0
-            return plain.forward(self, input, *args, **kwargs)
-        noisy_bias = unsampled(settings["bias"].active, parameters.get("bias")) if "bias" in settings else None
+        estimator.note_call(self)
+        noisy_bias = unsampled(slots["bias"].active, parameters.get("bias")) if "bias" in slots else None
         bias = self.bias if noisy_bias is None else noisy_bias.mean
 
         def linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             return known.apply(self, input, weight, bias, *args, **kwargs)
 
-        check_input(self, settings["weight"].estimator, input)
+        check_input(self, slots["weight"].settings.estimator, input)
         return estimator.forward(linear, known.channel, input, bias, noisy_bias)
 
     return forward
@@ -211,18 +212,20 @@ def _refuse_removal(cls: type, weight: str, moreover: str = "") -> None:
 
 
 def _copy_graph(module: GraphModule, memo: dict[int, Any]) -> GraphModule:
-    made = plain_view(module, plain_class(type(module))).__deepcopy__(memo)
+    view = plain_view(module, plain_class(type(module)))
+    made = view.__deepcopy__(memo)
     memo[id(module)] = made
-    enter_class(made, copy.deepcopy(settings_of(module), memo))
+    memo.setdefault(id(memo), []).append(view)  # which is in the memo by its id: nothing else may get that
+    enter_class(made, copy.deepcopy(slots_of(module), memo))
     return made
 
 
 def _reduce_graph(module: GraphModule, protocol: Any) -> Any:
     constructor, arguments = plain_view(module, plain_class(type(module))).__reduce__()
-    return _rebuild_graph, (constructor, arguments, settings_of(module))
+    return _rebuild_graph, (constructor, arguments, slots_of(module))
 
 
-def _rebuild_graph(constructor: Any, arguments: tuple[Any, ...], bayesian: dict[str, Settings]) -> GraphModule:
+def _rebuild_graph(constructor: Any, arguments: tuple[Any, ...], bayesian: dict[str, Slot]) -> GraphModule:
     made: GraphModule = constructor(*arguments)
     enter_class(made, bayesian)
     return made

@@ -3,14 +3,15 @@
 __all__ = ["NewPosterior", "become_aware", "become_bayesian", "become_plain"]
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from ..draws.companions import INITIAL_STD, PRIOR_MEAN, RHO
+from ..draws.companions import INITIAL_STD, PRIOR_MEAN
 from .bayesian_class import enter_class, plain_class, remove_companions
 from .computed_weights import compute, computed_weights, parametrizations
-from .parameters import BayesianParameter, Settings, settings_of
+from .parameters import BayesianParameter
+from .settings import PosteriorState, Settings, Slot, slots_of
 
 
 @dataclass(frozen=True)
@@ -18,24 +19,27 @@ class NewPosterior:
     """What is to stand beside a parameter that becomes Bayesian: in each place that holds it, if it is tied.
 
     Attributes:
-        settings: How it is Bayesian; each place gets a copy.
-        rho: None for a point posterior.
+        settings: How it is Bayesian.
+        companions: What its posterior keeps beside the mean, by the ending of the name.
         prior_mean: None for a prior that is not centred on the pretrained weights.
         initial_std: None for a prior that does not look at it.
+        state: What may change, which the places share.
     """
 
     settings: Settings
-    rho: nn.Parameter | None
+    companions: Mapping[str, nn.Parameter]
     prior_mean: nn.Parameter | None
     initial_std: Tensor | None
+    state: PosteriorState = field(default_factory=PosteriorState)
 
 
 def become_bayesian(module: nn.Module, posteriors: Mapping[str, NewPosterior]) -> None:
     """Make parameters of ``module`` Bayesian in place, by attribute; each stays where it is, as the posterior mean."""
-    enter_class(module, settings_of(module) | {name: new.settings.copy() for name, new in posteriors.items()})
+    enter_class(module, slots_of(module) | {name: Slot(new.settings, new.state) for name, new in posteriors.items()})
     # Past `register_parameter`: the module may have one of its own, which need not hear of these.
     for name, new in posteriors.items():
-        module._parameters[name + RHO] = new.rho
+        for ending, companion in new.companions.items():
+            module._parameters[name + ending] = companion
         if new.prior_mean is not None:
             module._parameters[name + PRIOR_MEAN] = new.prior_mean
         if new.initial_std is not None:
@@ -47,15 +51,15 @@ def become_aware(module: nn.Module) -> None:
 
     That is what a parametrized layer does. Any other module is left as it is.
     """
-    if computed_weights(module, settings_of(module)):
-        enter_class(module, settings_of(module))
+    if computed_weights(module, slots_of(module)):
+        enter_class(module, slots_of(module))
 
 
 def become_plain(module: nn.Module) -> None:
     """Undo :func:`become_bayesian` and :func:`become_aware` in place: the class and the parameters that it had."""
-    computed = computed_weights(module, settings_of(module))
-    for attribute, settings in settings_of(module).items():
-        if settings.pruned:  # an optimizer's momentum may have moved the mean since
+    computed = computed_weights(module, slots_of(module))
+    for attribute, slot in slots_of(module).items():
+        if slot.state.has_pruned:  # an optimizer's momentum may have moved the mean since
             parameter = BayesianParameter(attribute, module, attribute)
             parameter.mean.data.copy_(parameter.kept_mean)
         remove_companions(module, attribute)

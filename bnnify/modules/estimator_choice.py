@@ -9,18 +9,23 @@ from torch import Tensor
 from ..draws.estimators import DEFAULT, ESTIMATORS
 from ..errors import ConversionError
 from .known_forwards import known_forward
-from .parameters import settings_of
+from .posterior import PosteriorFamily, as_posterior
 from .selection import UNSET, Holder, Setting, resolve
+from .settings import slots_of
 
 
 def fit_estimators(
-    asked: Mapping[Tensor, str], chosen: Mapping[Tensor, Sequence[Holder]], given: Setting[str] = UNSET
+    asked: Mapping[Tensor, str],
+    chosen: Mapping[Tensor, Sequence[Holder]],
+    posteriors: Mapping[Tensor, PosteriorFamily],
+    given: Setting[str] = UNSET,
 ) -> dict[Tensor, tuple[str, str]]:
     """The estimator of each chosen parameter, and which one was asked for instead and why it cannot have it.
 
     Args:
         asked: The estimator that each chosen parameter should have.
         chosen: The parameters that are to be Bayesian, each with every place that holds it.
+        posteriors: The posterior that each of them gets.
         given: The option from which they come; a glob in it has to be of use. Default: none was given.
 
     Raises:
@@ -28,7 +33,16 @@ def fit_estimators(
     """
     for estimator in asked.values():
         if estimator not in ESTIMATORS:
-            raise ConversionError(f"Unknown estimator {estimator!r}: known are {', '.join(map(repr, ESTIMATORS))}.")
+            hint = " A point is a posterior: posterior=bnnify.Point()." if estimator == "point" else ""
+            raise ConversionError(
+                f"Unknown estimator {estimator!r}: known are {', '.join(map(repr, ESTIMATORS))}.{hint}"
+            )
+    for parameter, posterior in posteriors.items():
+        if ESTIMATORS[asked[parameter]] is not None and not as_posterior(posterior).allows_estimators:
+            raise ConversionError(
+                f"Cannot use estimator={asked[parameter]!r} for `{chosen[parameter][0].names[0]}`, which has "
+                f"posterior={posterior}: it is for MeanField() alone. Give it {DEFAULT!r}."
+            )
     why_not = {parameter: _why_not(parameter, asked, chosen) for parameter in chosen}
     if isinstance(given, Mapping):
         _refuse_useless(given, why_not, chosen)
@@ -60,8 +74,8 @@ def _why_not(parameter: Tensor, asked: Mapping[Tensor, str], chosen: Mapping[Ten
     place, *ties = chosen[parameter]
     if ESTIMATORS[asked[parameter]] is None:
         return ""
-    own = settings_of(place.module).get(place.attribute)
-    if own is not None and own.estimator == asked[parameter]:
+    own = slots_of(place.module).get(place.attribute)
+    if own is not None and own.settings.estimator == asked[parameter]:
         return ""  # it has it already
     if ties:
         return "it is tied to another parameter, and both must have the same value"

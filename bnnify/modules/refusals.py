@@ -3,12 +3,13 @@
 __all__ = ["is_quantized", "refuse_model", "refuse_parameter"]
 
 import re
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ..draws.companions import COMPANIONS
+from ..draws.companions import INITIAL_STD, PRIOR_MEAN
 from ..errors import ConversionError
 from .parameters import is_bayesian
 
@@ -55,12 +56,14 @@ def refuse_model(model: object) -> None:
                 raise ConversionError(f"Cannot convert {_where(name, module)}: it is a {cls.__name__}. {advice}")
 
 
-def refuse_parameter(name: str, module: nn.Module, attribute: str, parameter: Tensor) -> None:
+def refuse_parameter(
+    name: str, module: nn.Module, attribute: str, parameter: Tensor, companions: Sequence[str]
+) -> None:
     """Raise for a selected parameter that cannot have a Gaussian posterior.
 
     Raises:
         ConversionError: It is quantized, lazy, not of a real floating-point type, or was made under ``inference_mode``;
-            its layer rewrites it during forward; or an attribute of the module has the name that ρ would take.
+            its layer rewrites it during forward; or the module has an attribute of a name that is needed.
     """
     where = _where(name, module)
     if _is_foreign(parameter):
@@ -88,7 +91,7 @@ def refuse_parameter(name: str, module: nn.Module, attribute: str, parameter: Te
             f"Cannot convert {where}: max_norm={module.max_norm} rewrites the weight during forward. "
             "Set max_norm=None or exclude this layer."
         )
-    for taken in (*(attribute + ending for ending in COMPANIONS), "_bayesian"):
+    for taken in (*(attribute + ending for ending in (*companions, PRIOR_MEAN, INITIAL_STD)), "_bayesian"):
         if hasattr(module, taken) and not (taken == "_bayesian" and is_bayesian(module)):
             raise ConversionError(
                 f"Cannot convert {where}: the module already has an attribute `{taken}`, which the conversion "

@@ -24,7 +24,11 @@ def conversion_report(
     for parameter, places in holders.items():
         new, reason = posteriors.get(parameter), why_not[parameter]
         reason = reason if new is None else None
-        added = [] if new is None else [tensor for tensor in (new.rho, new.prior_mean) if tensor is not None]
+        added = (
+            []
+            if new is None
+            else [tensor for tensor in (*new.companions.values(), new.prior_mean) if tensor is not None]
+        )
         entries.append(
             ReportEntry(
                 name=places[0].names[0],

@@ -1,4 +1,4 @@
-"""Averages over networks from the posterior, and the uncertainty that they show."""
+"""Streaming averages over networks, and the prediction that they give."""
 
 __all__ = ["Averages", "Prediction", "concatenate"]
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..distributions.gaussian import at_least_float32
-from .likelihood import check_parts, entropy, has_values, parts_of, probabilities
+from ..errors import ArgumentError
+from .likelihood import Likelihood, has_values
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,10 @@ class Prediction:
         mean: The predictive mean: mean class probabilities for a classifier, the mean value otherwise.
         std: The standard deviation over networks of what was averaged (epistemic spread; zero for a single sample).
         num_samples: The number of networks.
-        predictive_entropy: H[E p(y|x, w)] in nats: the total uncertainty of a classification. None for values, which
-            is what an output holds unless ``likelihood=`` says otherwise.
-        expected_entropy: E H[p(y|x, w)] in nats: the part that every network agrees on (aleatoric). None for values.
-        aleatoric_std: √E[σ²(x)], the noise that the networks predict, for ``likelihood="gaussian"``. None otherwise.
+        predictive_entropy: H[E p(y|x, w)] in nats: the total uncertainty of a classification. None for a regression.
+        expected_entropy: E H[p(y|x, w)] in nats: the part that every network agrees on (aleatoric). None likewise.
+        aleatoric_std: √E[σ²(x)], the noise that the networks predict, under ``likelihood="gaussian"`` or a function.
+            None otherwise.
     """
 
     mean: Tensor
@@ -38,7 +39,7 @@ class Prediction:
 
     @property
     def mutual_information(self) -> Tensor | None:
-        """I(y; w|x) = predictive_entropy - expected_entropy in nats: what the networks disagree on (epistemic)."""
+        """I(y; w|x) = predictive_entropy - expected_entropy in nats: the disagreement of the networks (epistemic)."""
         if self.predictive_entropy is None or self.expected_entropy is None:
             return None
         return (self.predictive_entropy - self.expected_entropy).clamp(min=0)
@@ -55,86 +56,82 @@ class Prediction:
 
 
 class Averages:
-    """What is kept of the outputs of the networks for one batch, of ``rows`` examples if their number is known."""
+    """Running averages over the outputs of networks for one batch, of ``rows`` examples if their number is known."""
 
-    def __init__(self, likelihood: str, class_dim: int | None, rows: int | None = None) -> None:
+    def __init__(self, likelihood: Likelihood, rows: int | None = None) -> None:
         self._likelihood = likelihood
-        self._class_dim = class_dim
         self._rows = rows
         self._values, self._entropies, self._variances = _Moments(), _Mean(), _Mean()
         self._shape: torch.Size | None = None
 
     def add(self, found: Any) -> None:
-        """Take in the output of one network.
+        """Add the output of one network.
 
         Raises:
-            TypeError: It is not of the kind that the likelihood needs.
-            ValueError: It cannot mean what the likelihood says, or has another shape than that of the network before.
+            ArgumentTypeError: It is not of the kind that the likelihood needs.
+            ArgumentError: It cannot mean what the likelihood says, or differs in shape from that of another network.
         """
-        likelihood, class_dim = self._likelihood, self._class_dim
-        parts = parts_of(found, likelihood)
+        parts = self._likelihood.parts(found)
         if self._shape is None:
-            check_parts(
-                parts, likelihood, class_dim, self._rows
-            )  # of one network, because to look at values takes time
+            self._likelihood.check(parts, self._rows)  # of one network, because to look at values takes time
             self._shape = parts[0].shape
         elif parts[0].shape != self._shape:
-            raise ValueError(
+            raise ArgumentError(
                 f"Outputs of two networks for one batch have the shapes {tuple(self._shape)} and "
                 f"{tuple(parts[0].shape)}, and no average. Choose with output= what has one shape, such as all scores "
                 "before they are filtered, or look at networks one by one: with bnn.draw(): bnn.module(x)."
             )
-        value = probabilities(parts[0], likelihood, class_dim)
-        self._values.add(value)
-        if likelihood == "gaussian":
-            # One that is negative in this network alone must not hide in the average: it becomes NaN.
-            self._variances.add(parts[1].where(parts[1] >= 0, torch.nan))
-        if likelihood in ("logits", "probabilities", "binary_logits"):
-            self._entropies.add(entropy(value, likelihood, class_dim))
+        mean = self._likelihood.mean(parts)
+        self._values.add(mean)
+        self._variances.add(self._likelihood.variance(parts))
+        self._entropies.add(self._likelihood.entropy(mean))
 
     def prediction(self) -> Prediction:
-        """The prediction from what was taken in.
+        """Make the prediction from the outputs so far.
 
         Raises:
-            ValueError: The average cannot mean what the likelihood says.
+            ArgumentError: The average cannot mean what the likelihood says.
         """
-        mean, classifies = self._values.mean, self._entropies.count > 0
-        if self._likelihood == "probabilities":
-            check_parts((mean,), self._likelihood, self._class_dim)
+        mean, variance = self._values.mean, self._variances.mean
+        self._likelihood.check_average(mean)
         return Prediction(
             mean=mean,
             std=self._values.std,
             num_samples=self._values.count,
-            predictive_entropy=entropy(mean, self._likelihood, self._class_dim) if classifies else None,
-            expected_entropy=self._entropies.mean if classifies else None,
-            aleatoric_std=self._variances.mean.sqrt() if self._variances.count else None,
+            predictive_entropy=self._likelihood.entropy(mean),
+            expected_entropy=self._entropies.mean,
+            aleatoric_std=None if variance is None else variance.sqrt(),
         )
 
 
 class _Mean:
-    """The mean of a stream of tensors, without keeping them."""
-
-    mean: Any = 0.0  # until there is a first tensor
+    """The mean of a stream of tensors, none of which is kept."""
 
     def __init__(self) -> None:
         self.count = 0
+        self._mean: Any = 0.0
 
-    def add(self, value: Tensor) -> None:
-        value = at_least_float32(value)
-        self.count += 1
-        self.mean = self.mean + (value - self.mean) / self.count
+    @property
+    def mean(self) -> Any:
+        """The mean so far; None if there was no tensor."""
+        return self._mean if self.count else None
+
+    def add(self, value: Tensor | None) -> None:
+        if value is not None:
+            self.count += 1
+            self._mean = self._mean + (at_least_float32(value) - self._mean) / self.count
 
 
 class _Moments(_Mean):
-    """Mean and variance of a stream of tensors, without the cancellation of E[x²] - E[x]²."""
+    """Mean and standard deviation of a stream of tensors, without the cancellation of E[x²] - E[x]²."""
 
     _squares: Any = 0.0
 
-    def add(self, value: Tensor) -> None:
+    def add(self, value: Any) -> None:
         value = at_least_float32(value)
-        difference = value - self.mean
+        difference = value - self._mean
         super().add(value)
-        self._squares = self._squares + (difference * (value - self.mean).conj()).real  # |x|² of complex numbers
+        self._squares = self._squares + (difference * (value - self._mean).conj()).real  # |x|² of complex numbers
 
     @property
     def std(self) -> Tensor:
@@ -142,18 +139,18 @@ class _Moments(_Mean):
 
 
 def concatenate(predictions: list[Prediction], rows: Sequence[int | None]) -> Prediction:
-    """One prediction from those of batches, one after the other along the first dimension.
+    """Concatenate the predictions of batches along the first dimension.
 
     Args:
         predictions: One for each batch.
-        rows: How many examples each batch has, as far as that is known.
+        rows: The number of examples in each batch, as far as it is known.
 
     Raises:
-        ValueError: There is none; their shapes do not fit or their first dimension does not count examples; or one is
-            not finite.
+        ArgumentError: There is none; their shapes do not fit or their first dimension does not count examples; or one
+            is not finite.
     """
     if not predictions:
-        raise ValueError("predict was given a loader without batches.")
+        raise ArgumentError("predict was given a loader without batches.")
     if len(predictions) > 1:
         _check_shapes([prediction.mean.shape for prediction in predictions], rows)
 
@@ -169,14 +166,14 @@ def concatenate(predictions: list[Prediction], rows: Sequence[int | None]) -> Pr
 
 def _check_shapes(shapes: list[torch.Size], rows: Sequence[int | None]) -> None:
     if not all(shapes):
-        raise ValueError(
+        raise ArgumentError(
             "The model returned one number for each batch, and those of several batches are not concatenated. Let it "
             "return one for each example (reduction='none'), or predict batch by batch."
         )
     first = {len(shape) for shape in shapes}
     counting = [dim for dim in range(min(first)) if all(shape[dim] == n for shape, n in zip(shapes, rows, strict=True))]
     if len(counting) == 1 and counting[0] > 0:
-        raise ValueError(
+        raise ArgumentError(
             f"Results of several batches are concatenated along the first dimension, and the outputs, of shape "
             f"{tuple(shapes[0])}, seem to count the examples along dimension {counting[0]}. Put it in front: "
             f"output=lambda out: out.movedim({counting[0]}, 0); if the first one does count them, predict batch by "
@@ -184,7 +181,7 @@ def _check_shapes(shapes: list[torch.Size], rows: Sequence[int | None]) -> None:
         )
     if len({shape[1:] for shape in shapes}) > 1:
         others = next(shape for shape in shapes if shape[1:] != shapes[0][1:])
-        raise ValueError(
+        raise ArgumentError(
             f"Results of several batches are concatenated along the first dimension, and outputs have the shapes "
             f"{tuple(shapes[0])} and {tuple(others)}. Pad inputs to one size, or predict batch by batch; if examples "
             "are counted along another dimension, put it in front, as in output=lambda out: out.movedim(1, 0)."
@@ -201,7 +198,7 @@ def _check_finite(prediction: Prediction) -> None:
         else:
             places = (~value.isfinite()).nonzero()
             where = f" in {len(places)} of {value.numel()} places, first at {tuple(places[0].tolist())}"
-        raise ValueError(
+        raise ArgumentError(
             f"The average over networks ({name}) is NaN or infinite{where}. Look for NaN in the inputs, for overflow "
             "(predict in float32; a smaller σ), or, under likelihood='gaussian', for a variance that is not positive. "
             "If the model marks something with infinity, replace it: output=lambda out: out.nan_to_num()."

@@ -1,4 +1,4 @@
-"""Where a batch goes: to the device of the model, with all that is nested in it."""
+"""Move a batch to the device of a model, with all that is nested in it."""
 
 __all__ = ["devices_of", "placed"]
 
@@ -8,12 +8,14 @@ from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
+
+from ..draws.outputs import tensors_in
+from ..torch_internals import tree_map
 
 
 def devices_of(module: nn.Module) -> list[torch.device]:
-    """The devices of a model's parameters and buffers, the first parameter's first; none for those without values."""
+    """List the devices of a model's parameters and buffers, the first parameter's first, without the meta device."""
     tensors = chain(module.parameters(), module.buffers())
     return [tensor.device for tensor in tensors if tensor.device.type != "meta"]
 
@@ -21,27 +23,27 @@ def devices_of(module: nn.Module) -> list[torch.device]:
 def placed(batch: Any, devices: list[torch.device]) -> Any:
     """Move ``batch`` to the first of the model's ``devices``, unless a tensor of it is on an accelerator among these.
 
-    Whoever has put it there knows best: a prefetching loader, or the owner of a model on several devices.
+    A prefetching loader, or the owner of a model on several devices, may have put it there on purpose.
     """
     if not devices:
         return batch
     accelerators = set(devices) - {torch.device("cpu")}
-    if any(isinstance(leaf, Tensor) and leaf.device in accelerators for leaf in pytree.tree_leaves(batch)):
+    if any(tensor.device in accelerators for tensor in tensors_in(batch)):
         return batch
     return _moved(batch, devices[0])
 
 
 def _moved(value: Any, device: torch.device) -> Any:
-    """A copy of nested containers and dataclasses in which everything that has a method ``to`` is on ``device``."""
-    return pytree.tree_map(lambda leaf: _moved_leaf(leaf, device), value)
+    """Copy nested containers and dataclasses with everything that has a method ``to`` on ``device``."""
 
+    def moved(leaf: Any) -> Any:
+        if hasattr(leaf, "to"):
+            return leaf.to(device)
+        if not dataclasses.is_dataclass(leaf) or isinstance(leaf, type):
+            return leaf
+        clone = copy.copy(leaf)
+        for field in dataclasses.fields(leaf):
+            object.__setattr__(clone, field.name, _moved(getattr(leaf, field.name), device))  # it may be frozen
+        return clone
 
-def _moved_leaf(leaf: Any, device: torch.device) -> Any:
-    if hasattr(leaf, "to"):
-        return leaf.to(device)
-    if not dataclasses.is_dataclass(leaf) or isinstance(leaf, type):
-        return leaf
-    clone = copy.copy(leaf)
-    for field in dataclasses.fields(leaf):
-        object.__setattr__(clone, field.name, _moved(getattr(leaf, field.name), device))  # it may be frozen
-    return clone
+    return tree_map(moved, value)

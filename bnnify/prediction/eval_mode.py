@@ -1,4 +1,4 @@
-"""Eval mode for as long as a block runs, in any number of threads."""
+"""Eval mode while a block runs, in any number of threads."""
 
 __all__ = ["evaluating"]
 
@@ -12,16 +12,16 @@ from torch import nn
 from ..modules.parameters import is_bayesian
 
 _lock = threading.Lock()
-# By module, because models share them: how many blocks are running, and the flag that it had before the first of them.
+# By module, because models share modules: the number of running blocks, and the flag before the first of them.
 _running: weakref.WeakKeyDictionary[nn.Module, tuple[int, bool]] = weakref.WeakKeyDictionary()
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Set every module to eval mode, and after the last of such blocks each to its own flag again.
+    """Set every module to eval mode while the block runs, and afterwards restore the flag of each.
 
-    Only flags are set. ``eval()`` may do more: a LoRA layer merges what it has learned into a weight, where no draw
-    reaches it. A Bayesian layer that has done so is told to take it out for as long as the block runs.
+    Only flags are set, because ``eval()`` may do more: a LoRA layer merges its update into a weight, where no draw
+    reaches it. A Bayesian layer that has merged is told to unmerge while the block runs.
     """
     modules = list(model.modules())
     with _lock:

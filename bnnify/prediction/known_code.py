@@ -1,4 +1,4 @@
-"""Which models run nothing but published code that gives the same output whenever it is called with the same values."""
+"""Recognise models of published code alone, whose output depends on nothing but what they are called with."""
 
 __all__ = ["State", "is_known", "is_plain", "is_plain_tensor"]
 
@@ -11,21 +11,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as global_hooks
 
 from ..draws.companions import PriorMean
+from ..torch_internals import has_global_hooks, has_own_hooks, is_compiled
 
 _LAYERS = ("timm.", "torch.nn.", "torchvision.", "transformers.")
-"""In eval mode the layers of these depend on nothing but inputs, tensors, their attributes and random numbers."""
+"""In eval mode the layers of these libraries depend on inputs, tensors, their attributes and random numbers only."""
 
 _LIBRARIES = {"bnnify", "timm", "torch", "torchvision", "transformers"}
 _LIBRARIES |= {"huggingface_hub", "packaging", "safetensors", "typing_extensions"}
-"""Whose functions such layers call, or import."""
+"""The libraries whose functions such layers call or import."""
 
 _LIBRARIES_AND_PYTHON = _LIBRARIES | sys.stdlib_module_names
 
 _OTHER_SOURCES = {"numpy", "random", "secrets", "time"}
-"""Where numbers may come from that torch knows nothing of: a layer in a file that imports one of these is not known."""
+"""Sources of numbers outside of torch: a layer in a file that imports one of these is not known."""
 
 _READS_UNSEEN = {"numpy", "tolist"}
 """Methods that read a tensor without an operation of torch."""
@@ -35,25 +35,24 @@ _IMMUTABLE = (type(None), bool, int, float, complex, str, bytes, torch.dtype, to
 
 
 class State:
-    """What the modules of a model hold at one moment: tensors, attributes and what stands in containers among these."""
+    """A snapshot of what the modules of a model hold: tensors, attributes, and the contents of containers."""
 
     def __init__(self, root: nn.Module) -> None:
         self._root = root
         self._values = list(_held(root))
 
     def is_unchanged(self) -> bool:
-        """Whether they hold the same objects now."""
+        """Tell whether they hold the same objects now."""
         now = list(_held(self._root))
         return len(now) == len(self._values) and all(a is b for a, b in zip(now, self._values, strict=True))
 
 
 def is_known(root: nn.Module) -> bool:
-    """Whether each part of ``root`` is of a class of these libraries, as published, in eval mode and without hooks."""
-    hooks = global_hooks._global_forward_hooks, global_hooks._global_forward_pre_hooks
+    """Tell whether each module is of a class of these libraries, as published, in eval mode and without hooks."""
     parts = list(root.modules())
     classes = {getattr(type(part), "_plain_class", type(part)) for part in parts}
     ids = set(map(id, parts))
-    if any(hooks) or not all(map(_is_published, classes)) or not all(_is_ordinary(part, ids) for part in parts):
+    if has_global_hooks() or not all(map(_is_published, classes)) or not all(_is_ordinary(part, ids) for part in parts):
         return False
     files = {file for cls in classes for file in _files(cls)}
     # Functions that all layers call. Of torch, Lightning replaces one that no layer does.
@@ -62,14 +61,14 @@ def is_known(root: nn.Module) -> bool:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether ``value`` is a tensor, or something that nobody can change, or a tuple of such."""
+    """Tell whether ``value`` is a tensor, an immutable value, or a tuple of these."""
     if isinstance(value, tuple):
         return all(map(is_plain, value))
     return is_plain_tensor(value) or isinstance(value, _IMMUTABLE)
 
 
 def is_plain_tensor(value: Any) -> bool:
-    """Whether ``value`` is a tensor with memory of its own, and not one of another kind."""
+    """Tell whether ``value`` is a dense tensor with memory of its own."""
     plain = type(value) in (Tensor, nn.Parameter, nn.Buffer, PriorMean) and value.layout is torch.strided
     return plain and not (value.is_nested or value.is_quantized or value.is_meta or value.is_inference())
 
@@ -82,7 +81,7 @@ def _is_published(cls: type) -> bool:
 
 
 def _methods(cls: type) -> Iterator[FunctionType]:
-    """What runs in a forward: other bases of a layer help to make it, to load it or to generate with it."""
+    """The functions of a forward; bases without a forward help to make a layer, to load it or to generate with it."""
     for base in cls.__mro__:
         if "forward" in vars(base) and base is not nn.Module:
             for function in map(_function, vars(base).values()):
@@ -91,12 +90,12 @@ def _methods(cls: type) -> Iterator[FunctionType]:
 
 
 def _files(cls: type) -> set[ModuleType | None]:
-    """The files in which a class and its methods stand; None for one that is not known."""
+    """The files of a class and its methods; None for one that is not known."""
     return {sys.modules.get(str(each.__module__)) for each in (cls, *_methods(cls))}
 
 
 def _is_open(file: ModuleType) -> bool:
-    """Whether a file of Python imports no other source of numbers, and no function in it has been replaced."""
+    """Tell whether a file imports no other source of numbers, and no function in it has been replaced."""
     values = vars(file)
     registries = (value for value in values.values() if isinstance(value, Mapping))
     return (
@@ -107,7 +106,7 @@ def _is_open(file: ModuleType) -> bool:
 
 
 def _is_original(values: Mapping[str, Any]) -> bool:
-    """Whether the functions among ``values`` are those of the libraries, or of Python itself."""
+    """Tell whether the functions among ``values`` are those of the libraries, or of Python itself."""
     functions = map(_function, values.values())
     return all(f is None or _library(f) in _LIBRARIES_AND_PYTHON for f in functions) and not any(
         isinstance(value, partialmethod) for value in values.values()
@@ -115,7 +114,7 @@ def _is_original(values: Mapping[str, Any]) -> bool:
 
 
 def _function(value: Any) -> Any:
-    """The function that a class or module holds as ``value``, as it stands there or in a property or the like."""
+    """The function in ``value``, an attribute of a class or module: itself, or in a property or method."""
     if isinstance(value, (staticmethod, classmethod)):
         value = value.__func__
     elif isinstance(value, property):
@@ -127,7 +126,7 @@ def _is_ordinary(module: nn.Module, parts: set[int]) -> bool:
     own = {name: value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE}
     tensors = [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
     return (
-        not (module.training or module._forward_hooks or module._forward_pre_hooks or module._compiled_call_impl)
+        not (module.training or has_own_hooks(module) or is_compiled(module))
         and all(map(is_plain_tensor, tensors))
         and "forward" not in own
         and all(_is_known_value(value, parts) for value in own.values())
@@ -155,7 +154,7 @@ def _is_known_value(value: Any, parts: set[int], depth: int = 0) -> bool:
 
 
 def _library(value: Any) -> str:
-    """The library in which a class or function was written, or which a module belongs to; built-ins are torch's."""
+    """The library of a class, function or module; a built-in without one counts as torch's."""
     if isinstance(value, FunctionType):
         name = value.__globals__.get("__name__")  # unlike its __module__, functools.wraps does not change it
     else:
@@ -164,7 +163,7 @@ def _library(value: Any) -> str:
 
 
 def _names(code: CodeType) -> set[str]:
-    """The names that a function uses, also in functions inside of it."""
+    """The names that a function and the functions inside of it use."""
     inner = (_names(constant) for constant in code.co_consts if isinstance(constant, CodeType))
     return set(code.co_names).union(*inner)
 

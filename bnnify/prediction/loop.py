@@ -1,6 +1,6 @@
-"""Passes of the same networks over batches, of which the loader is read only once."""
+"""The loop over networks and batches, in which a loader is read once and each network sees every batch."""
 
-__all__ = ["GROUP_BATCHES", "GROUP_BYTES", "passes"]
+__all__ = ["GROUP_BATCHES", "GROUP_BYTES", "run_networks"]
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from ..draws.outputs import tensors_in
+from ..errors import ArgumentError
 from ..torch_internals import is_transformed
 from .batches import Arguments
 from .known_code import is_plain_tensor
@@ -15,13 +16,13 @@ from .sampler import Sampler
 from .trunk import Trunk
 
 GROUP_BYTES = 2**28
-"""So much of the inputs is held at a time."""
+"""How many bytes of inputs are held at a time."""
 
 GROUP_BATCHES = 256
-"""So many batches are held at a time, whatever they are made of."""
+"""How many batches are held at a time, however small they are."""
 
 
-def passes(
+def run_networks(
     module: nn.Module,
     batches: Iterable[Arguments],
     num_samples: int,
@@ -29,9 +30,9 @@ def passes(
     output: str | int | Callable[[Any], Any] | None = None,
     antithetic: bool = False,
 ) -> Iterator[tuple[int, Any]]:
-    """The number of a batch and what ``module`` gives for it, ``num_samples`` times for each batch.
+    """Yield the number of a batch and an output for it, ``num_samples`` times for each batch, each of another network.
 
-    A network is drawn, runs over a group of batches, and makes room for the next one. Where there is another group, the
+    A network is drawn, runs over a group of batches, and makes room for the next one. If there is another group, the
     same networks are drawn again for it.
 
     Args:
@@ -40,12 +41,12 @@ def passes(
         num_samples: The number of networks.
         output: Which part of the model's output: a key or attribute, an index, or a function, which is called while the
             network is in effect. Default: all of it.
-        antithetic: See :class:`~bnnify.prediction.sampler.Sampler`.
+        antithetic: See :class:`~bnnify.prediction.sampler.Sampler`. Default: ``False``.
     """
-    unread = iter(batches)
-    group, following = _next_group([], unread)
-    # Where one group is all, no network has to be drawn twice.
-    sampler = Sampler(module, antithetic=antithetic, repeatable=bool(following))
+    remaining = iter(batches)
+    group, next_batch = _read_group([], remaining)
+    # If one group is all there is, no network has to be drawn twice.
+    sampler = Sampler(module, antithetic=antithetic, repeatable=bool(next_batch))
     trunk = Trunk(module, sampler, None if callable(output) else output, on=num_samples > 1)
     start = 0
     while group:
@@ -56,20 +57,20 @@ def passes(
                     found = trunk.forward(index, *arguments)
                     found = output(found) if callable(output) else found
                 yield index, found
-            del draw  # and with it the hold on the memory that the next one takes
+            del draw  # lets the next network use its memory
         start += len(group)
-        del group, arguments  # which make room for the next group, as do their tapes
+        del group, arguments  # make room for the next group
         trunk.forget()
-        group, following = _next_group(following, unread)
+        group, next_batch = _read_group(next_batch, remaining)
 
 
-def _next_group(first: list[Arguments], unread: Iterator[Arguments]) -> tuple[list[Arguments], list[Arguments]]:
+def _read_group(first: list[Arguments], remaining: Iterator[Arguments]) -> tuple[list[Arguments], list[Arguments]]:
     """The batches from ``first`` on that are held at a time, and the one that comes after them, if there is one."""
     group, nbytes = list(first), sum(map(_nbytes, first))
     beginnings = [_beginning(arguments) for arguments in first]
-    for arguments in unread:
+    for arguments in remaining:
         if group and [_beginning(group[0]), _beginning(group[-1])] != [beginnings[0], beginnings[-1]]:
-            raise ValueError(
+            raise ArgumentError(
                 "A batch has changed while the next one was read: what gives the batches reuses their memory, and "
                 "predict holds several at a time. Give copies, for example (batch.clone() for batch in loader)."
             )
@@ -89,5 +90,5 @@ def _beginning(arguments: Arguments) -> str:
 
 
 def _nbytes(arguments: Arguments) -> int:
-    """The memory of the tensors of a batch, wherever in it they are; of sparse ones, what they would take if dense."""
+    """The bytes of the tensors of a batch; of sparse ones, those that they would take if dense."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors_in(arguments))

@@ -1,4 +1,4 @@
-"""The predictive distribution: averages over networks from the posterior, and the uncertainty that they show."""
+"""The predictive distribution of a model, as an average over networks from its posterior."""
 
 __all__ = ["predict"]
 
@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..checks import check_num_samples
+from ..checks import check_num_samples, needing
 from .averages import Averages, Prediction, concatenate
 from .batches import Arguments, batches_of, count_batches, rows_of
 from .eval_mode import evaluating
-from .likelihood import Likelihood, check_likelihood
-from .loop import passes
+from .known_likelihoods import LikelihoodLike, as_likelihood
+from .loop import run_networks
 
 
 def predict(
@@ -22,18 +22,18 @@ def predict(
     inputs: Any,
     num_samples: int = 32,
     *,
-    likelihood: Likelihood = "values",
+    likelihood: LikelihoodLike = "values",
     output: str | int | Callable[[Any], Any] | None = None,
     class_dim: int | None = None,
     antithetic: bool = False,
     progress: bool = False,
 ) -> Prediction:
-    """The predictive distribution of ``module`` for ``inputs``, in eval mode, without gradient, and in constant memory.
+    """p(y|x) = E_q[p(y|x, w)], averaged over ``num_samples`` networks, in eval mode and without gradient.
 
-    It is what ``num_samples`` rounds of ``with bnn.draw(): bnn.module(x)`` give, under the same seed where the batches
-    take less than 256 MiB together. All the batches of a loader, which is read once, are seen by the same networks.
-    The forward runs once for each network and batch. Where every layer is one of torch, torchvision, timm or
-    transformers as published, what comes before the Bayesian weights is computed once for each batch.
+    These are the networks of ``num_samples`` rounds of ``with bnn.draw(): bnn.module(x)``, under the same seed if the
+    batches take less than 256 MiB together. A loader is read once, and all its batches are seen by the same networks.
+    Memory does not grow with ``num_samples``. If every layer is one of torch, torchvision, timm or transformers as
+    published, what comes before the Bayesian weights is computed once for each batch, otherwise once for each network.
 
     ``inputs`` is one batch, with which the model is called as it stands:
 
@@ -60,13 +60,14 @@ def predict(
     ``"probabilities"``  probabilities of classes along ``class_dim``
     ``"binary_logits"``  independent logits of yes/no questions
     ``"gaussian"``       a pair (mean, variance) of a regression that predicts its own noise
+    a function           what makes a ``torch.distributions`` object of it, such as ``lambda mean: Normal(mean, 0.1)``
     ===================  ==========================================================================================
 
     Args:
-        module: What contains converted modules, such as ``bnn.module``.
+        module: A module that contains converted ones, such as ``bnn.module``.
         inputs: One batch, or what gives batches: see above.
         num_samples: K, the number of networks. Default: ``32``.
-        likelihood: See above. Default: ``"values"``.
+        likelihood: See above. Default: ``"values"``, which assumes nothing and tells no entropies.
         output: Which part of the model's output: a key or attribute, an index, or a function. Default: all of it.
         class_dim: The dimension of the classes, for ``"logits"`` and ``"probabilities"``. Segmentation models usually
             have it at ``1``. Default: the last one; of an output with more than three dimensions it must be said.
@@ -79,19 +80,19 @@ def predict(
         progress: Show a progress bar, which needs rich, from the extra ``cli``. Default: ``False``.
 
     Raises:
-        ValueError: ``num_samples`` is not positive, ``likelihood`` is unknown, or the loader has no batches; or the
+        ArgumentError: ``num_samples`` is not positive, ``likelihood`` is unknown, or the loader has no batches; or the
             output is not what ``likelihood`` says: probabilities that are negative or do not sum to one, one logit
             where there should be one for each class, a negative variance, NaN. Or outputs cannot be put together: their
             shape differs between networks, or between batches otherwise than in the first dimension.
-        TypeError: The chosen output is not a tensor (or, for ``"gaussian"``, a pair of tensors), or holds integers; or
-            it is not clear whether ``inputs`` is one batch, or what of it are inputs.
-        ImportError: ``progress`` was asked for, and rich is not installed.
+        ArgumentTypeError: The chosen output is not a tensor (or, for ``"gaussian"``, a pair of tensors), or holds
+            integers; or it is not clear whether ``inputs`` is one batch, or what of it are inputs.
+        MissingLibraryError: ``progress`` was asked for, and rich is not installed.
 
     References:
         Depeweg et al. 2018, "Decomposition of Uncertainty in Bayesian Deep Learning", eq. 3 (the entropies) and eq. 5.
     """
     check_num_samples(num_samples)
-    check_likelihood(likelihood, class_dim)
+    meaning = as_likelihood(likelihood, class_dim)
     averages: list[Averages] = []
     rows: list[int | None] = []
 
@@ -100,25 +101,23 @@ def predict(
             rows.append(rows_of(arguments))
             yield arguments
 
-    with evaluating(module), torch.no_grad(), _bar(num_samples, inputs, progress) as advance:
-        for index, found in passes(module, batches(), num_samples, output=output, antithetic=antithetic):
+    with evaluating(module), torch.no_grad(), _progress_bar(num_samples, inputs, progress) as advance:
+        for index, found in run_networks(module, batches(), num_samples, output=output, antithetic=antithetic):
             if index == len(averages):
-                averages.append(Averages(likelihood, class_dim, rows[index]))
+                averages.append(Averages(meaning, rows[index]))
             averages[index].add(found)
             advance()
     return concatenate([average.prediction() for average in averages], rows)
 
 
 @contextmanager
-def _bar(num_samples: int, inputs: Any, wanted: bool) -> Iterator[Callable[[], None]]:
-    """What is called after each forward, to move a progress bar on."""
+def _progress_bar(num_samples: int, inputs: Any, wanted: bool) -> Iterator[Callable[[], None]]:
+    """Give a function to call after each forward, which moves a progress bar on if one is ``wanted``."""
     if not wanted:
         yield lambda: None
         return
-    try:
+    with needing("rich", "predict(progress=True)"):
         from rich.progress import Progress
-    except ImportError as error:
-        raise ImportError("predict(progress=True) needs rich: pip install 'bnnify[cli]', or leave it out.") from error
     count = count_batches(inputs)
     with Progress() as progress:
         task = progress.add_task("predicting", total=None if count is None else count * num_samples)

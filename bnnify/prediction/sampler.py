@@ -1,4 +1,4 @@
-"""The networks of a prediction: drawn one after another, each in the memory of the one before."""
+"""Networks drawn one after another: the one way in which predict, sample, tune_std and freeze draw theirs."""
 
 __all__ = ["Sampler"]
 
@@ -9,36 +9,41 @@ from torch import Tensor, nn
 
 from ..distributions.gaussian import std
 from ..draws.draw import Draw
-from ..draws.noise import noise_like, standard_normal_
-from ..draws.sample import sample
+from ..draws.noise import standard_normal_
 from ..draws.sharding import is_sharding
 from ..modules.parameters import BayesianParameter, bayesian_parameters
+from ..torch_internals import in_transform, memory_is_shared
 
 
 class Sampler:
-    """Draws networks for use without gradient.
+    """Draw networks one after another.
 
-    σ is computed once, and the samples of a network overwrite those of the network before, unless somebody still holds
-    them.
+    Without gradients σ is computed once, and the samples of a network overwrite those of the network before, unless
+    somebody still holds them.
 
     Args:
         root: The module whose Bayesian parameters are drawn. They must not change between two draws.
-        antithetic: Let networks 2j and 2j + 1 have the noise ε and -ε. Default: ``False``.
-        repeatable: Let counting from 0 once more give the same networks once more. Each network then has a random
-            number generator of its own, seeded from that of the program, which is never set back: others use it too.
-            Default: ``False``, the networks that ``bnn.draw()`` would draw.
+        gradients: Let gradients flow to means and ρ; each network then has memory of its own. Default: ``False``.
+        antithetic: Let networks 2j and 2j + 1 have the noise ε and -ε; without gradients only. Default: ``False``.
+        repeatable: Let counting from 0 once more give the same networks once more; without gradients only. Each network
+            then has a random number generator of its own, seeded from that of the program, which is never set back:
+            others use it too. Default: ``False``, the networks that ``bnn.draw()`` would draw.
 
     Attributes:
-        samples: What was drawn last, by the identity of the posterior mean; point posteriors have none.
+        samples: What was drawn last without gradients, by the identity of the posterior mean; point posteriors have
+            none.
     """
 
-    def __init__(self, root: nn.Module, *, antithetic: bool = False, repeatable: bool = False) -> None:
+    def __init__(
+        self, root: nn.Module, *, gradients: bool = False, antithetic: bool = False, repeatable: bool = False
+    ) -> None:
         self.samples: dict[int, Tensor] = {}
         self._root = root
+        self._gradients = gradients
         self._antithetic = antithetic
         self._repeatable = repeatable
         self._seeds: list[int] = []
-        self._generators: dict[torch.device, torch.Generator] | None = None
+        self._generators: dict[torch.device, torch.Generator] = {}
         self._mirrored = False
         self._kept: dict[int, _Kept] = {}
         # FSDP puts others in their place with every forward.
@@ -49,77 +54,74 @@ class Sampler:
         """The Bayesian parameters, in the order in which they are drawn."""
         return list(bayesian_parameters(self._root)) if self._parameters is None else self._parameters
 
-    @torch.no_grad()
     def draw(self, number: int) -> Draw:
-        """Network ``number``; they are drawn in order, from 0 on. Let go of the one before, to have its memory used."""
+        """Draw network ``number``, in order from 0 on. Drop the one before first, to have its memory used."""
+        if self._gradients:
+            return Draw(self.parameters)
         self.samples.clear()
         self._mirrored = self._antithetic and number % 2 == 1
         if self._repeatable:
             if number == len(self._seeds):
                 self._seeds.append(int(torch.randint(2**62, ())))
-            self._generators = {}
-            for device in {parameter.mean.device for parameter in self.parameters}:
-                self._generators[device] = torch.Generator(device).manual_seed(self._seeds[number])
-        return Draw(self.parameters, self._make)
+            devices = {parameter.mean.device for parameter in self.parameters}
+            self._generators = {each: torch.Generator(each).manual_seed(self._seeds[number]) for each in devices}
+        with torch.no_grad():
+            return Draw(self.parameters, self._make)
 
-    def generator_states(self) -> list[Tensor]:
-        """The states of torch's random number generators, of the CPU and of the devices of the model."""
+    def rng_states(self) -> list[Tensor]:
+        """The RNG states of torch on the CPU and on the devices of the model."""
         devices = {tensor.device for tensor in self._root.parameters()} - {torch.device("cpu"), torch.device("meta")}
         return [torch.get_rng_state(), *(torch.get_device_module(each).get_rng_state(each) for each in devices)]
 
     def _make(self, parameter: BayesianParameter) -> Tensor:
         mean = parameter.mean
-        if parameter.is_point:
+        if not parameter.posterior.has_noise:
             return mean
         kept = self._kept.get(id(mean))
         if kept is None:
-            kept = self._kept[id(mean)] = _Kept(mean, parameter.kept_mean, std(parameter.rho))
-        generator = self._generators[mean.device] if self._generators else None
-        if kept.is_plain:
-            made = kept.overwrite(self._antithetic, self._mirrored, generator)
+            kept = self._kept[id(mean)] = _Kept(
+                mean, parameter.kept_mean, std(parameter.rho) if parameter.has_rho else None
+            )
+        generator = self._generators.get(mean.device)
+        if kept.std is not None and kept.is_plain:
+            made = kept.overwrite(kept.std, self._antithetic, self._mirrored, generator)
         else:
-            if not self._mirrored:
-                kept.noise = noise_like(mean, generator)
-            assert kept.noise is not None
-            made = sample(parameter.kept_mean, parameter.rho, -kept.noise if self._mirrored else kept.noise)
+            if kept.noise is None or not self._mirrored:
+                kept.noise = parameter.posterior.noise(parameter, generator)
+            made = parameter.posterior.sample(parameter, -kept.noise if self._mirrored else kept.noise)
         self.samples[id(mean)] = made
         return made
 
 
 @dataclass
 class _Kept:
-    """What is kept of one parameter from draw to draw: its moments, and the memory of its sample and of its noise."""
+    """One parameter from draw to draw: its moments, and the memory of its sample and of its noise."""
 
     parameter: Tensor  # so that its identity stays its own
     mean: Tensor
-    std: Tensor
+    std: Tensor | None
     sample: Tensor | None = None
     noise: Tensor | None = None
 
     @property
     def is_plain(self) -> bool:
-        """Whether its sample can be made in place: not if it is sharded, of mixed dtypes, or seen by ``torch.func``."""
+        """Tell whether its sample can be made in place: not if sharded, of mixed dtypes, or seen by ``torch.func``."""
         return (
             all(type(tensor) in (Tensor, nn.Parameter) for tensor in (self.mean, self.std))
+            and self.std is not None
             and self.mean.dtype == self.std.dtype
-            and torch._C._functorch.peek_interpreter_stack() is None
+            and not in_transform()
         )
 
-    def overwrite(self, antithetic: bool, mirrored: bool, generator: torch.Generator | None) -> Tensor:
-        if self.sample is None or _is_held(self.sample):
+    def overwrite(self, std: Tensor, antithetic: bool, mirrored: bool, generator: torch.Generator | None) -> Tensor:
+        """One sample, in the memory of the one before where nobody holds that."""
+        if self.sample is None or memory_is_shared(self.sample):
             self.sample = torch.empty_like(self.mean, requires_grad=False)
         if not antithetic:
             self.noise = self.sample  # one memory for both
         elif self.noise is None:
             self.noise = torch.empty_like(self.sample)
-        assert self.noise is not None
         if not mirrored:
             standard_normal_(self.noise, generator)
-        torch.addcmul(self.mean, self.std, self.noise, value=-1 if mirrored else 1, out=self.sample)
+        torch.addcmul(self.mean, std, self.noise, value=-1 if mirrored else 1, out=self.sample)
         return self.sample.detach()  # a tensor of its own, to which a layer may attach what it computes from it
-
-
-def _is_held(tensor: Tensor) -> bool:
-    """Whether another tensor, such as an output that is a weight, still uses this memory."""
-    # One reference is that of the tensor, another one that of the storage that is asked here.
-    return torch._C._storage_Use_Count(tensor.untyped_storage()._cdata) > 2

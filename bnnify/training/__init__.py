@@ -1,4 +1,4 @@
-"""What a converted model is trained with, and what fits its σ to data."""
+"""Losses for a converted model, and ways to fit its σ to data."""
 
 __all__ = [
     "BernoulliNLL",

@@ -1,4 +1,4 @@
-"""Accuracy versus uncertainty calibration (AvUC): a loss that wants a classifier to be uncertain where it errs."""
+"""Accuracy versus uncertainty calibration (AvUC), a loss for classifiers that are certain where they err."""
 
 __all__ = ["avuc_loss", "uncertainty_threshold"]
 
@@ -7,22 +7,22 @@ from torch import Tensor
 
 from ..checks import as_number, check_tensor
 from ..distributions.gaussian import at_least_float32
-from ..prediction.likelihood import check_parts
+from ..errors import ArgumentError
+from ..prediction.known_likelihoods import Probabilities
 
 
 def avuc_loss(
     probabilities: Tensor, labels: Tensor, threshold: float | Tensor, uncertainty: Tensor | None = None
 ) -> Tensor:
-    """How often a classifier is uncertain where it is right, or certain where it errs, as a loss to minimise.
-
-    log(1 + (n_AU + n_IC) / (n_AC + n_IU)), with n for predictions accurate or inaccurate, certain or uncertain.
+    """log(1 + (n_AU + n_IC) / (n_AC + n_IU)), with n for predictions accurate or inaccurate, certain or uncertain.
 
     A prediction is certain if its uncertainty u is not above the threshold. It counts p·(1 - tanh u) for n_AC, p·tanh u
     for n_AU, (1 - p)·(1 - tanh u) for n_IC and (1 - p)·tanh u for n_IU, where p is the probability of the predicted
-    class; that is what has a gradient. The loss is 0 where no prediction is of the wrong two kinds.
+    class, through which gradients flow. The loss is 0 if no prediction is accurate and uncertain, or inaccurate and
+    certain.
 
-    It is no likelihood, and is meant as a second term beside the ELBO, once the network has learnt enough for the
-    threshold to mean something: ``elbo(nll, kl, num_data) + beta * avuc_loss(...)``.
+    Add it to the ELBO once the network has learnt enough for the threshold to mean something:
+    ``elbo(nll, kl, num_data) + beta * avuc_loss(...)``.
 
     Args:
         probabilities: The predictive distribution, averaged over draws, with the classes in the last dimension.
@@ -32,8 +32,8 @@ def avuc_loss(
             ``probabilities`` in nats.
 
     Raises:
-        ValueError: The shapes do not fit.
-        TypeError: An argument is no tensor, or the threshold no number.
+        ArgumentError: The shapes do not fit.
+        ArgumentTypeError: An argument is no tensor, or the threshold no number.
 
     References:
         Krishnan, Tickoo 2020, "Improving model calibration with accuracy versus uncertainty optimization".
@@ -71,9 +71,9 @@ def uncertainty_threshold(probabilities: Tensor, labels: Tensor, uncertainty: Te
         uncertainty: As there.
 
     Raises:
-        ValueError: The shapes do not fit, the probabilities are none, or the predictions are all accurate or all
+        ArgumentError: The shapes do not fit, the probabilities are none, or the predictions are all accurate or all
             inaccurate.
-        TypeError: An argument is no tensor.
+        ArgumentTypeError: An argument is no tensor.
 
     Example::
 
@@ -81,11 +81,11 @@ def uncertainty_threshold(probabilities: Tensor, labels: Tensor, uncertainty: Te
         0.3465735912322998
     """
     probabilities, uncertainty = _checked(probabilities, labels, uncertainty)
-    check_parts((probabilities,), "probabilities", class_dim=-1)
+    Probabilities(class_dim=-1).check((probabilities,))
     accurate = probabilities.argmax(-1) == labels
     if accurate.all() or not accurate.any():
         kind = "accurate" if accurate.all() else "inaccurate"
-        raise ValueError(
+        raise ArgumentError(
             f"All {accurate.numel()} predictions are {kind}, and the threshold lies between the mean uncertainties of "
             "accurate and inaccurate ones. Take it from more predictions, or from validation data."
         )
@@ -99,12 +99,12 @@ def _checked(probabilities: Tensor, labels: Tensor, uncertainty: Tensor | None) 
         check_tensor("AvUC: the uncertainty", uncertainty)
     found = [tuple(probabilities.shape), tuple(labels.shape)]
     if probabilities.ndim == 0 or found[0][:-1] != found[1]:
-        raise ValueError(
+        raise ArgumentError(
             f"AvUC takes probabilities with the classes in the last dimension, averaged over draws, and labels of the "
             f"same shape without it; their shapes are {found[0]} and {found[1]}."
         )
     if uncertainty is not None and uncertainty.shape != labels.shape:
-        raise ValueError(
+        raise ArgumentError(
             f"AvUC takes one uncertainty for each label; their shapes are {tuple(uncertainty.shape)} and {found[1]}."
         )
     probabilities = at_least_float32(probabilities)

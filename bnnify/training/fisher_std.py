@@ -1,4 +1,4 @@
-"""A starting σ from the Fisher information: how far each weight can move before the predictions notice."""
+"""A starting σ from the Fisher information, which says how much the predictions depend on each weight."""
 
 __all__ = ["FisherStd"]
 
@@ -12,15 +12,16 @@ from torch import Tensor, nn
 from ..checks import as_number, check_module, check_positive, describe
 from ..distributions.gaussian import at_least_float32
 from ..distributions.initial_std import DEFAULT_POSTERIOR_STD, NamedPosteriorStd, PosteriorStd, as_posterior_std
-from ..errors import ConversionError
+from ..errors import ArgumentError, ArgumentTypeError, ConversionError
 from ..model import BayesianModel
 from ..prediction.batches import batches_of, check_batches
 from ..prediction.eval_mode import evaluating
+from ..prediction.known_likelihoods import LikelihoodLike, as_likelihood
 from .adam_state import mean_squares
-from .example_gradients import Predictive, example_gradients, scores
+from .example_gradients import example_gradients, scores
 
 _GRADIENTS = 2**28
-"""How many numbers the gradients of one chunk may hold: 1 GiB in float32."""
+"""The most numbers in the gradients of one chunk: 1 GiB in float32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,10 +29,10 @@ class FisherStd:
     """``σ² = 1 / (N·F + 1/s²)``, elementwise: the Laplace approximation with a diagonal Fisher information.
 
     F is the expected square of the gradient of log p(y|x, w) for one datum, where y is drawn from the model. A weight
-    that the predictions depend on gets a small σ, and one that they do not notice gets s, the std of a Gaussian prior.
+    that the predictions depend on gets a small σ, and any other gets s, the std of a Gaussian prior.
     Make one with :meth:`estimate` or :meth:`from_adam`, and give it to :func:`bnnify.convert`::
 
-        fisher = FisherStd.estimate(model, train_loader)
+        fisher = FisherStd.estimate(model, train_loader, likelihood="logits")
         bnn = bnnify.convert(model, posterior_std=fisher)
 
     The converted model keeps the σ, not the rule: in its settings, and in files, stands the root mean square of each
@@ -56,7 +57,7 @@ class FisherStd:
 
     def __post_init__(self) -> None:
         if not isinstance(self.fisher, Mapping):
-            raise TypeError(
+            raise ArgumentTypeError(
                 f"FisherStd(fisher) must be a mapping of names to tensors, not {describe(self.fisher)}. "
                 "FisherStd.estimate makes one."
             )
@@ -73,7 +74,7 @@ class FisherStd:
         *,
         num_data: int | None = None,
         prior_std: float | PosteriorStd = DEFAULT_POSTERIOR_STD,
-        likelihood: Predictive = "logits",
+        likelihood: LikelihoodLike = "values",
         output: str | int | Callable[[Any], Any] | None = None,
         class_dim: int | None = None,
         chunk_size: int | None = None,
@@ -95,30 +96,29 @@ class FisherStd:
             num_data: N, the examples in the whole training set, of which the loader may give a part. Default:
                 ``len(loader.dataset)``.
             prior_std: See :class:`FisherStd`. Default: ``Relative(0.2, full_width=32)``.
-            likelihood: What the output means: ``"logits"`` of classes along ``class_dim``, ``"binary_logits"``,
-                ``"gaussian"`` for a pair (mean, variance), or a function that makes a ``torch.distributions`` object of
-                it, such as ``lambda mean: Normal(mean, 0.1)``. Default: ``"logits"``.
+            likelihood: What the output means, as in :func:`bnnify.tune_std`.
             output: Which part of the model's output: a key or attribute, an index, or a function. Default: all of it.
             class_dim: The dimension of the classes, as in ``predict``. Default: the last one.
             chunk_size: How many examples are differentiated at a time, by ``torch.func.vmap``; memory grows with it.
-                With ``1`` it goes without vmap, which some models do not bear. Default: up to 32, as long as their
+                With ``1`` it goes without vmap, which some models do not allow. Default: up to 32, as long as their
                 gradients fit into 1 GiB.
 
         Raises:
-            ConversionError: The model has nothing to differentiate, the loader is empty or does not tell its number of
-                data, tensors do not have examples along the first dimension, or vmap cannot do the model.
-            ValueError: The output cannot mean what the likelihood says, or is not finite.
-            TypeError: An argument is of a wrong type; ``loader`` is one batch; or it is not clear what of a batch are
-                inputs.
+            ArgumentError: The model has nothing to differentiate, the loader is empty or does not tell its number of
+                data, tensors do not have examples along the first dimension, vmap cannot do the model, or the output
+                cannot mean what the likelihood says or is not finite.
+            ArgumentTypeError: An argument is of a wrong type; ``loader`` is one batch; or it is not clear what of a
+                batch are inputs.
         """
         check_batches(loader, "FisherStd.estimate")
         check_module("FisherStd.estimate(model)", model)
+        meaning = as_likelihood(likelihood, class_dim)
         if chunk_size is not None:
             check_positive("FisherStd.estimate(chunk_size)", chunk_size)
         model = model.module if isinstance(model, BayesianModel) else model
         parameters = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         if not parameters:
-            raise ConversionError(
+            raise ArgumentError(
                 f"Cannot estimate the Fisher information of the model ({type(model).__name__}): "
                 "none of its parameters has requires_grad."
             )
@@ -129,13 +129,13 @@ class FisherStd:
         seen = 0
         with evaluating(model):
             for inputs in batches_of(loader, model):
-                of_output = scores(model, inputs, likelihood, output, class_dim)
+                of_output = scores(model, inputs, meaning, output)
                 seen += len(of_output[0])
                 for gradients in example_gradients(model, parameters, inputs, of_output, output, chunk_size):
                     for name, gradient in gradients.items():
                         sums[name] += at_least_float32(gradient).square().sum(0)
         if not seen:
-            raise ConversionError("FisherStd.estimate was given a loader without batches.")
+            raise ArgumentError("FisherStd.estimate was given a loader without batches.")
         return cls({name: total / seen for name, total in sums.items()}, num_data, prior_std)
 
     @classmethod
@@ -148,7 +148,7 @@ class FisherStd:
         batch_size: int,
         prior_std: float | PosteriorStd = DEFAULT_POSTERIOR_STD,
     ) -> "FisherStd":
-        """Read F off the state of Adam, in a training checkpoint: ``F ≈ B · exp_avg_sq / (1 - β₂^t)``; no data needed.
+        """``F ≈ B · exp_avg_sq / (1 - β₂^t)``: read F off the state of Adam in a training checkpoint, without data.
 
         Adam averages the square of the batch's gradient. That of a mean over B examples is, in expectation, the square
         of the mean gradient, which is small towards the end of training, plus 1/B of the variance of a single example's
@@ -169,8 +169,8 @@ class FisherStd:
             prior_std: See :class:`FisherStd`. Default: ``Relative(0.2, full_width=32)``.
 
         Raises:
-            ConversionError: It is not the state of Adam, or not of this model.
-            TypeError: An argument is of a wrong type.
+            ArgumentError: It is not the state of Adam, or not of this model.
+            ArgumentTypeError: An argument is of a wrong type.
         """
         as_number("FisherStd.from_adam(batch_size)", batch_size)
         check_positive("FisherStd.from_adam(batch_size)", batch_size)
@@ -179,9 +179,10 @@ class FisherStd:
         return cls({name: batch_size * square for name, square in squares.items()}, num_data, prior_std)
 
     def of(self, names: Sequence[str], weight: Tensor, scale: float, units_dim: int = 0) -> Tensor:
-        """σ of the parameter that has these names in the model.
+        """σ of the parameter that has these names in the model, of the shape of ``weight``.
 
-        ``scale`` stands in for a weight that is all zero, and the layer's output units lie along ``units_dim``.
+        ``scale`` takes the place of the rms of a weight that is all zero; ``units_dim`` is the dimension of the output
+        units.
 
         Raises:
             ConversionError: There is no F for it, or one of another shape, or F is not a number.
@@ -213,7 +214,7 @@ def _num_data(loader: Iterable[Any]) -> int:
     try:
         return len(loader.dataset)  # type: ignore[attr-defined]
     except (AttributeError, TypeError):
-        raise ConversionError(
+        raise ArgumentError(
             f"The loader ({type(loader).__name__}) does not tell how many data there are. "
             "Pass num_data=, the number of examples in the training set."
         ) from None

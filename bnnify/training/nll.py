@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from ..checks import as_number, check_integer, check_tensor
 from ..distributions.gaussian import at_least_float32
+from ..errors import ArgumentError
+from ..prediction.known_likelihoods import as_pair
 
 
 class CategoricalNLL(nn.Module):
@@ -31,8 +33,8 @@ class CategoricalNLL(nn.Module):
         ignore_index: A target with this value does not count. Default: ``-100``.
 
     Raises:
-        ValueError: The shapes do not fit, or the target does not hold integers.
-        TypeError: Output or target is no tensor, or an argument no integer.
+        ArgumentError: The shapes do not fit, or the target does not hold integers.
+        ArgumentTypeError: Output or target is no tensor, or an argument no integer.
 
     Example::
 
@@ -52,7 +54,7 @@ class CategoricalNLL(nn.Module):
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         _check_tensors("CategoricalNLL", output, target)
         if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
-            raise ValueError(f"CategoricalNLL takes the numbers of classes as target, integers, not {target.dtype}.")
+            raise ArgumentError(f"CategoricalNLL takes the numbers of classes as target, integers, not {target.dtype}.")
         draws = output.ndim - target.ndim - 1
         dims = target.ndim + 1
         if draws not in (0, min(1, target.ndim)) or not -dims <= self.class_dim < dims:
@@ -76,8 +78,8 @@ class BernoulliNLL(nn.Module):
     probabilities, as a rule 0 and 1.
 
     Raises:
-        ValueError: The shapes do not fit.
-        TypeError: Output or target is no tensor.
+        ArgumentError: The shapes do not fit.
+        ArgumentTypeError: Output or target is no tensor.
 
     Example::
 
@@ -105,8 +107,8 @@ class GaussianNLL(nn.Module):
             residuals: maximum likelihood for the noise, whatever the posterior of the weights. Default: ``False``.
 
     Raises:
-        ValueError: ``std`` is not positive, or the shapes do not fit.
-        TypeError: ``std`` is neither a number nor a tensor, or output or target is no tensor.
+        ArgumentError: ``std`` is not positive, or the shapes do not fit.
+        ArgumentTypeError: ``std`` is neither a number nor a tensor, or output or target is no tensor.
 
     Example::
 
@@ -124,7 +126,7 @@ class GaussianNLL(nn.Module):
             as_number("GaussianNLL(std)", std, "It may be a tensor too, such as one std for each output.")
         log_std = torch.as_tensor(std, dtype=None if isinstance(std, Tensor) else torch.get_default_dtype()).log()
         if not log_std.isfinite().all():
-            raise ValueError(f"std must be positive and finite, and is {std!r}.")
+            raise ArgumentError(f"std must be positive and finite, and is {std!r}.")
         if learned:
             self.log_std = nn.Parameter(log_std.detach().clone())
         else:
@@ -138,7 +140,7 @@ class GaussianNLL(nn.Module):
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         _check("GaussianNLL", output, target)
         if not _broadcasts(self.log_std.shape, target.shape):
-            raise ValueError(
+            raise ArgumentError(
                 f"GaussianNLL has a std of shape {tuple(self.log_std.shape)}, which does not broadcast to the target's "
                 f"{tuple(target.shape)}."
             )
@@ -160,8 +162,8 @@ class HeteroscedasticGaussianNLL(nn.Module):
     Both have the shape of the target, and after ``bnn.sample`` a dimension of draws in front.
 
     Raises:
-        TypeError: The output is not a pair of tensors, or the target no tensor.
-        ValueError: The shapes do not fit.
+        ArgumentTypeError: The output is not a pair of tensors, or the target no tensor.
+        ArgumentError: The shapes do not fit.
 
     References:
         Nix, Weigend 1994, "Estimating the mean and variance of the target probability distribution".
@@ -174,7 +176,7 @@ class HeteroscedasticGaussianNLL(nn.Module):
     """
 
     def forward(self, output: tuple[Tensor, Tensor], target: Tensor) -> Tensor:
-        mean, variance = _pair(output)
+        mean, variance = as_pair(output, "HeteroscedasticGaussianNLL")
         for part in (mean, variance):
             _check("HeteroscedasticGaussianNLL", part, target)
         if mean.shape != variance.shape:
@@ -202,22 +204,13 @@ def _check_tensors(criterion: str, output: Any, target: Any) -> None:
 def _refuse(criterion: str, output: Tensor, target: Tensor, found: str = "") -> None:
     found = " ".join(filter(None, [f"an output of shape {tuple(output.shape)}", found]))
     classes = " and a dimension of classes" if criterion == "CategoricalNLL" else ""
-    raise ValueError(
+    raise ArgumentError(
         f"{criterion} got {found} for a target of shape {tuple(target.shape)}. The output must have the shape of the "
         f"target{classes}, after `bnn.sample` with the draws as a further dimension in front."
     )
 
 
 def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
-    """Whether ``shape`` broadcasts to exactly ``to``."""
+    """Tell whether ``shape`` broadcasts to exactly ``to``."""
     sizes = zip(reversed(shape), reversed(to), strict=False)
     return len(shape) <= len(to) and all(size in (1, wanted) for size, wanted in sizes)
-
-
-def _pair(output: Any) -> tuple[Tensor, Tensor]:
-    if isinstance(output, (tuple, list)) and len(output) == 2 and all(isinstance(part, Tensor) for part in output):
-        return output[0], output[1]
-    raise TypeError(
-        f"HeteroscedasticGaussianNLL needs a pair of tensors (mean, variance), but got {type(output).__name__}. "
-        "Make the pair from the model's output, for example (out[..., 0], out[..., 1].exp())."
-    )

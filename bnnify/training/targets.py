@@ -1,4 +1,4 @@
-"""How likely the targets of a batch are, each checked to be what the output of the model predicts."""
+"""The log probability of targets, after checks that they are of the kind that the output predicts."""
 
 __all__ = ["IGNORED", "log_prob_of"]
 
@@ -9,22 +9,23 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Distribution
 
 from ..checks import check_tensor
+from ..errors import ArgumentError
 
 IGNORED = -100
 """The target that does not count by default, as in torch.nn.functional.cross_entropy."""
 
 
 def log_prob_of(target: Any, distribution: Distribution, ignore_index: int = IGNORED) -> Tensor:
-    """log p(y) of each datum in ``target``, a vector in float64; of classes and of yes/no answers those that count.
+    """log p(y) of each datum in ``target``, a vector in float64, without the classes and answers that are ignored.
 
     Raises:
-        ValueError: The target has not the shape of what the distribution draws, or holds numbers that are no classes;
-            or ``ignore_index`` is given for something else than classes and yes/no answers.
-        TypeError: The target of classes is no tensor.
+        ArgumentError: The target has not the shape of what the distribution draws, or holds numbers that are no
+            classes; or ``ignore_index`` is given for something else than classes and yes/no answers.
+        ArgumentTypeError: The target of classes is no tensor.
     """
     if not isinstance(distribution, (Categorical, Bernoulli)):
         if ignore_index != IGNORED:
-            raise ValueError(
+            raise ArgumentError(
                 f"ignore_index={ignore_index!r} is for targets that are classes or yes/no answers, not for those of a "
                 f"{type(distribution).__name__}."
             )
@@ -43,7 +44,7 @@ def _check_shape(target: Any, distribution: Distribution) -> None:
     """Refuse shapes that would broadcast to something else, such as (N,) against (N, 1), which gives (N, N)."""
     wanted = (*distribution.batch_shape, *distribution.event_shape)
     if isinstance(target, Tensor) and tuple(target.shape) != wanted:
-        raise ValueError(
+        raise ArgumentError(
             f"tune_std: a target has the shape {tuple(target.shape)}, and what the output predicts "
             f"({type(distribution).__name__}) has the shape {wanted}. Make them alike: reshape the target in the "
             "loader, or the output with output=, as in lambda out: out.squeeze(-1)."
@@ -57,7 +58,7 @@ def _check_labels(labels: Tensor, distribution: Categorical | Bernoulli) -> None
         classes = distribution.logits.shape[-1]
         wanted, fit = f"class numbers from 0 to {classes - 1}", (labels >= 0) & (labels < classes) & (labels % 1 == 0)
     if not fit.all():
-        raise ValueError(
+        raise ArgumentError(
             f"tune_std: targets must be {wanted}, and one is {labels[~fit][0].item()}. Targets that are not to count "
             "have the value ignore_index."
         )

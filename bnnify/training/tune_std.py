@@ -1,4 +1,4 @@
-"""One factor on σ, chosen by held-out likelihood: the Bayesian counterpart of temperature scaling."""
+"""Choose one factor on σ by held-out likelihood, the Bayesian counterpart of temperature scaling."""
 
 __all__ = ["tune_std"]
 
@@ -11,25 +11,26 @@ from torch import Tensor, nn
 
 from ..checks import check_integer, check_num_samples
 from ..distributions.gaussian import at_least_float32, is_pruned, rho_from_std, std
-from ..draws.draw import Draw
+from ..errors import ArgumentError
 from ..model import BayesianModel, check_converted
-from ..modules.parameters import BayesianParameter, bayesian_parameters, unique_bayesian_parameters
-from ..prediction.batches import Arguments, called_with, choose, labelled_batches_of
+from ..modules.parameters import BayesianParameter, unique_bayesian_parameters
+from ..prediction.batches import Arguments, labelled_batches_of, rows_of
 from ..prediction.eval_mode import evaluating
-from .example_gradients import Predictive, predictive_distribution
+from ..prediction.known_likelihoods import LikelihoodLike, as_likelihood
+from ..prediction.loop import run_networks
 from .targets import IGNORED, log_prob_of
 
 _LOG_LEVELS = [power * math.log(2) for power in range(-6, 1)]
-"""log(rms(σ)/rms(μ)) of the candidates with which the search begins: from next to none to as large as the weights."""
+"""log(rms(σ)/rms(μ)) of the first candidates."""
 
 _MOST_LEVELS = 12
-"""How many candidates there may be if the largest is the best."""
+"""The greatest number of candidates if the largest is the best."""
 
 _PRECISION = 0.1
-"""How closely log σ is determined."""
+"""The error of log σ that ends the search."""
 
 _NOTICEABLE = 1e-4
-"""By how much, in nats per datum, the likelihood must improve for a layer to get a factor of its own."""
+"""The least gain of likelihood, in nats per datum, for which a layer gets a factor of its own."""
 
 
 @overload
@@ -38,7 +39,7 @@ def tune_std(
     loader: Iterable[Any],
     *,
     num_samples: int = ...,
-    likelihood: Predictive = ...,
+    likelihood: LikelihoodLike = ...,
     output: str | int | Callable[[Any], Any] | None = ...,
     class_dim: int | None = ...,
     ignore_index: int = ...,
@@ -51,7 +52,7 @@ def tune_std(
     loader: Iterable[Any],
     *,
     num_samples: int = ...,
-    likelihood: Predictive = ...,
+    likelihood: LikelihoodLike = ...,
     output: str | int | Callable[[Any], Any] | None = ...,
     class_dim: int | None = ...,
     ignore_index: int = ...,
@@ -63,7 +64,7 @@ def tune_std(
     loader: Iterable[Any],
     *,
     num_samples: int = 8,
-    likelihood: Predictive = "logits",
+    likelihood: LikelihoodLike = "values",
     output: str | int | Callable[[Any], Any] | None = None,
     class_dim: int | None = None,
     ignore_index: int = IGNORED,
@@ -72,12 +73,13 @@ def tune_std(
 ) -> float | dict[str, float]:
     """Multiply every σ by the one factor that makes held-out data most likely; nothing is trained.
 
+    minimise over the factor: -log mean_k p(y|x, w_k), averaged over the data
+
     How large σ should be depends on the network: one that is overconfident gains from noise that would only harm one
-    that is calibrated. The measure is the negative log likelihood of the average network, -log mean_k p(y|x, w_k).
-    Every factor is judged with the same random numbers, so that two of them differ by what they do, not by luck. The
-    search begins at fixed sizes of σ relative to the weights, so how large σ was before has no say. It takes about 13
-    passes over the data, in eval mode, in which each batch meets ``num_samples`` networks of its own. The data are kept
-    in memory. The prior stays as it was. Where a model is sharded, every rank has to call this with the same data.
+    that is calibrated. Every factor is judged with the same random numbers. The search begins at fixed sizes of σ
+    relative to the weights, so how large σ was before has no say. It takes about 13 passes over the data, in eval mode,
+    in which each batch meets ``num_samples`` networks of its own. The data are kept in memory. The prior stays as it
+    was. If a model is sharded, every rank has to call this with the same data.
 
     Args:
         bnn: The converted model, whose ρ change in place. Pruned weights stay pruned. If tuning fails, nothing changes.
@@ -85,10 +87,10 @@ def tune_std(
             mappings with ``labels``, by the rule of :func:`bnnify.prediction.predict`. Some hundred examples do for one
             factor; they should look like what the network will see.
         num_samples: K, the number of networks. Default: ``8``.
-        likelihood: What the output means: ``"logits"`` of classes along ``class_dim``, ``"binary_logits"``,
-            ``"gaussian"`` for a pair (mean, variance), or a function that makes a ``torch.distributions`` object of it,
-            such as ``lambda mean: Normal(mean, 0.1)``. Each element of its ``log_prob(target)`` counts as one datum;
-            the target must have the shape of what it draws. Default: ``"logits"``.
+        likelihood: What the output means, as in :func:`bnnify.prediction.predict`: ``"logits"``, ``"probabilities"``,
+            ``"binary_logits"``, ``"gaussian"``, or a function that makes a ``torch.distributions`` object of it, such
+            as ``lambda mean: Normal(mean, 0.1)``. Each element of its ``log_prob(target)`` counts as one datum; the
+            target must have the shape of what it draws. The default, ``"values"``, is refused: it is no probability.
         output: Which part of the model's output: a key or attribute, an index, or a function. Default: all of it.
             The labels of a causal language model are those of the next token: ``lambda out: out.logits[:, :-1]``, with
             pairs ``(inputs, labels[:, 1:])``.
@@ -102,37 +104,45 @@ def tune_std(
         The factor; with ``per_layer``, that of each layer, by its qualified name.
 
     Raises:
-        ValueError: No σ is there to be tuned, the loader is empty or gives no targets, a target does not fit the output
-            (such as a shape of (N,) for an output of shape (N, 1)), the output cannot mean what the likelihood says, no
-            factor gives a finite likelihood, or ``num_samples`` is not positive.
-        TypeError: An argument is of a wrong type; ``loader`` is one batch; or it is not clear what its inputs are.
+        ArgumentError: No σ is there to be tuned, the loader is empty or gives no targets, a target does not fit the
+            output (such as a shape of (N,) for an output of shape (N, 1)), the output cannot mean what the likelihood
+            says, no factor gives a finite likelihood, or ``num_samples`` is not positive.
+        ArgumentTypeError: An argument is of a wrong type; ``loader`` is one batch; or it is not clear what its inputs
+            are.
 
     Example::
 
         >>> bnn = bnnify.convert(nn.Linear(3, 2))
-        >>> factor = bnnify.tune_std(bnn, [(torch.randn(8, 3), torch.randint(2, (8,)))])
+        >>> factor = bnnify.tune_std(bnn, [(torch.randn(8, 3), torch.randint(2, (8,)))], likelihood="logits")
     """
     check_converted("tune_std", bnn)
     check_num_samples(num_samples)
     check_integer("tune_std(ignore_index)", ignore_index)
     check_integer("tune_std(seed)", seed)
+    meaning = as_likelihood(likelihood, class_dim)
     layers = _layers(bnn)
     if not layers:
-        raise ValueError("tune_std found nothing to tune: no parameter of the model has a σ.")
+        raise ArgumentError("tune_std found nothing to tune: no parameter of the model has a σ.")
     everything = [scaled for layer in layers.values() for scaled in layer]
     with evaluating(bnn), torch.no_grad(), torch.random.fork_rng(range(torch.cuda.device_count())):
         # A list, because a loader that shuffles would give other batches to each factor.
         batches = _read(loader, bnn.module)
 
-        def log_prob(found: Any, target: Any) -> Tensor:
-            distribution = predictive_distribution(choose(found, output), likelihood, class_dim)
-            return log_prob_of(target, distribution, ignore_index)
-
         def nll(which: list[_Scaled], log_factor: float) -> float:
+            """-log mean_k p(y|x, w_k), averaged over the data; infinite where it is not a number."""
             for scaled in which:
                 scaled.multiply(log_factor)
             torch.manual_seed(seed)
-            return _predictive_nll(bnn, batches, num_samples, log_prob)
+            terms = []
+            for arguments, target in batches:  # each with networks of its own: the more there are, the less noise
+                rows = rows_of(arguments)
+                outputs = run_networks(bnn.module, [arguments], num_samples, output=output)
+                draws = [log_prob_of(target, meaning.distribution(found, rows), ignore_index) for _, found in outputs]
+                terms.append(math.log(num_samples) - torch.stack(draws).logsumexp(0))
+            if not sum(map(len, terms)):
+                raise ArgumentError("tune_std: no target counts; all are ignored or empty.")
+            mean = torch.cat(terms).mean().item()
+            return math.inf if math.isnan(mean) else mean
 
         try:
             size = _log_size(everything)
@@ -155,14 +165,14 @@ def tune_std(
 
 
 class _Scaled:
-    """A Bayesian parameter whose σ is a multiple of what it was."""
+    """A Bayesian parameter whose σ is multiplied, always starting from its first value."""
 
     def __init__(self, parameter: BayesianParameter) -> None:
         self.parameter = parameter
         self.before = parameter.rho.detach().clone()
 
     def multiply(self, log_factor: float) -> None:
-        """Set σ to e^``log_factor`` times what it was; what was pruned has none, and keeps that."""
+        """Set σ to e^``log_factor`` times its first value; pruned weights stay pruned."""
         sigma = std(at_least_float32(self.before)) * math.exp(log_factor)
         rho = rho_from_std(sigma).to(self.before.dtype)
         self.parameter.rho.copy_(torch.where(is_pruned(self.before), self.before, rho))
@@ -172,10 +182,10 @@ class _Scaled:
 
 
 def _layers(bnn: BayesianModel) -> dict[str, list[_Scaled]]:
-    """The parameters that have a σ, each once, by the qualified name of the module that holds them."""
+    """Group the parameters that have a σ, each once, by the qualified name of their module."""
     layers: dict[str, list[_Scaled]] = {}
     for parameter in unique_bayesian_parameters(bnn.module):
-        if not parameter.is_point:
+        if parameter.has_rho:
             layers.setdefault(parameter.name.rpartition(".")[0], []).append(_Scaled(parameter))
     return layers
 
@@ -188,40 +198,18 @@ def _log_size(everything: list[_Scaled]) -> float:
 
 
 def _read(loader: Iterable[Any], module: nn.Module) -> list[tuple[Arguments, Any]]:
-    """Arguments and target of each batch, without those that are empty."""
+    """Read arguments and target of each batch, but for empty ones."""
     batches = list(labelled_batches_of(loader, module, "tune_std"))
     if not batches:
-        raise ValueError("tune_std was given a loader without batches.")
+        raise ArgumentError("tune_std was given a loader without batches.")
     return [batch for batch in batches if not (isinstance(batch[1], Tensor) and batch[1].numel() == 0)]
 
 
-def _predictive_nll(
-    bnn: BayesianModel,
-    batches: list[tuple[Arguments, Any]],
-    num_samples: int,
-    log_prob: Callable[[Any, Any], Tensor],
-) -> float:
-    """-log mean_k p(y|x, w_k), averaged over the data; infinite where it is not a number."""
-    terms = []
-    for arguments, target in batches:
-        args, kwargs = arguments
-        draws = []
-        for _ in range(num_samples):  # for each batch others: the more networks there are in all, the less luck
-            with Draw(bayesian_parameters(bnn.module)), called_with(bnn.module, arguments):
-                found = bnn.module(*args, **kwargs)
-            draws.append(log_prob(found, target))
-        terms.append(math.log(num_samples) - torch.stack(draws).logsumexp(0))
-    if not sum(map(len, terms)):
-        raise ValueError("tune_std: no target counts; all are ignored or empty.")
-    nll = torch.cat(terms).mean().item()
-    return math.inf if math.isnan(nll) else nll
-
-
 def _minimum(function: Callable[[float], float], grid: list[float]) -> tuple[float, float]:
-    """Where a function of one variable is least and its value there: a grid first, and golden section about its best.
+    """Minimise a function of one variable, on a grid and then by golden section: the place and the value there.
 
     Raises:
-        ValueError: It is finite nowhere on the grid.
+        ArgumentError: It is finite nowhere on the grid.
     """
     grid = list(grid)
     values = {x: function(x) for x in grid}
@@ -230,7 +218,7 @@ def _minimum(function: Callable[[float], float], grid: list[float]) -> tuple[flo
         values[grid[-1]] = function(grid[-1])
     centre = grid.index(min(grid, key=values.__getitem__))
     if not math.isfinite(values[grid[centre]]):
-        raise ValueError("tune_std: under no factor on σ is the likelihood of the held-out data finite.")
+        raise ArgumentError("tune_std: under no factor on σ is the likelihood of the held-out data finite.")
     low, high = grid[max(centre - 1, 0)], grid[min(centre + 1, len(grid) - 1)]
     golden = (math.sqrt(5) - 1) / 2
     left, right = high - golden * (high - low), low + golden * (high - low)

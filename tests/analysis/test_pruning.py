@@ -212,7 +212,7 @@ def test_loading_unpruned_weights_ends_it():
     bnnify.prune(bnn, 0.5)
     bnnify.load_weights(bnn, model.state_dict())
     assert torch.equal(bnn.module.weight, model.weight)
-    assert not bnn.module._bayesian["weight"].pruned
+    assert not bnn.module._bayesian["weight"].state.has_pruned
     with bnn.draw():
         assert bnn.module.weight.all()
 
@@ -254,7 +254,7 @@ def test_the_report_names_each_parameter():
 
 
 def test_a_point_posterior_has_no_noise_to_compare_with():
-    bnn = bnnify.convert(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)), estimator={"0": "point"})
+    bnn = bnnify.convert(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)), posterior={"0": bnnify.Point()})
     assert list(bnnify.signal_to_noise(bnn)) == ["1.weight", "1.bias"]
     assert bnnify.prune(bnn, 1.0).numel == 8
     assert bnn.module[0].weight.all()
@@ -262,12 +262,12 @@ def test_a_point_posterior_has_no_noise_to_compare_with():
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.1, math.nan, "half", None, True])
 def test_a_fraction_that_is_none_is_refused(fraction):
-    with pytest.raises(bnnify.ConversionError, match="between 0 and 1"):
+    with pytest.raises(bnnify.ArgumentError, match="between 0 and 1"):
         bnnify.prune(bnnify.convert(nn.Linear(2, 2)), fraction)
 
 
 def test_without_values_nothing_is_pruned():
     with torch.device("meta"):
         bnn = bnnify.convert(nn.Linear(2, 2))
-    with pytest.raises(bnnify.ConversionError, match="`weight`: it is on the meta device"):
+    with pytest.raises(bnnify.ArgumentError, match="`weight`: it is on the meta device"):
         bnnify.prune(bnn, 0.5)

@@ -199,7 +199,7 @@ def test_pruned_weights_are_zero_in_every_network():
 
 
 def test_point_posteriors_are_the_same_in_every_network():
-    bnn = bnnify.convert(nn.Linear(4, 3), estimator={"weight": "point", "*": "reparameterization"})
+    bnn = bnnify.convert(nn.Linear(4, 3), posterior={"weight": bnnify.Point()})
     first, second, _ = frozen(bnn).networks
     assert torch.equal(first.weight, second.weight)
     assert not torch.equal(first.bias, second.bias)

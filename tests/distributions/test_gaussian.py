@@ -268,7 +268,7 @@ def check_standard_normal(z, slack=0.0):
 
 
 def wrong_by(noise):
-    return lambda mean, rho: mean + std(rho) * noise(mean)
+    return lambda mean, rho, given: mean + std(rho) * noise(mean)
 
 
 def reusing(choose):
@@ -318,7 +318,7 @@ def test_draws_are_independent_gaussians_in_other_dtypes(dtype):
 @pytest.mark.parametrize("noise", WRONG.values(), ids=WRONG.keys())
 def test_the_checker_rejects_wrong_samplers(noise, monkeypatch):
     bnn = layers()
-    monkeypatch.setattr("bnnify.modules.parameters.sample", wrong_by(noise))
+    monkeypatch.setattr("bnnify.modules.mean_field.sample", wrong_by(noise))
     z = standardized_draws(bnn)
     with pytest.raises(AssertionError):
         check_standard_normal(z)

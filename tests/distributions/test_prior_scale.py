@@ -10,7 +10,7 @@ from torch import nn
 
 import bnnify
 from bnnify.draws.companions import INITIAL_STD, PriorMean, from_buffer
-from bnnify.modules import parameters
+from bnnify.modules import mean_field
 from bnnify.modules.parameters import unique_bayesian_parameters
 
 
@@ -129,14 +129,14 @@ def test_a_scale_that_is_not_at_hand_gives_the_same_sample_kl_and_gradients(monk
         return output.detach(), kl.detach(), [p.grad for p in bnn.parameters() if p.grad is not None]
 
     at_hand = step()
-    monkeypatch.setattr(parameters, "from_buffer", as_tensor)
+    monkeypatch.setattr(mean_field, "from_buffer", as_tensor)
     torch.testing.assert_close(step(), at_hand)
 
 
 def test_a_prior_far_narrower_than_numbers_have_squares_has_a_finite_gradient_where_its_scale_is_not_at_hand(
     monkeypatch,
 ):
-    monkeypatch.setattr(parameters, "from_buffer", as_tensor)
+    monkeypatch.setattr(mean_field, "from_buffer", as_tensor)
     bnn = bnnify.convert(nn.Linear(4, 3, bias=False), posterior_std=1e-25)
     bnn(torch.ones(1, 4))[1].backward()
     assert bnn.module.weight.grad.isfinite().all()

@@ -126,3 +126,40 @@ def test_a_value_swapped_in_during_a_draw_is_given_back_as_it_stands():
         output = functional_call(bnn.module, {"0.weight": swapped, "0.bias": torch.zeros(4)}, (X,))
         inner = bnn.module[2].bias
         assert torch.equal(output, torch.tanh(inner).expand(3, 4))
+
+
+class GraphBreak(nn.Module):
+    """A model that the compiler cannot take as one graph."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 5), nn.Linear(5, 5)
+
+    def forward(self, x):
+        x = self.first(x)
+        torch._dynamo.graph_break()
+        return x + self.last(x) if x.sum().item() < 1e6 else x
+
+
+@pytest.mark.parametrize("estimator", ["reparameterization", "local", "flipout"])
+def test_where_the_compiler_gives_up_the_draw_is_still_in_effect(estimator):
+    bnn = bnnify.convert(GraphBreak(), estimator=estimator, posterior_std=0.5)
+    compiled, x = torch.compile(bnn, backend="eager"), torch.ones(2, 5)
+    (output, kl), (other, _) = compiled(x), compiled(x)
+    torch.testing.assert_close(kl, bnn.kl())
+    assert not torch.allclose(output, other)
+    assert not torch.allclose(output, bnn.module(x))
+    output.sum().backward()
+    assert all((parameter.rho.grad != 0).any() for parameter in bayesian_parameters(bnn.module))
+    with bnn.draw():
+        inside = torch.compile(bnn.module, backend="eager")(x)
+        assert torch.equal(inside, bnn.module(x))
+    assert not torch.allclose(inside, bnn.module(x))
+
+    @torch.compile(backend="eager")
+    def draws_itself(x):
+        with bnn.draw():
+            return bnn.module(x)
+
+    assert not torch.allclose(draws_itself(x), bnn.module(x))
+    assert not torch.allclose(draws_itself(x), draws_itself(x))

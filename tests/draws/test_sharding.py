@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 import bnnify
-from bnnify.draws.companions import COMPANIONS
+from bnnify.draws.companions import INITIAL_STD, PRIOR_MEAN, RHO
 from bnnify.modules.parameters import unique_bayesian_parameters
 
 pytestmark = pytest.mark.skipif(
@@ -277,7 +277,7 @@ def fsdp_sample_in_full(rank):
     assert torch.equal(seen[0], sample.full_tensor())
     assert_same_on_every_rank(seen[0])
     assert not torch.equal(seen[0], layer.weight.full_tensor())
-    assert_same_on_every_rank(bnn.predict(joint_batch(), num_samples=2).mean)
+    assert_same_on_every_rank(bnn.predict(joint_batch(), num_samples=2, likelihood="values").mean)
 
 
 def test_every_rank_computes_with_the_full_form_of_one_sharded_sample(in_processes):
@@ -464,7 +464,7 @@ def checkpoint_round_trip(rank, parallelize, path):
 
     saved, loaded = trained(seed=1), trained(seed=2)
     state = saved.module.state_dict()
-    added = [f"{entry.name}{suffix}" for entry in saved.report.bayesian for suffix in COMPANIONS]
+    added = [f"{entry.name}{suffix}" for entry in saved.report.bayesian for suffix in (RHO, PRIOR_MEAN, INITIAL_STD)]
     assert sorted(state) == sorted([*network().state_dict(), *added])
     dcp.save(state, checkpoint_id=path)
     state = loaded.module.state_dict()
@@ -485,7 +485,10 @@ def resharded_checkpoint(rank, path):
     dcp.save(saved.module.state_dict(), checkpoint_id=path)
     plain = bnnify.convert(network(seed=1), posterior_std=0.2)
     state = plain.module.state_dict()
-    dcp.load({name: value for name, value in state.items() if not name.endswith(COMPANIONS[1:])}, checkpoint_id=path)
+    dcp.load(
+        {name: value for name, value in state.items() if not name.endswith((PRIOR_MEAN, INITIAL_STD))},
+        checkpoint_id=path,
+    )
     for name, value in saved.module.state_dict().items():
         assert torch.equal(state[name], full(value)), name
 

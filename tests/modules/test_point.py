@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import nn
 
 import bnnify
-from bnnify.modules.parameters import bayesian_parameters
 from tests import zoo
 
 PRIORS = (
@@ -43,7 +42,7 @@ def trained(model, loss, **options):
 @pytest.mark.parametrize("name", ["lstm", "tied_language_model", "partly_frozen", "checkpointed"])
 def test_every_model_is_itself_and_learns_as_it_would(name):
     model, inputs = zoo.build(name)
-    bnn = bnnify.convert(model, prior=bnnify.Gaussian(), estimator="point")
+    bnn = bnnify.convert(model, prior=bnnify.Gaussian(), posterior=bnnify.Point())
     names = [name for name, _ in bnn.module.named_parameters()]
     assert names == [name for name, _ in model.named_parameters()]
     assert all("point" in entry.settings and entry.added_memory == 0 for entry in bnn.report.bayesian)
@@ -66,7 +65,7 @@ def test_every_model_is_itself_and_learns_as_it_would(name):
 @pytest.mark.parametrize("prior", PRIORS, ids=str)
 def test_the_penalty_is_minus_the_log_density_of_the_weights(prior):
     model = network()
-    bnn = bnnify.convert(model, prior=prior, estimator="point")
+    bnn = bnnify.convert(model, prior=prior, posterior=bnnify.Point())
     with torch.no_grad():
         for parameter in bnn.module.parameters():
             if parameter.requires_grad:
@@ -90,7 +89,7 @@ def test_the_penalty_is_minus_the_log_density_of_the_weights(prior):
 
 def test_a_gaussian_prior_is_weight_decay():
     model, (x, y), num_data, std = network(), data(), 12, 0.7
-    bnn = bnnify.convert(model, prior=bnnify.Gaussian(std=std), estimator="point")
+    bnn = bnnify.convert(model, prior=bnnify.Gaussian(std=std), posterior=bnnify.Point())
 
     def posterior(bnn):
         output, penalty = bnn(x)
@@ -107,25 +106,25 @@ def test_a_gaussian_prior_is_weight_decay():
 
 def test_a_part_of_the_model_may_be_a_point():
     model, (x, _) = network(), data()
-    bnn = bnnify.convert(model, prior=bnnify.Gaussian(), estimator={"0": "point"})
+    bnn = bnnify.convert(model, prior=bnnify.Gaussian(), posterior={"0": bnnify.Point()})
     assert set(bnn.module.state_dict()) == {*model.state_dict(), "2.weight_rho", "2.bias_rho"}
     with bnn.draw():
         assert torch.equal(bnn.module[0].weight, model[0].weight)
         assert not torch.equal(bnn.module[2].weight, model[2].weight)
-    prediction = bnn.predict(x, num_samples=3)
+    prediction = bnn.predict(x, num_samples=3, likelihood="values")
     assert prediction.std.all()
-    bnnify.convert(model, estimator="point").predict(x, num_samples=3)
+    bnnify.convert(model, posterior=bnnify.Point()).predict(x, num_samples=3, likelihood="values")
 
 
 def test_files_copies_and_the_way_back_work_without_a_rho(tmp_path):
     model, (x, _) = network(), data()
-    bnn = bnnify.convert(model, prior=bnnify.Gaussian(std=0.3), estimator="point")
+    bnn = bnnify.convert(model, prior=bnnify.Gaussian(std=0.3), posterior=bnnify.Point())
     bnnify.save(bnn, tmp_path / "map.pt")
     loaded = bnnify.load(tmp_path / "map.pt", network())
     for other in (loaded, copy.deepcopy(bnn)):
         assert torch.equal(other(x)[0], bnn(x)[0])
         assert torch.equal(other.kl(), bnn.kl())
-    assert all(parameter.is_point for parameter in bayesian_parameters(loaded.module))
+    assert not [name for name in loaded.module.state_dict() if name.endswith("_rho")]
     assert zoo.equal(bnnify.collapse(bnn)(x), model(x))
     assert "_rho" not in str(vars(bnnify.collapse(bnn)[0])["_parameters"].keys())
     bnnify.load_weights(bnn, network().state_dict())
@@ -150,4 +149,4 @@ class NoDensity(bnnify.Prior):
 )
 def test_a_prior_without_a_density_is_refused_at_conversion(prior, found):
     with pytest.raises(bnnify.ConversionError, match=found):
-        bnnify.convert(network(), prior=prior, estimator="point")
+        bnnify.convert(network(), prior=prior, posterior=bnnify.Point())

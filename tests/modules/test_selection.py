@@ -325,7 +325,7 @@ REFUSED_CHANGES = {
     "another sigma": ({"posterior_std": 1e-6}, "posterior_std= for `0.weight`", "a σ, which has had its start"),
     "the same sigma, which training has moved": ({"posterior_std": 0.05}, "posterior_std= for `0.weight`", "a σ"),
     "another estimator": ({"estimator": "local"}, "estimator= for `0.weight`", "estimator='reparameterization'"),
-    "no noise": ({"estimator": {"0": "point"}}, "estimator= for `0.weight`", "estimator='reparameterization'"),
+    "no noise": ({"posterior": {"0": bnnify.Point()}}, "posterior= for `0.weight`", "posterior=MeanField()"),
     "to be left alone": ({"exclude": "0.weight"}, "exclude= for `0.weight`", "a posterior"),
     "to be left alone, all of it": ({"exclude": ["0", "1"]}, "exclude= for `0.weight`", "a posterior"),
     "another prior where it is selected": ({"select": "0", "prior": Gaussian()}, "prior= for `0.weight`", "std=0.3"),

@@ -9,6 +9,7 @@ from torch.distributions import Normal
 
 import bnnify
 from bnnify.prediction.averages import Averages
+from bnnify.prediction.known_likelihoods import as_likelihood
 
 
 class Returns(nn.Module):
@@ -91,11 +92,11 @@ def test_outputs_of_that_meaning_pass(make, likelihood, options):
 
 
 def test_what_only_a_later_network_shows_is_found_in_the_average():
-    averages = Averages("gaussian", None)
+    averages = Averages(as_likelihood("gaussian"))
     averages.add((torch.zeros(2), torch.ones(2)))
     averages.add((torch.zeros(2), torch.tensor([1.0, -0.5])))
     assert averages.prediction().aleatoric_std.isnan().tolist() == [False, True]
-    averages = Averages("probabilities", None)
+    averages = Averages(as_likelihood("probabilities"))
     averages.add(torch.tensor([[0.5, 0.5]]))
     averages.add(torch.tensor([[0.9, 0.5]]))
     with pytest.raises(ValueError, match="sum to one"):
@@ -126,14 +127,14 @@ def test_masks_and_spectra_are_no_logits(make):
 
 def test_of_yes_and_no_the_average_is_the_share_of_networks_that_say_yes():
     bnn, outputs = returning(lambda o: o > 0), []
-    prediction = bnn.predict(X, 8, output=lambda out: outputs.append(out) or out)
+    prediction = bnn.predict(X, 8, output=lambda out: outputs.append(out) or out, likelihood="values")
     torch.testing.assert_close(prediction.mean, torch.stack(outputs).float().mean(0))
     torch.testing.assert_close(prediction.std, torch.stack(outputs).float().std(0))
 
 
 def test_complex_numbers_have_a_complex_mean_and_a_real_spread():
     bnn, outputs = returning(torch.fft.fft), []
-    prediction = bnn.predict(X, 8, output=lambda out: outputs.append(out) or out)
+    prediction = bnn.predict(X, 8, output=lambda out: outputs.append(out) or out, likelihood="values")
     samples = torch.stack(outputs)
     torch.testing.assert_close(prediction.mean, samples.mean(0))
     torch.testing.assert_close(prediction.std, samples.std(0))
@@ -144,7 +145,7 @@ def test_complex_numbers_have_a_complex_mean_and_a_real_spread():
 @pytest.mark.filterwarnings("ignore:Sparse CSR")
 def test_sparse_outputs_have_a_dense_average(sparse):
     bnn, outputs = returning(lambda o: sparse(o.relu())), []
-    prediction = bnn.predict(X, 4, output=lambda out: outputs.append(out.to_dense()) or out)
+    prediction = bnn.predict(X, 4, output=lambda out: outputs.append(out.to_dense()) or out, likelihood="values")
     torch.testing.assert_close(prediction.mean, torch.stack(outputs).mean(0))
 
 
@@ -155,7 +156,7 @@ def test_outputs_whose_number_differs_between_networks_have_no_average():
     counts = iter([3, 1, 3])
     bnn = returning(lambda o: o[: next(counts)])
     with pytest.raises(ValueError, match=r"two networks.*\(3, 4\) and \(1, 4\).*bnn.draw\(\)"):
-        bnn.predict(X, 3)
+        bnn.predict(X, 3, likelihood="values")
 
 
 @pytest.mark.parametrize(
@@ -171,21 +172,21 @@ def test_outputs_whose_number_differs_between_networks_have_no_average():
 )
 def test_results_of_batches_that_cannot_follow_each_other_are_refused(make, batches, match):
     with pytest.raises(ValueError, match=match):
-        returning(make).predict(list(batches), 2)
+        returning(make).predict(list(batches), 2, likelihood="values")
 
 
 def test_examples_along_another_dimension_are_put_in_front_as_the_error_says():
     bnn = returning(lambda o: o.T)
     torch.manual_seed(1)
-    expected = bnn.predict(X, 3).mean
+    expected = bnn.predict(X, 3, likelihood="values").mean
     torch.manual_seed(1)
-    found = bnn.predict(list(X.split(2)), 3, output=lambda out: out.movedim(1, 0)).mean
+    found = bnn.predict(list(X.split(2)), 3, output=lambda out: out.movedim(1, 0), likelihood="values").mean
     torch.testing.assert_close(found, expected.T)
 
 
 def test_a_loader_may_give_rows_that_are_no_examples():
     rows = returning(lambda o: o.sum(0, keepdim=True)[:, :3])
-    assert rows.predict(list(X.split(2)), 2).mean.shape == (3, 3)
+    assert rows.predict(list(X.split(2)), 2, likelihood="values").mean.shape == (3, 3)
 
 
 @pytest.mark.parametrize("likelihood", ["logits", "probabilities", "gaussian"])
@@ -204,7 +205,7 @@ def test_where_values_are_not_at_hand_only_shapes_are_checked(likelihood):
 def test_the_dimension_of_classes_is_refused_where_there_are_none():
     bnn = returning(lambda o: o)
     with pytest.raises(ValueError, match=r"class_dim=1 is for likelihood='logits' and 'probabilities'.*'values'"):
-        bnn.predict(X, 2, class_dim=1)
+        bnn.predict(X, 2, class_dim=1, likelihood="values")
     with pytest.raises(TypeError, match="class_dim must be an integer, not the string '1'"):
         bnn.predict(X, 2, likelihood="logits", class_dim="1")
 
@@ -236,7 +237,7 @@ def test_a_function_that_makes_no_distribution_is_refused():
 
 def test_the_fisher_information_of_an_output_that_is_not_finite_is_refused():
     with pytest.raises(ValueError, match="NaN or infinite"):
-        bnnify.FisherStd.estimate(Returns(lambda o: o * math.nan), [X], num_data=6)
+        bnnify.FisherStd.estimate(Returns(lambda o: o * math.nan), [X], num_data=6, likelihood="logits")
 
 
 @pytest.mark.parametrize("chunk_size", [None, 1])
@@ -249,15 +250,19 @@ def test_inputs_without_an_example_in_each_row_have_no_fisher_information(chunk_
         def forward(self, x, weights):
             return self.layer(x * weights.sum())
 
-    with pytest.raises(bnnify.ConversionError, match=r"\[\(6, 4\), \(2,\)\] and \[\(6, 3\)\].*from_adam"):
-        bnnify.FisherStd.estimate(Graph(), [((X, torch.ones(2)),)], num_data=6, chunk_size=chunk_size)
+    with pytest.raises(bnnify.ArgumentError, match=r"\[\(6, 4\), \(2,\)\] and \[\(6, 3\)\].*from_adam"):
+        bnnify.FisherStd.estimate(
+            Graph(), [((X, torch.ones(2)),)], num_data=6, chunk_size=chunk_size, likelihood="logits"
+        )
 
 
 def test_classes_of_pixels_are_where_class_dim_says():
     def estimated(make, class_dim):
         torch.manual_seed(1)
-        return bnnify.FisherStd.estimate(Returns(make), [X], num_data=6, class_dim=class_dim).fisher
+        return bnnify.FisherStd.estimate(
+            Returns(make), [X], num_data=6, class_dim=class_dim, likelihood="logits"
+        ).fisher
 
     torch.testing.assert_close(estimated(pixels, 1), estimated(lambda o: pixels(o).movedim(1, -1), -1))
     bnn = bnnify.convert(Returns(pixels))
-    assert bnnify.tune_std(bnn, [(X, torch.randint(4, (6, 3, 3)))], num_samples=2, class_dim=1) > 0
+    assert bnnify.tune_std(bnn, [(X, torch.randint(4, (6, 3, 3)))], num_samples=2, class_dim=1, likelihood="logits") > 0

@@ -89,7 +89,11 @@ def test_whatever_gives_batches_does_so_for_predict_and_tune_std_and_the_fisher_
         prediction = bnn.predict(data(), 5, likelihood="logits")
         torch.manual_seed(1)
         fisher = bnnify.FisherStd.estimate(bnn.module, data(), num_data=6, likelihood=lambda out: Still(out))
-        return prediction, bnnify.tune_std(bnnify.convert(bnn.module), data(), num_samples=4), fisher
+        return (
+            prediction,
+            bnnify.tune_std(bnnify.convert(bnn.module), data(), num_samples=4, likelihood="logits"),
+            fisher,
+        )
 
     class Still(torch.distributions.Normal):
         def __init__(self, mean):
@@ -117,7 +121,7 @@ def test_a_generator_is_read_once_and_as_it_goes():
             read.append(len(x))
             yield x
 
-    assert bnn.predict(batches(), 3).mean.shape == (6, 3)
+    assert bnn.predict(batches(), 3, likelihood="values").mean.shape == (6, 3)
     assert read == [2, 2, 2]
 
 
@@ -125,9 +129,9 @@ def test_a_tuple_as_inputs_is_the_arguments_and_what_else_a_batch_holds_is_not_p
     called = []
     bnn = bnnify.convert(Shifted())
     bnn.module.register_forward_hook(lambda module, args, output: called.append(args))
-    bnn.predict([((X, T), Y)], 1)
-    bnn.predict([(X, Y)], 1)
-    bnn.predict([[X]], 1)
+    bnn.predict([((X, T), Y)], 1, likelihood="values")
+    bnn.predict([(X, Y)], 1, likelihood="values")
+    bnn.predict([[X]], 1, likelihood="values")
     assert [len(args) for args in called] == [2, 1, 1]
     assert torch.equal(called[0][1], T)
 
@@ -155,8 +159,8 @@ def test_batches_of_transformers_are_mappings():
     bnn.module.register_forward_hook(lambda module, args, kwargs, output: seen.append(kwargs), with_kwargs=True)
     assert bnn.predict(batches, 2, likelihood="logits", output="logits").mean.shape == (6, 2)
     assert not any("labels" in kwargs for kwargs in seen)
-    assert bnnify.tune_std(bnn, batches, num_samples=2, output="logits") > 0
-    assert bnn.predict(batches[0], 2, output="logits").mean.shape == (3, 2)
+    assert bnnify.tune_std(bnn, batches, num_samples=2, output="logits", likelihood="logits") > 0
+    assert bnn.predict(batches[0], 2, output="logits", likelihood="values").mean.shape == (3, 2)
 
 
 @pytest.mark.parametrize("prepare", ["accelerate", "timm"])
@@ -170,7 +174,7 @@ def test_loaders_of_other_libraries_give_batches(prepare):
         loader = create_loader(images, (3, 8, 8), 4, use_prefetcher=False, device=torch.device("cpu"), num_workers=0)
     bnn = bnnify.convert(nn.Sequential(nn.Flatten(), nn.Linear(4 if prepare == "accelerate" else 192, 3)))
     assert bnn.predict(loader, 2, likelihood="logits").mean.shape == (6, 3)
-    assert bnnify.tune_std(bnn, loader, num_samples=2) > 0
+    assert bnnify.tune_std(bnn, loader, num_samples=2, likelihood="logits") > 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,9 +195,9 @@ class OfGraphs(nn.Module):
 def test_an_object_is_one_argument_alone_and_among_batches():
     bnn = bnnify.convert(OfGraphs())
     torch.manual_seed(1)
-    one = bnn.predict(Graph(X), 3)
+    one = bnn.predict(Graph(X), 3, likelihood="values")
     torch.manual_seed(1)
-    several = bnn.predict([Graph(part) for part in X.split(3)], 3)
+    several = bnn.predict([Graph(part) for part in X.split(3)], 3, likelihood="values")
     torch.testing.assert_close(one.mean, several.mean)
 
 
@@ -208,8 +212,8 @@ def test_a_packed_sequence_is_one_argument_although_it_is_a_tuple():
             return self.rnn(sequence)[1][0]
 
     bnn, packed = bnnify.convert(Reads()), pack_sequence([X, X[:3]])
-    assert bnn.predict(packed, 2).mean.shape == (2, 3)
-    assert bnn.predict([packed, packed], 2).mean.shape == (4, 3)
+    assert bnn.predict(packed, 2, likelihood="values").mean.shape == (2, 3)
+    assert bnn.predict([packed, packed], 2, likelihood="values").mean.shape == (4, 3)
 
 
 def test_text_is_one_argument():
@@ -222,11 +226,11 @@ def test_text_is_one_argument():
             return self.layer(torch.tensor([[float(len(text))] for text in texts]))
 
     bnn, texts = bnnify.convert(Counts()), ["aa", "bbb", "cccc", "ddddd"]
-    assert bnn.predict(texts, 2).mean.shape == (4, 3)
-    assert bnn.predict(DataLoader(texts, 2), 2).mean.shape == (4, 3)
+    assert bnn.predict(texts, 2, likelihood="values").mean.shape == (4, 3)
+    assert bnn.predict(DataLoader(texts, 2), 2, likelihood="values").mean.shape == (4, 3)
     labelled = DataLoader(list(zip(texts, [0, 1, 2, 0], strict=True)), 2)
-    assert bnn.predict(labelled, 2).mean.shape == (4, 3)
-    assert bnnify.tune_std(bnn, labelled, num_samples=2) > 0
+    assert bnn.predict(labelled, 2, likelihood="values").mean.shape == (4, 3)
+    assert bnnify.tune_std(bnn, labelled, num_samples=2, likelihood="logits") > 0
 
 
 def test_what_is_one_batch_is_decided_by_its_type():
@@ -250,16 +254,16 @@ def test_a_list_that_may_be_one_batch_is_refused_with_both_ways_out():
         bnn = bnnify.convert(Shifted())
         match = r"looks like one batch.*batch\[0\].*\[batch\].*iter\(batches\)"
         with pytest.raises(TypeError, match=match):
-            bnn.predict(data, 2)
+            bnn.predict(data, 2, likelihood="values")
         with pytest.raises(TypeError, match=match):
-            bnnify.tune_std(bnn, data)
+            bnnify.tune_std(bnn, data, likelihood="logits")
         with pytest.raises(TypeError, match=match):
-            bnnify.FisherStd.estimate(bnn.module, data, num_data=6)
+            bnnify.FisherStd.estimate(bnn.module, data, num_data=6, likelihood="logits")
 
 
 def test_batches_of_several_lengths_are_read_from_an_iterator():
     bnn = bnnify.convert(Pooled())
-    assert bnn.predict(iter([X, X[:, :2]]), 2).mean.shape == (12, 3)
+    assert bnn.predict(iter([X, X[:, :2]]), 2, likelihood="values").mean.shape == (12, 3)
 
 
 class Pooled(nn.Module):
@@ -278,16 +282,16 @@ def test_three_elements_do_not_tell_the_inputs():
             r"batch of 3 .*shape \(6,\).*which of its elements are inputs.*\(\(\(x, t\), y\) for x, t, y in loader\)"
         )
         with pytest.raises(TypeError, match=match):
-            bnn.predict([batch], 2)
+            bnn.predict([batch], 2, likelihood="values")
         with pytest.raises(TypeError, match=match):
-            bnnify.tune_std(bnn, [batch])
+            bnnify.tune_std(bnn, [batch], likelihood="logits")
         with pytest.raises(TypeError, match=match):
-            bnnify.FisherStd.estimate(bnn.module, [batch], num_data=6)
+            bnnify.FisherStd.estimate(bnn.module, [batch], num_data=6, likelihood="logits")
 
 
 def test_single_examples_are_no_batches():
     with pytest.raises(TypeError, match=r"TensorDataset gives single examples.*DataLoader\(dataset"):
-        bnnify.convert(Shifted()).predict(TensorDataset(X, Y), 2)
+        bnnify.convert(Shifted()).predict(TensorDataset(X, Y), 2, likelihood="values")
 
 
 @pytest.mark.parametrize(
@@ -307,16 +311,16 @@ def test_what_a_model_cannot_be_called_with_is_named_beside_the_rule(data, calle
     with pytest.raises(
         TypeError, match=rf"Shifted, called with .*{called}.*What the model is called with: .*several inputs"
     ):
-        bnn.predict(data, 2)
+        bnn.predict(data, 2, likelihood="values")
 
 
 def test_where_batches_are_needed_one_batch_is_refused():
     for data in [(X, Y), X, {"input": X, "labels": Y}, None, 3]:
         bnn = bnnify.convert(nn.Linear(4, 3))
         with pytest.raises(TypeError, match=r"tune_std takes what gives batches.*\[\(inputs, target\)\]"):
-            bnnify.tune_std(bnn, data)
+            bnnify.tune_std(bnn, data, likelihood="logits")
         with pytest.raises(TypeError, match=r"FisherStd.estimate takes what gives batches.*\[\(inputs, target\)\]"):
-            bnnify.FisherStd.estimate(bnn.module, data, num_data=6)
+            bnnify.FisherStd.estimate(bnn.module, data, num_data=6, likelihood="logits")
 
 
 def test_tuning_needs_targets_and_says_how_to_make_pairs():
@@ -324,7 +328,7 @@ def test_tuning_needs_targets_and_says_how_to_make_pairs():
         with pytest.raises(
             ValueError, match=r"needs batches \(input, target\), or mappings with `labels`.*for batch in"
         ):
-            bnnify.tune_std(bnnify.convert(nn.Linear(4, 3)), [batch])
+            bnnify.tune_std(bnnify.convert(nn.Linear(4, 3)), [batch], likelihood="logits")
 
 
 # Devices. The device "meta" stands in for an accelerator, which a machine need not have.
@@ -373,8 +377,8 @@ def test_a_model_without_parameters_or_with_some_on_the_meta_device_leaves_batch
 
     assert devices_of(nn.Identity()) == []
     assert set(devices_of(Split())) == {torch.device("cpu")}
-    assert bnnify.BayesianModel(nn.Identity()).predict([X, X], 2).mean.shape == (12, 4)
-    assert bnnify.convert(Split(), select="used").predict([X], 2).mean.shape == (6, 3)
+    assert bnnify.BayesianModel(nn.Identity()).predict([X, X], 2, likelihood="values").mean.shape == (12, 4)
+    assert bnnify.convert(Split(), select="used").predict([X], 2, likelihood="values").mean.shape == (6, 3)
 
 
 def test_a_single_batch_is_not_touched():
@@ -387,8 +391,10 @@ def test_a_single_batch_is_not_touched():
 def test_batches_of_the_cpu_go_to_the_model_on_the_gpu():
     bnn = bnnify.convert(Shifted()).cuda()
     assert bnn.predict([((X, T), Y)], 2, likelihood="logits").mean.is_cuda
-    assert bnnify.tune_std(bnn, DataLoader(TensorDataset(X, Y), 4), num_samples=2) > 0
-    assert bnnify.FisherStd.estimate(bnn.module, [(X, Y)], num_data=6).fisher["layer.weight"].is_cuda
+    assert bnnify.tune_std(bnn, DataLoader(TensorDataset(X, Y), 4), num_samples=2, likelihood="logits") > 0
+    assert (
+        bnnify.FisherStd.estimate(bnn.module, [(X, Y)], num_data=6, likelihood="logits").fisher["layer.weight"].is_cuda
+    )
 
 
 # What predict is asked for of an output
@@ -401,8 +407,8 @@ def test_a_part_that_the_output_lacks_is_named_with_those_it_has():
 
     bnn = bnnify.convert(Returns())
     with pytest.raises(ValueError, match=r"output='logit' is no part.*a dict with the keys \['logits'\]"):
-        bnn.predict(X, 2, output="logit")
+        bnn.predict(X, 2, output="logit", likelihood="values")
     with pytest.raises(TypeError, match=r"output must be a key, an attribute, an index or a function, not 0\.5"):
-        bnn.predict(X, 2, output=0.5)
+        bnn.predict(X, 2, output=0.5, likelihood="values")
     with pytest.raises(ValueError, match=r"output=0 of a single tensor would be one example.*out\[:, 0\]"):
-        bnnify.convert(Shifted()).predict(X, 2, output=0)
+        bnnify.convert(Shifted()).predict(X, 2, output=0, likelihood="values")

@@ -43,7 +43,7 @@ def inputs(rows=6):
 
 def predicted(bnn, *args, seed=1, **kwargs):
     torch.manual_seed(seed)
-    return bnn.predict(*args, **{"num_samples": K, **kwargs})
+    return bnn.predict(*args, **{"num_samples": K, "likelihood": "values", **kwargs})
 
 
 def stored_samples(bnn, *args, num_samples=K, seed=1):
@@ -220,7 +220,7 @@ def test_modules_that_do_more_than_set_the_flag_come_back_to_their_mode(merging)
     bnn = bnnify.convert(model, inplace=True)
     model.train(not merging)
     weight = model[0].weight.clone()
-    bnn.predict(torch.randn(3, 4), num_samples=2)
+    bnn.predict(torch.randn(3, 4), num_samples=2, likelihood="values")
     assert model[0].merged == merging
     torch.testing.assert_close(model[0].weight, weight)
 
@@ -263,7 +263,12 @@ def test_predictions_in_threads_are_all_in_eval_mode_and_the_last_restores_the_f
 
     def run(num_samples):
         waited = []
-        bnn.predict(inputs(), num_samples, output=lambda o: (waited or waited.append(both_run.wait()), o)[1])
+        bnn.predict(
+            inputs(),
+            num_samples,
+            output=lambda o: (waited or waited.append(both_run.wait()), o)[1],
+            likelihood="values",
+        )
 
     threads = [threading.Thread(target=run, args=(number,)) for number in (2, 50)]
     for thread in threads:
@@ -280,7 +285,7 @@ def test_a_shared_module_keeps_its_own_flag_whatever_its_parents_have():
     bnn.module[1].eval()
     shared.train()
     before = [module.training for module in bnn.modules()]
-    bnn.predict(torch.randn(3, 4), num_samples=2)
+    bnn.predict(torch.randn(3, 4), num_samples=2, likelihood="values")
     assert [module.training for module in bnn.modules()] == before
 
 
@@ -290,7 +295,7 @@ def test_no_draw_is_left_in_effect_after_an_exception_in_the_callers_function():
 
     bnn, x = converted().eval(), inputs()
     with pytest.raises(Broken) as error:
-        bnn.predict(x, output=raise_)
+        bnn.predict(x, output=raise_, likelihood="values")
     assert error.tb is not None  # which holds what was in progress
     assert torch.equal(bnn.module(x), bnnify.collapse(bnn)(x))
 
@@ -315,7 +320,7 @@ def test_prediction_inside_a_draw_still_averages_over_networks_and_keeps_the_dra
     bnn, x = converted().eval(), inputs()
     with bnn.draw():
         before = bnn.module(x)
-        assert (bnn.predict(x, num_samples=5).std > 0).all()
+        assert (bnn.predict(x, num_samples=5, likelihood="values").std > 0).all()
         assert torch.equal(bnn.module(x), before)
 
 
@@ -356,7 +361,7 @@ def test_a_loader_gives_its_batches_in_order(wrap):
 
 def test_a_loader_without_batches_is_refused():
     with pytest.raises(ValueError, match="loader without batches"):
-        converted().predict(DataLoader([]))
+        converted().predict(DataLoader([]), likelihood="values")
 
 
 # Loaders: the same networks for every batch, and every batch read once
@@ -403,7 +408,7 @@ def test_a_loader_gives_what_the_plain_loop_over_draws_gives(select, antithetic)
     expected = loop_over_draws(bnn, loader, antithetic)
     state = torch.get_rng_state()
     torch.manual_seed(1)
-    prediction = bnn.predict(loader, K, antithetic=antithetic)
+    prediction = bnn.predict(loader, K, antithetic=antithetic, likelihood="values")
     assert torch.equal(torch.get_rng_state(), state)
     torch.testing.assert_close(prediction.mean, expected.mean(0), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(prediction.std, expected.std(0), rtol=1e-10, atol=1e-12)
@@ -425,7 +430,7 @@ def test_the_seed_decides_which_networks_all_groups_see(antithetic):
     first, second = (predicted(bnn, loader, antithetic=antithetic).mean for _ in range(2))
     assert torch.equal(first, second)
     torch.manual_seed(2)
-    assert not torch.equal(bnn.predict(loader, K, antithetic=antithetic).mean, first)
+    assert not torch.equal(bnn.predict(loader, K, antithetic=antithetic, likelihood="values").mean, first)
 
 
 @pytest.mark.usefixtures("groups")
@@ -434,8 +439,8 @@ def test_the_random_numbers_of_others_are_never_drawn_twice():
     others = []
     bnn = bnnify.convert(Noted().double())
     bnn.module.register_forward_hook(lambda *_: others.append(torch.rand(1).item()))
-    bnn.predict(DataLoader(inputs(14), batch_size=2), K)
-    bnn.predict(DataLoader(inputs(14), batch_size=2), K)
+    bnn.predict(DataLoader(inputs(14), batch_size=2), K, likelihood="values")
+    bnn.predict(DataLoader(inputs(14), batch_size=2), K, likelihood="values")
     assert len(set(others)) == len(others) == 2 * 7 * K
 
 
@@ -444,7 +449,7 @@ def test_batches_that_share_their_memory_are_refused(buffers):
     memory = [torch.zeros(2, 4, dtype=torch.float64) for _ in range(buffers)]
     batches = (memory[number % buffers].fill_(number) for number in range(5))
     with pytest.raises(ValueError, match="reuses their memory"):
-        converted().predict(batches, K)
+        converted().predict(batches, K, likelihood="values")
 
 
 def test_a_group_holds_no_more_batches_than_its_limits_say(monkeypatch):
@@ -466,7 +471,9 @@ def test_a_group_holds_no_more_batches_than_its_limits_say(monkeypatch):
             most.append(len(alive))
             return batch
 
-        bnnify.convert(Head(4, 2).double()).predict(DataLoader(inputs(20), batch_size=2, collate_fn=collate), 2)
+        bnnify.convert(Head(4, 2).double()).predict(
+            DataLoader(inputs(20), batch_size=2, collate_fn=collate), 2, likelihood="values"
+        )
         return max(most)
 
     batch = 2 * 4 * 8  # bytes
@@ -485,7 +492,7 @@ def test_every_batch_sees_the_same_networks_also_when_reading_and_forwards_are_r
     bnn = bnnify.convert(Noted())
     bnn.module.register_forward_hook(lambda module, args, output: output + torch.rand(1))
     loader = DataLoader(Augmented(torch.zeros(10, 4)), batch_size=2, shuffle=True)
-    bnn.predict(loader, K, antithetic=antithetic)
+    bnn.predict(loader, K, antithetic=antithetic, likelihood="values")
     networks: dict[tuple[float, ...], list[torch.Tensor]] = {}
     for weight, x in NOTED:
         networks.setdefault(tuple(weight.flatten().tolist()), []).append(x)
@@ -504,7 +511,7 @@ def test_a_loader_is_read_once_and_in_order():
             return super().__getitem__(index)
 
     read = []
-    prediction = converted().predict(DataLoader(Data(inputs(7)), batch_size=2), K)
+    prediction = converted().predict(DataLoader(Data(inputs(7)), batch_size=2), K, likelihood="values")
     assert read == list(range(7))
     assert len(prediction.mean) == 7
 
@@ -574,9 +581,9 @@ def test_the_progress_bar_counts_forwards(given, total, done, monkeypatch):
     progress = pytest.importorskip("rich.progress")
     monkeypatch.setattr(progress, "Progress", Bar)
     Bar.made.clear()
-    converted().predict(given(), K)
+    converted().predict(given(), K, likelihood="values")
     assert not Bar.made
-    converted().predict(given(), K, progress=True)
+    converted().predict(given(), K, progress=True, likelihood="values")
     (bar,) = Bar.made
     assert (bar.total, bar.done, bar.closed) == (total, done, True)
 
@@ -584,8 +591,8 @@ def test_the_progress_bar_counts_forwards(given, total, done, monkeypatch):
 def test_without_rich_the_progress_bar_is_refused_with_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "rich.progress", None)
     with pytest.raises(ImportError, match=r"progress=True.*bnnify\[cli\]"):
-        converted().predict(inputs(), progress=True)
-    converted().predict(inputs(), 2)
+        converted().predict(inputs(), progress=True, likelihood="values")
+    converted().predict(inputs(), 2, likelihood="values")
 
 
 # What comes out
@@ -629,11 +636,11 @@ def test_a_mapping_needs_output_and_the_error_names_its_keys():
 
 def test_a_tuple_needs_output():
     with pytest.raises(TypeError, match=r"returned tuple.*output=: a key, an attribute, an index, or a function"):
-        converted(lambda logits: (logits, logits)).predict(inputs())
+        converted(lambda logits: (logits, logits)).predict(inputs(), likelihood="values")
 
 
 def test_gaussian_needs_a_pair_and_the_error_shows_how_to_make_one():
-    with pytest.raises(TypeError, match=r"pair of tensors \(mean, variance\), but the model returned Tensor.*output="):
+    with pytest.raises(TypeError, match=r"pair of tensors \(mean, variance\), but got Tensor.*output="):
         converted().predict(inputs(), likelihood="gaussian")
 
 

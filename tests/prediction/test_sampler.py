@@ -124,7 +124,7 @@ def test_tied_parameters_share_a_sample_and_point_posteriors_have_none():
     tied = converted("tied_language_model")
     with Sampler(tied.module).draw(0):
         assert torch.equal(tied.module.embed.weight, tied.module.head.weight)
-    bnn = bnnify.convert(nn.Linear(4, 3), estimator={"weight": "point", "*": "reparameterization"})
+    bnn = bnnify.convert(nn.Linear(4, 3), posterior={"weight": bnnify.Point()})
     sampler = Sampler(bnn.module, antithetic=True)
     with sampler.draw(0):
         assert bnn.module.weight is bnn.module._parameters["weight"]
@@ -163,6 +163,8 @@ def test_mixed_dtypes_and_transforms_are_sampled_as_everywhere_else(antithetic):
     assert torch.allclose(middle, bnn.module.weight.to(middle.dtype)) == antithetic
     plain = bnnify.convert(nn.Linear(4, 3))
     x = torch.randn(6, 4)
-    stds = torch.func.vmap(lambda x: plain.predict(x, 3, antithetic=antithetic).std, randomness="different")(x)
+    stds = torch.func.vmap(
+        lambda x: plain.predict(x, 3, antithetic=antithetic, likelihood="values").std, randomness="different"
+    )(x)
     assert stds.shape == (6, 3)
     assert (stds > 0).all()

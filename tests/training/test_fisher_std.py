@@ -11,7 +11,7 @@ from torch.distributions import Categorical, Normal
 from torch.utils.data import DataLoader, TensorDataset
 
 import bnnify
-from bnnify import ConversionError, FisherStd, Relative
+from bnnify import ArgumentError, ConversionError, FisherStd, Relative
 from bnnify.distributions.gaussian import std
 from bnnify.modules.parameters import bayesian_parameters, unique_bayesian_parameters
 from tests import zoo
@@ -45,7 +45,7 @@ def test_of_softmax_regression_it_is_the_closed_form():
     x, model = torch.randn(10, 2), nn.Linear(2, 3)
     p = model(x).softmax(1)
     expected = (p * (1 - p)).T @ x.square() / 10  # E[(1[y=c] - p_c)²] = p_c (1 - p_c)
-    found = FisherStd.estimate(model, loader(repeated(x, 4000))).fisher
+    found = FisherStd.estimate(model, loader(repeated(x, 4000)), likelihood="logits").fisher
     torch.testing.assert_close(found["weight"], expected.detach(), rtol=0.05, atol=0)
     torch.testing.assert_close(found["bias"], (p * (1 - p)).mean(0).detach(), rtol=0.05, atol=0)
 
@@ -157,18 +157,18 @@ class LooksAtItsInput(nn.Linear):
 
 def test_what_vmap_cannot_do_says_so_and_goes_one_by_one():
     model, x = LooksAtItsInput(2, 3), torch.randn(4, 2)
-    with pytest.raises(ConversionError, match=r"LooksAtItsInput.*vmap.*chunk_size=1.*from_adam"):
-        FisherStd.estimate(model, loader(x))
-    assert FisherStd.estimate(model, loader(x), chunk_size=1).fisher["weight"].shape == (3, 2)
+    with pytest.raises(ArgumentError, match=r"LooksAtItsInput.*vmap.*chunk_size=1.*from_adam"):
+        FisherStd.estimate(model, loader(x), likelihood="logits")
+    assert FisherStd.estimate(model, loader(x), chunk_size=1, likelihood="logits").fisher["weight"].shape == (3, 2)
 
 
 def test_estimate_says_what_it_misses():
-    with pytest.raises(ConversionError, match=r"Linear.*requires_grad"):
-        FisherStd.estimate(nn.Linear(2, 3).requires_grad_(False), [])
-    with pytest.raises(ConversionError, match=r"list.*num_data="):
-        FisherStd.estimate(nn.Linear(2, 3), [torch.randn(4, 2)])
-    with pytest.raises(ConversionError, match="without batches"):
-        FisherStd.estimate(nn.Linear(2, 3), [], num_data=4)
+    with pytest.raises(ArgumentError, match=r"Linear.*requires_grad"):
+        FisherStd.estimate(nn.Linear(2, 3).requires_grad_(False), [], likelihood="logits")
+    with pytest.raises(ArgumentError, match=r"list.*num_data="):
+        FisherStd.estimate(nn.Linear(2, 3), [torch.randn(4, 2)], likelihood="logits")
+    with pytest.raises(ArgumentError, match="without batches"):
+        FisherStd.estimate(nn.Linear(2, 3), [], num_data=4, likelihood="logits")
     with pytest.raises(ValueError, match="Unknown likelihood 'softmax'"):
         FisherStd.estimate(nn.Linear(2, 3), [torch.randn(4, 2)], num_data=4, likelihood="softmax")
 
@@ -251,7 +251,7 @@ def test_from_adam_takes_the_state_of_an_optimizer_of_the_trainable_parameters_a
 
 def test_from_adam_says_what_does_not_fit():
     def complain(match, model, optimizer):
-        with pytest.raises(ConversionError, match=match):
+        with pytest.raises(ArgumentError, match=match):
             FisherStd.from_adam(model, optimizer, num_data=10, batch_size=2)
 
     model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
@@ -382,7 +382,7 @@ def test_a_conversion_names_the_parameter_that_does_not_fit():
     complain("`0.bias` is negative or NaN", model, information | {"0.bias": torch.full((3,), torch.nan)})
     complain("`0.weight` is on the meta device", copy.deepcopy(model).to("meta"), information)
     frozen = zoo.PartlyFrozen()
-    estimated = FisherStd.estimate(frozen, loader(torch.randn(4, 4))).fisher
+    estimated = FisherStd.estimate(frozen, loader(torch.randn(4, 4)), likelihood="logits").fisher
     complain("`0.weight`.*Was it frozen", frozen, estimated, select=["0.weight", "2.weight"])
 
 
@@ -401,7 +401,9 @@ def test_a_converted_model_gives_the_information_of_its_mean():
     model, x = nn.Linear(2, 3), torch.randn(5, 2)
     bnn = bnnify.convert(model, select="weight", posterior_std=Relative(0.5))
     torch.manual_seed(1)
-    found = FisherStd.estimate(bnn, loader(x)).fisher
+    found = FisherStd.estimate(bnn, loader(x), likelihood="logits").fisher
     torch.manual_seed(1)
-    torch.testing.assert_close(found["weight"], FisherStd.estimate(model, loader(x)).fisher["weight"])
+    torch.testing.assert_close(
+        found["weight"], FisherStd.estimate(model, loader(x), likelihood="logits").fisher["weight"]
+    )
     assert list(unique_bayesian_parameters(bnn.module))

@@ -59,7 +59,7 @@ def test_it_finds_the_factor_that_a_fine_grid_finds():
     values = {factor: nll(with_std(bnn, factor), data) for factor in grid}
     best = min(values, key=values.__getitem__)
     before = stds(bnn)
-    found = tune_std(bnn, data)
+    found = tune_std(bnn, data, likelihood="logits")
     assert abs(math.log(found / best)) < 0.2
     assert nll(bnn, data) < values[best] + 1e-3
     assert nll(bnn, data) < min(values[grid[0]], values[grid[-1]]) - 0.05  # the optimum is inside, and matters
@@ -70,7 +70,7 @@ def test_it_finds_the_factor_that_a_fine_grid_finds():
 def test_it_is_better_than_the_plain_network():
     model, data = overconfident()
     bnn = bnnify.convert(model)
-    tune_std(bnn, data)
+    tune_std(bnn, data, likelihood="logits")
     x, y = data.dataset.tensors
     assert nll(bnn, data) < F.cross_entropy(model(x), y).item() - 0.02
 
@@ -80,7 +80,7 @@ def test_it_does_not_matter_where_it_starts(times):
     model, data = overconfident()
     bnn = bnnify.convert(model)
     other = with_std(bnn, times)
-    first, second = tune_std(bnn, data), tune_std(other, data)
+    first, second = tune_std(bnn, data, likelihood="logits"), tune_std(other, data, likelihood="logits")
     assert second == pytest.approx(first / times, rel=1e-3)
     for name, sigma in stds(bnn).items():
         torch.testing.assert_close(stds(other)[name], sigma, rtol=1e-3, atol=0)
@@ -96,7 +96,7 @@ def test_a_loader_that_shuffles_gives_every_factor_the_same_batches():
             return super().forward(x)
 
     seen = []
-    tune_std(bnnify.convert(Shows(2, 3)), shuffling, num_samples=1)
+    tune_std(bnnify.convert(Shows(2, 3)), shuffling, num_samples=1, likelihood="logits")
     assert len(seen) > 12
     assert all(torch.equal(first, later) for first, later in zip(seen[:6], seen[6:12], strict=True))
 
@@ -122,7 +122,7 @@ def test_everything_but_rho_is_as_before():
     rhos = {id(parameter.rho) for parameter in unique_bayesian_parameters(bnn.module)}
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    tune_std(bnn, data, num_samples=2)
+    tune_std(bnn, data, num_samples=2, likelihood="logits")
     assert torch.equal(torch.get_rng_state(), state)
     assert [module.training for module in bnn.modules()] == flags
     assert {id(parameter.rho) for parameter in unique_bayesian_parameters(bnn.module)} == rhos
@@ -136,7 +136,7 @@ def test_the_random_numbers_of_the_program_have_no_say_but_the_seed_has():
     found = []
     for program, seed in (1, 0), (2, 0), (1, 7):
         torch.manual_seed(program)
-        found.append(tune_std(bnnify.convert(model), data, num_samples=2, seed=seed))
+        found.append(tune_std(bnnify.convert(model), data, num_samples=2, seed=seed, likelihood="logits"))
     assert found[0] == found[1] != found[2]
 
 
@@ -193,15 +193,17 @@ def test_per_layer_is_never_worse_on_the_tuning_data(times):
     model, data = overconfident()
     together = with_std(bnnify.convert(model), times, names="2.")
     apart = copy.deepcopy(together)
-    tune_std(together, data, num_samples=4)
-    tune_std(apart, data, num_samples=4, per_layer=True)
+    tune_std(together, data, num_samples=4, likelihood="logits")
+    tune_std(apart, data, num_samples=4, per_layer=True, likelihood="logits")
     assert nll(apart, data, 4) <= nll(together, data, 4)
 
 
 def test_per_layer_leaves_the_common_factor_where_nothing_is_gained():
     data = [(torch.zeros(4, 2), torch.tensor([0, 1, 2, 0]))]
     bnn = bnnify.convert(nn.Sequential(nn.Linear(2, 4, bias=False), nn.Linear(4, 3, bias=False)))
-    factors = tune_std(bnn, data, num_samples=2, per_layer=True)  # inputs of zero: no σ makes any difference
+    factors = tune_std(
+        bnn, data, num_samples=2, per_layer=True, likelihood="logits"
+    )  # inputs of zero: no σ makes any difference
     assert factors["0"] == factors["1"]
 
 
@@ -210,7 +212,7 @@ def test_what_is_pruned_stays_pruned():
     bnn = bnnify.convert(model)
     bnnify.prune(bnn, 0.5)
     before = {parameter.name: parameter.rho.detach().clone() for parameter in unique_bayesian_parameters(bnn.module)}
-    factor = tune_std(bnn, data, num_samples=2)
+    factor = tune_std(bnn, data, num_samples=2, likelihood="logits")
     for parameter in unique_bayesian_parameters(bnn.module):
         old, new = before[parameter.name], parameter.rho
         pruned = std(old) == 0
@@ -221,10 +223,10 @@ def test_what_is_pruned_stays_pruned():
 
 def test_points_have_no_std_to_tune():
     model, data = overconfident()
-    bnn = bnnify.convert(model, prior=bnnify.Gaussian(), estimator={"0": "point"})
-    assert list(tune_std(bnn, data, num_samples=2, per_layer=True)) == ["2"]
+    bnn = bnnify.convert(model, prior=bnnify.Gaussian(), posterior={"0": bnnify.Point()})
+    assert list(tune_std(bnn, data, num_samples=2, per_layer=True, likelihood="logits")) == ["2"]
     with pytest.raises(ValueError, match="no parameter of the model has a σ"):
-        tune_std(bnnify.convert(model, prior=bnnify.Gaussian(), estimator="point"), data)
+        tune_std(bnnify.convert(model, prior=bnnify.Gaussian(), posterior=bnnify.Point()), data, likelihood="logits")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -234,9 +236,11 @@ def test_other_dtypes(dtype):
     bnn = bnnify.convert(model.to(dtype))
     before = stds(bnn)
     batches = [(x.to(dtype), y) for x, y in DataLoader(data.dataset, 100)]
-    factor = tune_std(bnn, batches)
+    factor = tune_std(bnn, batches, likelihood="logits")
     assert bnn.module[0].weight_rho.dtype == dtype
-    assert factor == pytest.approx(tune_std(reference, data), rel=0.5)  # under other random numbers
+    assert factor == pytest.approx(
+        tune_std(reference, data, likelihood="logits"), rel=0.5
+    )  # under other random numbers
     for name, sigma in stds(bnn).items():
         torch.testing.assert_close(sigma, factor * before[name], rtol=0.03, atol=0)
 
@@ -244,7 +248,9 @@ def test_other_dtypes(dtype):
 def test_a_tied_parameter_is_multiplied_once():
     bnn = bnnify.convert(zoo.TiedLanguageModel())
     before = stds(bnn)
-    factor = tune_std(bnn, [(torch.randint(0, 11, (4, 5)), torch.randint(0, 11, (4, 5)))], num_samples=2)
+    factor = tune_std(
+        bnn, [(torch.randint(0, 11, (4, 5)), torch.randint(0, 11, (4, 5)))], num_samples=2, likelihood="logits"
+    )
     assert bnn.module.head.weight_rho is bnn.module.embed.weight_rho
     for name, sigma in stds(bnn).items():
         torch.testing.assert_close(sigma, factor * before[name], rtol=1e-4, atol=0)
@@ -253,7 +259,7 @@ def test_a_tied_parameter_is_multiplied_once():
 def test_structures_of_inputs_and_outputs():
     x, y = torch.randn(20, 4), torch.randint(2, (20,))
     results = [
-        tune_std(bnnify.convert(model), batches, num_samples=2, output=output)
+        tune_std(bnnify.convert(model), batches, num_samples=2, output=output, likelihood="logits")
         for model in [zoo.ReturnsDict()]
         for batches, output in (
             ([(x, y)], "a"),
@@ -277,12 +283,12 @@ def test_it_says_what_it_needs():
     bnn = bnnify.convert(nn.Linear(2, 3))
     x, y = torch.randn(4, 2), torch.tensor([0, 1, 2, 0])
     with pytest.raises(ValueError, match=r"batches \(input, target\).* gave a Tensor"):
-        tune_std(bnn, [x])
+        tune_std(bnn, [x], likelihood="logits")
     with pytest.raises(ValueError, match="without batches"):
-        tune_std(bnn, [])
+        tune_std(bnn, [], likelihood="logits")
     with pytest.raises(ValueError, match="num_samples"):
-        tune_std(bnn, [(x, y)], num_samples=0)
-    with pytest.raises(ValueError, match="Unknown likelihood 'values'"):
+        tune_std(bnn, [(x, y)], num_samples=0, likelihood="logits")
+    with pytest.raises(ValueError, match="likelihood='values' does not tell how probable"):
         tune_std(bnn, [(x, y)], likelihood="values")
     with pytest.raises(ValueError, match="under no factor"):
         tune_std(bnn, [(x, y)], likelihood=lambda out: Categorical(logits=out * torch.nan, validate_args=False))

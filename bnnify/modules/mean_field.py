@@ -1,0 +1,106 @@
+"""The mean-field Gaussian posterior: independent weights w ~ N(μ, softplus(ρ)²), with ρ beside the mean."""
+
+__all__ = ["MeanField", "check_kl", "state_for_prior"]
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..distributions.gaussian import is_pruned, rho_from_std
+from ..distributions.prior import KLTerms, MonteCarloPrior, Posterior
+from ..draws.companions import RHO, from_buffer
+from ..draws.noise import noise_like
+from ..draws.sample import sample
+from ..draws.sample_and_kl import can_fuse, kl_of, sample_and_kl
+from ..errors import ConversionError
+from .posterior import Parameter, PosteriorFamily
+
+
+@dataclass(frozen=True)
+class MeanField(PosteriorFamily):
+    """w ~ N(μ, σ²) with σ = softplus(ρ), independently for each weight; ρ stands beside the mean as ``*_rho``.
+
+    References:
+        Blundell et al. 2015, "Weight Uncertainty in Neural Networks", section 3.2.
+    """
+
+    companions = (RHO,)
+    allows_estimators = True
+
+    def start(self, mean: Tensor, std: Tensor) -> dict[str, Tensor]:
+        return {RHO: rho_from_std(std.to(mean.dtype)).expand_as(mean).contiguous()}
+
+    def fits(self, mean: Tensor, *companions: Tensor) -> bool:
+        return companions[0].shape == mean.shape
+
+    def noise(self, parameter: Parameter, generator: torch.Generator | None = None) -> Tensor:
+        return noise_like(parameter.mean, generator)
+
+    def sample(self, parameter: Parameter, noise: Tensor | None = None) -> Tensor:
+        return sample(parameter.kept_mean, parameter.companion(RHO), noise)
+
+    def kl(self, parameter: Parameter) -> Tensor:
+        prior, rho, kept = parameter.prior, parameter.companion(RHO), None
+        drawn = parameter.drawn() if prior.needs_sample else None
+        terms = _fused_terms(parameter, rho)
+        if terms is not None:
+            return _with_density(parameter, kl_of(parameter.mean, rho, terms), drawn)
+        if parameter.has_pruned:
+            kept = ~is_pruned(rho)
+            rho = torch.where(kept, rho, 0.0)  # what is discarded must be finite, for the sake of the gradient
+        kl = check_kl(parameter, prior.kl(state_for_prior(parameter, rho, drawn, kept)))
+        return (kl if kept is None else torch.where(kept, kl, 0.0)).sum()
+
+    def sample_and_kl(self, parameter: Parameter) -> tuple[Tensor, Tensor] | None:
+        rho = parameter.companion(RHO)
+        terms = _fused_terms(parameter, rho)
+        if terms is None:
+            return None
+        drawn, kl = sample_and_kl(parameter.mean, rho, terms)
+        return drawn, _with_density(parameter, kl, drawn)
+
+
+def _fused_terms(parameter: Parameter, rho: Tensor) -> KLTerms | None:
+    """The terms of the KL, if one function of autograd can make it of them."""
+    if parameter.has_pruned:
+        return None
+    terms = parameter.prior.fast_terms(state_for_prior(parameter, rho))
+    return terms if terms is not None and can_fuse(parameter.mean, rho, terms) else None
+
+
+def _with_density(parameter: Parameter, kl: Tensor, drawn: Tensor | None) -> Tensor:
+    """The KL with the part that a prior known by its density takes from the sample."""
+    if drawn is None or not isinstance(parameter.prior, MonteCarloPrior):
+        return kl
+    return kl - check_kl(parameter, parameter.prior.log_prob(drawn)).sum()
+
+
+def state_for_prior(
+    parameter: Parameter, rho: Tensor | None, drawn: Tensor | None = None, kept: Tensor | None = None
+) -> Posterior:
+    """The posterior of ``parameter`` in the form in which a prior looks at it."""
+    prior_mean, initial_std = parameter.prior_mean, parameter.initial_std
+    return Posterior(
+        parameter.mean,
+        rho,
+        # Nothing trains the prior, whatever flag it bears as a DTensor.
+        prior_mean.detach() if prior_mean is not None and prior_mean.requires_grad else prior_mean,
+        None if initial_std is None else from_buffer(initial_std),
+        drawn,
+        kept,
+    )
+
+
+def check_kl(parameter: Parameter, kl: Tensor) -> Tensor:
+    """Give back what a prior says of each weight.
+
+    Raises:
+        ConversionError: It is not one number for each weight.
+    """
+    if kl.shape != parameter.mean.shape:
+        raise ConversionError(
+            f"The prior {parameter.prior} gives `{parameter.name}`, of shape {tuple(parameter.mean.shape)}, a KL of "
+            f"shape {tuple(kl.shape)}. Return that of each weight, without a sum."
+        )
+    return kl

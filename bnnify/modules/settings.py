@@ -1,0 +1,102 @@
+"""How one parameter is Bayesian: what was chosen at its conversion, which stays, and what may change afterwards."""
+
+__all__ = ["PosteriorState", "Settings", "Slot", "settings_of", "slots_of"]
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ..distributions.initial_std import PosteriorStd
+from ..distributions.prior import Prior
+from ..draws.estimators import DEFAULT
+from ..draws.slot import Active
+from ..errors import ConversionError
+from .mean_field import MeanField
+from .point import Point
+from .posterior import PosteriorFamily
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What was chosen for one parameter at its conversion.
+
+    Attributes:
+        prior: p(w).
+        posterior_std: The rule for the σ that the posterior starts with.
+        estimator: Where a forward of its layer puts the noise. Default: the weight sample.
+        posterior: The family of q(w). Default: ``MeanField()``.
+        scale: The std of the layer's initialisation, for the rule.
+        units_dim: The dimension along which the layer's output units lie, for the rule.
+        fallback_reason: Which other estimator was asked for, and why the layer cannot have it; empty if it has it.
+    """
+
+    prior: Prior
+    posterior_std: PosteriorStd
+    estimator: str = DEFAULT
+    posterior: PosteriorFamily = field(default_factory=MeanField)
+    scale: float = math.nan
+    units_dim: int = 0
+    fallback_reason: str = ""
+
+    def __str__(self) -> str:
+        if isinstance(self.posterior, Point):
+            return f"point, prior={self.prior}"
+        family = "" if isinstance(self.posterior, MeanField) else f"{self.posterior}, "
+        instead = f" (not {self.fallback_reason})" if self.fallback_reason else ""
+        how = " (KL by Monte Carlo)" if self.prior.needs_sample else ""
+        return f"{family}{self.estimator}{instead}, prior={self.prior}{how}, std={self.posterior_std}"
+
+    def initial_std(self, name: str, weights: Tensor) -> Tensor:
+        """The σ with which the posterior of ``weights`` starts: a scalar, or one for each of them.
+
+        Raises:
+            ConversionError: The rule for σ returns one of another shape, or one that is negative or NaN.
+        """
+        # A rule may count on the units being the first dimension.
+        std = self.posterior_std(weights.detach().movedim(self.units_dim, 0), self.scale)
+        std = torch.as_tensor(std, device=weights.device)
+        std = std.movedim(0, self.units_dim) if std.ndim == weights.ndim else std
+        if std.shape not in ((), weights.shape) or not (std.is_meta or (std >= 0).all()):
+            raise ConversionError(
+                f"posterior_std={self.posterior_std} gives `{name}`, of shape {tuple(weights.shape)}, a σ of shape "
+                f"{tuple(std.shape)}, or one that is negative or NaN. Return a scalar or one σ for each weight."
+            )
+        return std
+
+
+@dataclass(eq=False)
+class PosteriorState:
+    """What may change of a posterior beside its tensors; all places of a tied parameter share it.
+
+    Attributes:
+        has_pruned: Whether some of its weights were pruned.
+    """
+
+    has_pruned: bool = False
+
+
+@dataclass(eq=False)
+class Slot:
+    """One place of a Bayesian parameter: how it is Bayesian, and what reading it there gives at the moment.
+
+    Attributes:
+        settings: What was chosen at the conversion.
+        state: What may change; that of the other places too, if the parameter is tied.
+        active: What reading gives, here. Compiled code looks at it by its path.
+    """
+
+    settings: Settings
+    state: PosteriorState = field(default_factory=PosteriorState)
+    active: Active = field(default_factory=Active)
+
+
+def slots_of(module: nn.Module) -> dict[str, Slot]:
+    """The Bayesian parameters of ``module`` itself, by attribute; empty for a plain module."""
+    return module.__dict__["_bayesian"] if hasattr(type(module), "_plain_class") else {}
+
+
+def settings_of(module: nn.Module) -> dict[str, Settings]:
+    """The settings of the Bayesian parameters of ``module`` itself, by attribute; empty for a plain module."""
+    return {attribute: slot.settings for attribute, slot in slots_of(module).items()}
