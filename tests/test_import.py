@@ -37,9 +37,8 @@ def test_import_brings_no_third_party_package_that_torch_does_not(found):
     assert packages - known - sys.stdlib_module_names == {"bnnify"}
 
 
-@pytest.mark.parametrize("heavy", HEAVY)
-def test_import_brings_no_heavy_module(heavy, found):
-    assert not [name for name in found["added"] if name == heavy or name.startswith(f"{heavy}.")]
+def test_import_brings_no_heavy_module(found):
+    assert not [name for name in found["added"] if f"{name}.".startswith(tuple(f"{heavy}." for heavy in HEAVY))]
 
 
 def test_import_changes_no_global_state(found):
@@ -53,4 +52,9 @@ def test_neither_import_nor_conversion_starts_cuda_or_a_process_group(found):
 def test_every_public_name_is_there_and_documented():
     import bnnify
 
-    assert all(getattr(bnnify, name).__doc__ for name in bnnify.__all__)
+    for name in bnnify.__all__:
+        public = getattr(bnnify, name)
+        text = public.__doc__ or ""
+        # What dataclass writes itself, where there is nothing else, is the signature.
+        assert text.strip(), name
+        assert not text.startswith(f"{name}("), name

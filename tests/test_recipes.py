@@ -25,9 +25,8 @@ def test_a_recipe_goes_through_a_file(tmp_path):
     assert Recipe.from_data(torch.load(tmp_path / "recipe.pt", weights_only=True)) == recipe
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
+def test_data_that_is_no_recipe_is_refused():
+    for change in [
         {"library": "os"},
         {"library": ["torchvision"]},
         {"builder": "system"},
@@ -55,18 +54,16 @@ def test_a_recipe_goes_through_a_file(tmp_path):
         {"in_channels": "3"},
         {"in_channels": 3, "library": "timm"},
         {"more": 1},
-    ],
-)
-def test_data_that_is_no_recipe_is_refused(change):
-    with pytest.raises(CheckpointError) as caught:
-        Recipe.from_data(DATA | change)
-    assert str(caught.value).isprintable()
+    ]:
+        with pytest.raises(CheckpointError) as caught:
+            Recipe.from_data(DATA | change)
+        assert str(caught.value).isprintable()
 
 
-@pytest.mark.parametrize("data", [None, [], "resnet18", {}, {"library": "torchvision"}, DATA | {1: 2}])
-def test_foreign_data_is_refused(data):
-    with pytest.raises(CheckpointError, match="not a recipe"):
-        Recipe.from_data(data)
+def test_foreign_data_is_refused():
+    for data in [None, [], "resnet18", {}, {"library": "torchvision"}, DATA | {1: 2}]:
+        with pytest.raises(CheckpointError, match="not a recipe"):
+            Recipe.from_data(data)
 
 
 def test_a_missing_library_is_named(monkeypatch):
@@ -85,7 +82,6 @@ def test_what_a_builder_refuses_is_an_error_of_the_checkpoint(recipe):
 
 
 def test_build_makes_the_model_of_the_builder_with_the_adapted_input():
-    torch.manual_seed(0)
     model = Recipe("torchvision", "resnet18", {"num_classes": 10}, in_channels=1).build()
     assert type(model) is models.ResNet
     assert model.eval()(torch.randn(1, 1, 32, 32)).shape == (1, 10)

@@ -5,7 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.sweep import checks, families, outputs
+import bnnify
+from benchmarks.sweep import families
+from tests.contract import CHECKS, Case, broken, examine, outputs
 
 SPREAD = {
     "torchvision": (
@@ -60,18 +62,18 @@ SPREAD = {
 @pytest.mark.parametrize(("family", "name"), [(family, name) for family, names in SPREAD.items() for name in names])
 def test_every_check_of_the_sweep_passes(family, name):
     pytest.importorskip(family)
-    specimen = families.specimens(family)[name]
-    found = list(checks.examine(specimen))
+    case = families.cases(family)[name]
+    found = list(examine(case))
     assert {outcome.check: outcome.detail for outcome in found if outcome.status == "fail"} == {}
     reached = {outcome.check for outcome in found} - {"original"}
-    assert reached == ({"converts"} if specimen.refuses else checks.CHECKS.keys())
+    assert reached == ({"converts"} if case.refuses else CHECKS.keys())
 
 
 def test_the_sweep_has_every_builder_of_torchvision_and_every_module_of_timm():
     timm_models = pytest.importorskip("benchmarks.sweep.families.timm_models")
     listed = pytest.importorskip("torchvision.models").list_models()
-    assert set(listed) <= families.specimens("torchvision").keys()
-    names = families.specimens("timm").keys()
+    assert set(listed) <= families.cases("torchvision").keys()
+    names = families.cases("timm").keys()
     assert all(names & set(models) for models in timm_models.modules().values())
 
 
@@ -108,12 +110,13 @@ class Caching(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("model", "broken"),
+    ("model", "promises"),
     [(Bypassing, {"draw in eval", "draw in train", "gradients"}), (Caching, {"draw in eval"})],
 )
-def test_the_checks_see_a_parameter_that_bypasses_its_sample(model, broken):
-    specimen = families.Specimen("model", model, lambda model: ((torch.randn(3, 4),), {}))
-    assert {outcome.check for outcome in checks.examine(specimen) if outcome.status == "fail"} == broken
+def test_the_checks_see_a_parameter_that_bypasses_its_sample(model, promises):
+    prior = {"prior": bnnify.Gaussian()}
+    case = Case("model", model, lambda model: ((torch.randn(3, 4),), {}), settings=prior)
+    assert broken(case).keys() == promises
 
 
 def test_two_outputs_are_the_same_only_with_the_same_bits_and_the_same_structure():

@@ -113,17 +113,20 @@ def test_an_argument_that_a_conversion_cannot_use_is_refused_by_name(function, m
         function()
 
 
-@pytest.mark.parametrize("num_samples", [True, LOADER, torch.tensor(3)], ids=["bool", "loader", "tensor"])
-def test_a_number_of_samples_is_an_integer(num_samples):
-    bnn, x = converted(), torch.zeros(2, 4)
-    for call in (
-        lambda: bnn.predict(x, num_samples, likelihood="values"),
-        lambda: bnn.sample(x, num_samples=num_samples),
-        lambda: bnnify.freeze(bnn, num_samples),
-        lambda: tuned(num_samples=num_samples),
-    ):
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda num_samples: converted().predict(torch.zeros(2, 4), num_samples, likelihood="values"),
+        lambda num_samples: converted().sample(torch.zeros(2, 4), num_samples=num_samples),
+        lambda num_samples: bnnify.freeze(converted(), num_samples),
+        lambda num_samples: tuned(num_samples=num_samples),
+    ],
+    ids=["predict", "sample", "freeze", "tune_std"],
+)
+def test_a_number_of_samples_is_a_positive_integer(call):
+    for num_samples in (0, -3, 2.0, "8", None, True, LOADER, torch.tensor(3)):
         with pytest.raises(ValueError, match="num_samples must be a positive integer"):
-            call()
+            call(num_samples)
 
 
 def test_numbers_of_other_libraries_are_numbers():

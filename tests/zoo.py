@@ -9,6 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from tests.contract.outputs import equal, tensors
+
+__all__ = ["ZOO", "build", "equal", "loss", "tensors"]
+
 
 @dataclass(frozen=True)
 class Case:
@@ -271,17 +275,6 @@ def build(name: str) -> tuple[nn.Module, tuple[Any, ...]]:
     return case.build(), case.inputs()
 
 
-def tensors(output: Any) -> list[Tensor]:
-    """The floating-point tensors of an output, in a fixed order, whatever structure holds them."""
-    if isinstance(output, Tensor):
-        return [output] if output.is_floating_point() else []
-    if isinstance(output, dict):
-        return [tensor for key in output for tensor in tensors(output[key])]
-    if isinstance(output, (list, tuple)):
-        return [tensor for part in output for tensor in tensors(part)]
-    return [tensor for part in vars(output).values() for tensor in tensors(part)]
-
-
 def loss(output: Any) -> Tensor:
     """A scalar that every part of the output influences, and each element differently."""
     terms = []
@@ -289,8 +282,3 @@ def loss(output: Any) -> Tensor:
         weights = torch.linspace(0.5, 1.5, tensor.numel(), dtype=tensor.dtype).reshape(tensor.shape)
         terms.append((weights * tensor).sum() + (tensor**2).sum())
     return torch.stack([term.float() if term.dtype != torch.float64 else term for term in terms]).sum()
-
-
-def equal(first: Any, second: Any) -> bool:
-    """Whether two outputs are bit-equal."""
-    return all(torch.equal(a, b) for a, b in zip(tensors(first), tensors(second), strict=True))

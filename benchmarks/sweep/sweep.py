@@ -1,4 +1,4 @@
-"""Convert every model of torchvision, timm and transformers that has a specimen, and check what conversion promises.
+"""Convert every model of torchvision, timm and transformers that has a case, and check what conversion promises.
 
 Usage::
 
@@ -26,9 +26,11 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from tests import contract
+from tests.contract import CHECKS, Case, Outcome
+
 from ..harness.report import Table, show, versions
-from . import checks, families
-from .checks import CHECKS, Outcome
+from . import families
 
 PACKAGES = ("torch", "torchvision", "timm", "transformers")
 
@@ -100,14 +102,14 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def choose(names: Iterable[str], only: str) -> Iterator[tuple[str, families.Specimen]]:
+def choose(names: Iterable[str], only: str) -> Iterator[tuple[str, Case]]:
     for family in names:
-        for name, specimen in families.specimens(family).items():
+        for name, case in families.cases(family).items():
             if fnmatchcase(name, only):
-                yield family, specimen
+                yield family, case
 
 
-def sweep(chosen: list[tuple[str, families.Specimen]], limit: float, jobs: int) -> Iterator[Result]:
+def sweep(chosen: list[tuple[str, Case]], limit: float, jobs: int) -> Iterator[Result]:
     """Examine the models, each in a process of its own; yields each result as it is known."""
     # The server imports the libraries once; each process is a fork of it, and has them from the start. It finds
     # modules by the environment alone, and what it does not find it passes over in silence.
@@ -115,18 +117,18 @@ def sweep(chosen: list[tuple[str, families.Specimen]], limit: float, jobs: int) 
     os.environ["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     context = multiprocessing.get_context("forkserver")
     modules = {f"{families.__name__}.{family}_models" for family, _ in chosen}
-    context.set_forkserver_preload([checks.__name__, *modules])
+    context.set_forkserver_preload([contract.__name__, *modules])
     with ThreadPoolExecutor(jobs) as pool:
-        running = [pool.submit(run, context, family, specimen, limit) for family, specimen in chosen]
+        running = [pool.submit(run, context, family, case, limit) for family, case in chosen]
         for future in as_completed(running):
             yield future.result()
 
 
-def run(context: Any, family: str, specimen: families.Specimen, limit: float) -> Result:
+def run(context: Any, family: str, case: Case, limit: float) -> Result:
     """Examine one model in a process, which is killed at the limit."""
-    result = Result(family, specimen.name, specimen.refuses)
+    result = Result(family, case.name, case.refuses)
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=work, args=(sender, family, specimen.name), daemon=True)
+    process = context.Process(target=work, args=(sender, family, case.name), daemon=True)
     start = time.perf_counter()
     process.start()
     sender.close()
@@ -158,7 +160,7 @@ def run(context: Any, family: str, specimen: families.Specimen, limit: float) ->
 def work(sender: Connection, family: str, name: str) -> None:
     """What the process of one model does."""
     torch.set_num_threads(1)
-    for outcome in checks.examine(families.specimens(family)[name]):
+    for outcome in contract.examine(families.cases(family)[name]):
         sender.send(outcome)
     sender.close()
 

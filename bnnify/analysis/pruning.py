@@ -110,10 +110,8 @@ def prune(bnn: nn.Module, fraction: float, *, per_layer: bool = False) -> Prunin
     groups = [[parameter] for parameter in parameters] if per_layer else [parameters]
     for group in groups:
         _prune_together(group, fraction)
-    noted = {id(parameter.mean) for parameter in parameters}
-    for parameter in bayesian_parameters(_root(bnn)):  # a tied one everywhere it stands
-        if id(parameter.mean) in noted:
-            parameter.slot.state.has_pruned = has_pruned(parameter.rho)
+    for parameter in parameters:
+        parameter.slot.state.has_pruned = has_pruned(parameter.rho)
     return PruningReport(tuple(PruningEntry(p.name, p.mean.numel(), int(is_pruned(p.rho).sum())) for p in parameters))
 
 

@@ -5,20 +5,15 @@ import math
 
 import pytest
 import torch
-import zoo
 from torch import nn
 
 import bnnify
 from bnnify.distributions.gaussian import std
 from bnnify.modules.parameters import unique_bayesian_parameters
+from tests import zoo
 
 PRUNED_MODELS = ("root_linear", "residual_block", "tied_language_model", "lstm", "attention", "transposed", "bfloat16")
 PRIORS = (bnnify.Pretrained(), bnnify.Gaussian(std="learned"), bnnify.Laplace(), bnnify.ScaleMixture())
-
-
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
 
 
 def converted(name, **options):
@@ -102,7 +97,6 @@ def test_every_draw_agrees_that_a_pruned_weight_is_zero(name):
 @pytest.mark.parametrize("prior", PRIORS, ids=str)
 @pytest.mark.parametrize("estimator", ["reparameterization", "local", "flipout"])
 def test_fine_tuning_leaves_pruned_weights_at_zero_and_moves_the_others(prior, estimator):
-    torch.manual_seed(0)
     bnn = bnnify.convert(
         nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(36, 3)), prior=prior, estimator=estimator
     )

@@ -115,71 +115,33 @@ def network():
 
 GADGETS = {
     "os.system": (SHELL,),
-    "posix.system": (SHELL,),
-    "nt.system": (SHELL,),
-    "os.popen": (SHELL,),
     "subprocess.Popen": (["touch", CANARY],),
-    "subprocess.check_output": (["touch", CANARY],),
-    "subprocess.getoutput": (SHELL,),
     "builtins.eval": (TOUCH,),
-    "builtins.exec": (TOUCH,),
-    "__builtin__.eval": (TOUCH,),
     "builtins.open": (CANARY, "w"),
     "builtins.__import__": ("antigravity",),
     "builtins.getattr": (name("torch.Tensor"), "__init__"),
-    "builtins.compile": (TOUCH, "x", "exec"),
-    "io.open": (CANARY, "w"),
     "_io.FileIO": (CANARY, "w"),
-    "pathlib.Path.touch": (CANARY,),
     "importlib.import_module": ("this",),
-    "runpy.run_path": (CANARY,),
-    "timeit.timeit": (TOUCH,),
-    "cProfile.run": (TOUCH,),
-    "pdb.run": (TOUCH,),
-    "code.interact": (),
-    "pty.spawn": (SHELL,),
-    "shutil.copyfile": ("x.pt", CANARY),
-    "webbrowser.open": ("http://localhost",),
-    "urllib.request.urlopen": ("http://localhost",),
-    "socket.create_connection": (("localhost", 9),),
-    "ctypes.CDLL": ("x.so",),
-    "types.FunctionType": (),
-    "types.CodeType": (),
     "operator.attrgetter": ("__class__",),
-    "operator.methodcaller": ("touch",),
     "functools.reduce": (name("torch.Tensor"), []),
     "copyreg._reconstructor": (name("torch.Tensor"), name("builtins.set"), None),
     "copyreg.__newobj__": (name("torch.Tensor"),),
     "pickle.loads": (b"C\x01.",),
-    "marshal.loads": (b"C\x01.",),
     "codecs.decode": ("x", "rot13"),
-    "dill._dill._create_function": (),
     "cloudpickle.cloudpickle.loads": (b"C\x01.",),
-    "numpy.load": (CANARY,),
     "numpy.core.multiarray._reconstruct": (),
-    "numpy.testing._private.utils.runstring": (TOUCH, {}),
     "torch.load": ("x.pt",),
-    "torch.jit.load": ("x.pt",),
     "torch.jit._script.unpackage_script_module": (),
-    "torch.hub.load": ("a/b", "c"),
-    "torch.hub.load_state_dict_from_url": ("http://localhost/x",),
     "torch.storage._load_from_bytes": (b"C\x01.",),
-    "torch.serialization.load": ("x.pt",),
-    "torch.utils.cpp_extension.load": ("x", []),
     "torch.ops.load_library": ("x.so",),
-    "torch.classes.load_library": ("x.so",),
     "torch.utils.data.dataloader.DataLoader": (),
     "torch.fx.graph_module.reduce_graph_module": ({"_code": TOUCH}, ""),
     "torch.nn.init.constant_": (),
     "torch.nn.utils.weight_norm.WeightNorm": (),
     "torch.distributed.rpc.internal._run_function": (),
     "torchvision.datasets.utils.download_url": ("http://localhost/x", "."),
-    "torchvision.io.write_file": (CANARY,),
     "sys.exit": (3,),
-    "os._exit": (3,),
-    "posix._exit": (3,),
     "os.kill": (0, 9),
-    "signal.raise_signal": (9,),
     "models.net.Net": (),
     "__main__.Net": (),
     "..os.system": (SHELL,),
@@ -189,55 +151,33 @@ GADGETS = {
 
 def code_cases():
     for gadget, arguments in GADGETS.items():
-        run = call(gadget, *arguments)
-        yield f"{gadget} in a zip file", zipped(mapping(w=tensor(), x=run))
-        yield f"{gadget} in an old file", legacy(mapping(w=tensor(legacy_storage()), x=run))
-    for gadget in ("os.system", "builtins.eval", "subprocess.Popen"):
-        run = call(gadget, *GADGETS[gadget])
-        short = gadget.split(".")
-        stacked = b"\x8c" + bytes([len(short[0])]) + short[0].encode()
-        stacked += b"\x8c" + bytes([len(short[1])]) + short[1].encode() + b"\x93"
-        yield f"{gadget} by STACK_GLOBAL", zipped(stacked + put((SHELL,)) + b"R", protocol=4)
-        yield f"{gadget} by NEWOBJ", zipped(name(gadget) + put((SHELL,)) + b"\x81")
-        yield f"{gadget} by NEWOBJ_EX", zipped(name(gadget) + put((SHELL,)) + b"}\x92", protocol=4)
-        yield f"{gadget} by OBJ", zipped(b"(" + name(gadget) + text(SHELL) + b"o")
-        yield f"{gadget} by INST", zipped(b"(" + text(SHELL) + b"i" + gadget.replace(".", "\n").encode() + b"\n")
-        yield f"{gadget} by EXT1", zipped(b"\x82\x01" + put((SHELL,)) + b"R")
-        yield f"{gadget} in a header", pickle.dumps(MAGIC[0], 2) + b"\x80\x02" + run + b"."
-        yield f"{gadget} as the first value", b"\x80\x02" + run + b"."
-        yield f"{gadget} after the pickle", legacy(put({"w": 1})) + b"\x80\x02" + run + b"."
-        yield (
-            f"{gadget} among the keys",
-            legacy(mapping(w=tensor(legacy_storage()))).replace(pickle.dumps(["0"], 2), b"\x80\x02" + run + b"."),
-        )
-        yield f"{gadget} as a persistent id", zipped(b"(" + text("storage") + run + b"tQ")
-        yield (
-            f"{gadget} as a class with source",
-            legacy(b"(" + text("module") + name(gadget) + text("f") + text("s") + b"tQ"),
-        )
-        yield (
-            f"{gadget} as a hook of a tensor",
-            zipped(mapping(w=call("torch._utils._rebuild_tensor_v2", storage(), 0, (2,), (1,), True, run))),
-        )
-        yield (
-            f"{gadget} as rebuild function",
-            zipped(
-                mapping(
-                    w=call("torch._tensor._rebuild_from_type_v2", name(gadget), name("torch.Tensor"), (SHELL,), None)
-                )
-            ),
-        )
-        yield (
-            f"{gadget} as default factory",
-            zipped(mapping(d=call("collections.defaultdict", name(gadget)), w=tensor())),
-        )
-        yield f"{gadget} in a module", zipped(module(x=run))
-        yield f"{gadget} as a forward hook", zipped(module(_forward_hooks=b"}" + put(0) + name(gadget) + b"s"))
-        yield f"{gadget} in a partial", zipped(module(x=name("functools.partial") + b"(" + name(gadget) + b"tR"))
-        yield (
-            f"{gadget} in a path of names",
-            zipped(b"\x8c\x05torch\x8c\x09os.system\x93" + put((SHELL,)) + b"R", protocol=4),
-        )
+        yield gadget, zipped(mapping(w=tensor(), x=call(gadget, *arguments)))
+    gadget, arguments = name("os.system"), put((SHELL,))
+    run = call("os.system", SHELL)
+    by_name = b"\x8c\x02os\x8c\x06system\x93"
+    rebuilt = call("torch._tensor._rebuild_from_type_v2", gadget, name("torch.Tensor"), (SHELL,), None)
+    hooked = call("torch._utils._rebuild_tensor_v2", storage(), 0, (2,), (1,), True, run)
+    yield "a call in an old file", legacy(mapping(w=tensor(legacy_storage()), x=run))
+    yield "a call by STACK_GLOBAL", zipped(by_name + arguments + b"R", protocol=4)
+    yield "a call by NEWOBJ", zipped(gadget + arguments + b"\x81")
+    yield "a call by NEWOBJ_EX", zipped(gadget + arguments + b"}\x92", protocol=4)
+    yield "a call by OBJ", zipped(b"(" + gadget + text(SHELL) + b"o")
+    yield "a call by INST", zipped(b"(" + text(SHELL) + b"ios\nsystem\n")
+    yield "a call by EXT1", zipped(b"\x82\x01" + arguments + b"R")
+    yield "a call in a header", pickle.dumps(MAGIC[0], 2) + b"\x80\x02" + run + b"."
+    yield "a call as the first value", b"\x80\x02" + run + b"."
+    yield "a call after the pickle", legacy(put({"w": 1})) + b"\x80\x02" + run + b"."
+    keys = pickle.dumps(["0"], 2)
+    yield "a call among the keys", legacy(mapping(w=tensor(legacy_storage()))).replace(keys, b"\x80\x02" + run + b".")
+    yield "a call as a persistent id", zipped(b"(" + text("storage") + run + b"tQ")
+    yield "a class with source", legacy(b"(" + text("module") + gadget + text("f") + text("s") + b"tQ")
+    yield "a call as a hook of a tensor", zipped(mapping(w=hooked))
+    yield "a call as rebuild function", zipped(mapping(w=rebuilt))
+    yield "a default factory", zipped(mapping(d=call("collections.defaultdict", gadget), w=tensor()))
+    yield "a call in a module", zipped(module(x=run))
+    yield "a forward hook", zipped(module(_forward_hooks=b"}" + put(0) + gadget + b"s"))
+    yield "a partial in a module", zipped(module(x=name("functools.partial") + b"(" + gadget + b"tR"))
+    yield "a path of names", zipped(b"\x8c\x05torch\x8c\x09os.system\x93" + arguments + b"R", protocol=4)
 
 
 def module_cases():
@@ -519,7 +459,7 @@ def truncated_cases():
     else:
         whole["safetensors"] = save(dict(state))
     for kind, content in whole.items():
-        for part in range(1, 20):
+        for part in range(1, 20, 3):
             yield f"{kind} cut off at {part}/20", content[: len(content) * part // 20]
         yield f"{kind} cut off by a byte", content[:-1]
 
@@ -567,7 +507,7 @@ def nothing_runs(tmp_path, monkeypatch, recwarn, capfd):
 
 
 def test_there_are_many_cases():
-    assert len({name for name, _ in CASES + SAFETENSORS_CASES}) == len(CASES + SAFETENSORS_CASES) > 300
+    assert len({name for name, _ in CASES + SAFETENSORS_CASES}) == len(CASES + SAFETENSORS_CASES) > 200
 
 
 @pytest.mark.parametrize("content", [content for _, content in CASES], ids=[name for name, _ in CASES])
@@ -577,7 +517,16 @@ def test_it_is_refused(content, tmp_path):
     assert os.listdir() == ["x.pt"]
 
 
-@pytest.mark.parametrize("content", [content for _, content in CASES], ids=[name for name, _ in CASES])
+OF_EACH_KIND = (
+    dict(code_cases()),
+    dict(module_cases()),
+    dict(memory_cases()),
+    dict(archive_cases()),
+    dict(truncated_cases()),
+)
+
+
+@pytest.mark.parametrize("content", [next(iter(kind.values())) for kind in OF_EACH_KIND])
 def test_the_command_refuses_it_in_one_line_and_writes_nothing(content, tmp_path, capfd):
     path = tmp_path / "hostile.pt"
     path.write_bytes(content)
@@ -595,7 +544,7 @@ def test_safetensors_are_refused(content, tmp_path):
     refused(tmp_path / "x.safetensors")
 
 
-@pytest.mark.parametrize("gadget", ["os.system", "builtins.eval", "subprocess.getoutput"])
+@pytest.mark.parametrize("gadget", ["os.system", "builtins.eval"])
 def test_the_canary_dies_where_code_does_run(gadget):
     """Otherwise the tests above prove nothing."""
     Path("x.pt").write_bytes(zipped(mapping(model=mapping(w=tensor()), x=call(gadget, *GADGETS[gadget]))))
@@ -621,18 +570,17 @@ BESIDE = {
 }
 
 
-@pytest.mark.parametrize("names", [None, ["w.x"]])
 @pytest.mark.parametrize("beside", BESIDE.values(), ids=BESIDE)
-def test_what_stands_beside_the_weights_runs_as_little(beside, names, tmp_path):
+def test_what_stands_beside_the_weights_runs_as_little(beside):
     """Whether it is left out or the file refused: nothing runs, soon."""
     weights = b"}(" + text("w.x") + tensor() + b"u"
     Path("x.pt").write_bytes(zipped(mapping(state_dict=weights, options=mapping(value=beside))))
     start = time.perf_counter()
-    try:
-        found = foreign.read("x.pt", names=names)
-    except bnnify.CheckpointError:
-        pass
-    else:
+    for names in (None, ["w.x"]):
+        try:
+            found = foreign.read("x.pt", names=names)
+        except bnnify.CheckpointError:
+            continue
         foreign.write("y.pt", found.layout, found.state_dict, found.rest)
         assert torch.load("y.pt").keys() == {"state_dict", "options"}
     assert time.perf_counter() - start < 5
@@ -763,13 +711,11 @@ def test_an_index_leads_nowhere_else(weight_map, tmp_path):
         assert str(caught.value).isprintable()
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"{", b"[]", b"3", b"[" * 10**5, b'{"weight_map": ' + b"[" * 10**5, b"\xff\xfe", b"1" * 10**5]
-)
-def test_an_index_that_is_broken_is_refused(content, tmp_path):
-    path = tmp_path / "model.safetensors.index.json"
-    path.write_bytes(content)
-    refused(path)
+def test_an_index_that_is_broken_is_refused(tmp_path):
+    for content in [b"", b"{", b"[]", b"3", b"[" * 10**5, b'{"weight_map": ' + b"[" * 10**5, b"\xff\xfe", b"1" * 10**5]:
+        path = tmp_path / "model.safetensors.index.json"
+        path.write_bytes(content)
+        refused(path)
 
 
 def test_what_a_bomb_may_take_in_a_small_address_space(tmp_path):

@@ -7,7 +7,6 @@ import logging
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 import bnnify
 from bnnify.cli.command import main
@@ -85,21 +84,7 @@ def greedy(model, **options):
     return model.generate(ids(1, 4), max_new_tokens=8, min_new_tokens=8, do_sample=False, **options)
 
 
-def test_gpt2_has_one_posterior_for_its_embedding_and_its_head():
-    bnn = bnnify.convert(gpt2())
-    head, embedding = bnn.module.lm_head, bnn.module.transformer.wte
-    assert head.weight is embedding.weight
-    assert head.weight_rho is embedding.weight_rho
-    names = [parameter.name for parameter in unique_bayesian_parameters(bnn.module)]
-    assert names.count("transformer.wte.weight") == 1
-    assert "lm_head.weight" not in names
-    assert "transformer.h.0.attn.c_attn.weight" in names  # a Conv1D of transformers' own
-    with bnn.draw():
-        assert head.weight is embedding.weight
-        assert not torch.equal(head.weight, bnn.module.state_dict()["lm_head.weight"])
-
-
-@pytest.mark.parametrize("make", [gpt2, llama, mixtral])
+@pytest.mark.parametrize("make", [gpt2, mixtral])
 def test_generation_in_one_draw_is_one_networks_and_outside_of_any_the_originals(make):
     model = make()
     bnn = bnnify.convert(model, posterior_std=0.2)
@@ -115,7 +100,7 @@ def test_generation_in_one_draw_is_one_networks_and_outside_of_any_the_originals
     assert torch.equal(greedy(bnn.module), greedy(model))
 
 
-@pytest.mark.parametrize("make", [gpt2, llama])
+@pytest.mark.parametrize("make", [gpt2])
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_gradient_checkpointing_changes_no_gradient(make, use_reentrant):
     plain = make(use_cache=False).double().train()
@@ -137,7 +122,7 @@ def test_gradient_checkpointing_changes_no_gradient(make, use_reentrant):
         assert gradient.abs().sum() > 0, name
 
 
-@pytest.mark.parametrize("make", [gpt2, llama, mixtral, wav2vec2])
+@pytest.mark.parametrize("make", [gpt2, mixtral, wav2vec2])
 def test_the_collapsed_model_is_saved_and_read_again_by_transformers(make, tmp_path):
     model = make()
     bnn = bnnify.convert(model)
@@ -151,17 +136,6 @@ def test_the_collapsed_model_is_saved_and_read_again_by_transformers(make, tmp_p
     assert torch.equal(again(inputs).logits, bnn.module(inputs).logits)
     assert not torch.equal(again(inputs).logits, model(inputs).logits)
     assert again.state_dict().keys() == model.state_dict().keys()
-
-
-def test_resizing_the_embeddings_of_a_converted_model_is_refused_at_the_next_draw():
-    bnn = bnnify.convert(gpt2())
-    bnn.module.resize_token_embeddings(VOCABULARY + 2, mean_resizing=False)
-    with pytest.raises(bnnify.DrawError, match=r"`transformer\.wte\.weight`.*collapse first"):
-        bnn(ids(1, 4))
-    plain = bnnify.collapse(bnn)
-    assert type(plain.transformer.wte) is nn.Embedding
-    output, _ = bnnify.convert(plain)(ids(1, 4))
-    assert output.logits.shape == (1, 4, VOCABULARY + 2)
 
 
 def test_the_output_has_the_structure_that_the_model_gives_it():
@@ -215,36 +189,6 @@ def test_mixtral_experts_are_stochastic_by_default(implementation):
         gradient = found[name].rho.grad
         assert gradient.isfinite().all()
         assert (gradient.flatten(1).abs().sum(1) > 0).any()
-
-
-def test_the_weight_norm_of_wav2vec2_is_in_the_report_and_bayesian_or_left_alone_for_a_reason():
-    model = wav2vec2()
-    bnn = bnnify.convert(model)
-    entries = [entry for entry in bnn.report.entries if ".pos_conv_embed.conv" in entry.name]
-    assert {entry.name.rpartition(".")[2] for entry in entries} == {"bias", "original0", "original1"}
-    assert all(entry.bayesian or "parametriz" in entry.reason for entry in entries)
-    conv = bnn.module.wav2vec2.encoder.pos_conv_embed.conv
-    with bnn.draw():
-        first = conv.weight
-    with bnn.draw():
-        differs = not torch.equal(first, conv.weight)
-    assert differs == any(entry.bayesian for entry in entries if "parametrizations.weight" in entry.name)
-    sound = torch.randn(1, 80)
-    assert torch.equal(bnn.module(sound).logits, model(sound).logits)
-
-
-@pytest.mark.parametrize("make", [gpt2, llama, mixtral])
-def test_a_bfloat16_model_stays_one(make):
-    model = make().bfloat16()
-    bnn = bnnify.convert(model)
-    assert {parameter.dtype for parameter in bnn.parameters()} == {torch.bfloat16}
-    output, kl = bnn(ids(2, 5))
-    assert output.logits.dtype == torch.bfloat16
-    assert not torch.equal(output.logits, bnn(ids(2, 5))[0].logits)
-    (output.logits.float().logsumexp(-1).mean() + kl / 1000).backward()
-    for parameter in unique_bayesian_parameters(bnn.module):
-        assert parameter.rho.grad.isfinite().all(), parameter.name
-    assert torch.equal(bnn.module(ids(2, 5)).logits, model(ids(2, 5)).logits)
 
 
 ADAPTERS = "*.lora_*"
@@ -553,9 +497,7 @@ def assert_equal_states(found, wanted):
         assert torch.equal(found[name], value), name
 
 
-@pytest.mark.parametrize("kind", ["safetensors", "bin"])
-@pytest.mark.parametrize("shards", [1, 3])
-@pytest.mark.parametrize("make", [gpt2, mixtral])
+@pytest.mark.parametrize(("make", "kind", "shards"), [(gpt2, "bin", 1), (gpt2, "safetensors", 3), (mixtral, "bin", 3)])
 def test_shards_and_pickles_are_read_by_the_same_rules(make, kind, shards, tmp_path):
     """A mixture of experts has its experts one by one in the files, and together in the model."""
     make().save_pretrained(tmp_path / "saved")

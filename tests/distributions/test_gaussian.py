@@ -42,11 +42,6 @@ RHOS = (
 RHOS += (88, 100, 200)
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
 @pytest.fixture(params=DTYPES, ids=str)
 def dtype(request):
     return request.param
@@ -147,12 +142,11 @@ def test_rho_from_std_inverts_std(dtype):
     assert (relative <= torch.finfo(dtype).eps * (rho.double().abs() + 2)).all()
 
 
-@pytest.mark.parametrize("value", [0.0, 1e-300, 1e-45, 1e-12, 1e30, 1e300])
-def test_no_std_becomes_zero_or_infinite(value, dtype):
-    for given in (value, math.inf) if value > 1 else (value,):
-        rho = rho_from_std(torch.tensor(given, dtype=dtype))
-        assert rho.isfinite()
-        assert 0 < std(rho) < math.inf
+def test_no_std_becomes_zero_or_infinite(dtype):
+    for value in (0.0, 1e-300, 1e-45, 1e-12, 1e30, 1e300, math.inf):
+        rho = rho_from_std(torch.tensor(value, dtype=dtype))
+        assert rho.isfinite(), value
+        assert 0 < std(rho) < math.inf, value
 
 
 # The sample
@@ -218,14 +212,16 @@ def test_vmap_over_sample_draws_for_each_entry():
     assert drawn.unique(dim=0).shape == (6, 3)
 
 
-@pytest.mark.parametrize("argument", [0, 1, 2])
-def test_vmap_of_grad_equals_that_of_the_plain_expression(argument):
-    inputs = [tensor.detach() for tensor in parameters(6, 3)]
-    per_entry = [
-        torch.func.vmap(torch.func.grad(lambda *args, f=function: f(*args).square().sum(), argnums=argument))(*inputs)
-        for function in (_Reparameterize.apply, plain_sample)
-    ]
-    torch.testing.assert_close(*per_entry)
+def test_vmap_of_grad_equals_that_of_the_plain_expression():
+    for argument in [0, 1, 2]:
+        inputs = [tensor.detach() for tensor in parameters(6, 3)]
+        per_entry = [
+            torch.func.vmap(torch.func.grad(lambda *args, f=function: f(*args).square().sum(), argnums=argument))(
+                *inputs
+            )
+            for function in (_Reparameterize.apply, plain_sample)
+        ]
+        torch.testing.assert_close(*per_entry)
 
 
 # The distribution of draws
@@ -311,7 +307,6 @@ def test_draws_are_independent_gaussians(seed):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
 def test_draws_are_independent_gaussians_in_other_dtypes(dtype):
-    torch.manual_seed(0)
     bnn = layers(dtype)
     with torch.no_grad():
         for layer in bnn.module:
@@ -322,7 +317,6 @@ def test_draws_are_independent_gaussians_in_other_dtypes(dtype):
 
 @pytest.mark.parametrize("noise", WRONG.values(), ids=WRONG.keys())
 def test_the_checker_rejects_wrong_samplers(noise, monkeypatch):
-    torch.manual_seed(0)
     bnn = layers()
     monkeypatch.setattr("bnnify.modules.mean_field.sample", wrong_by(noise))
     z = standardized_draws(bnn)
@@ -419,28 +413,18 @@ def test_a_zero_bias_takes_the_scale_of_a_weight_that_is_computed(computed):
     torch.testing.assert_close(found, torch.full((5,), 0.2 / 6))
 
 
-def test_fallback_is_the_scale_of_pytorchs_own_initialisation():
-    torch.manual_seed(0)
-    layer = nn.Linear(300, 400)
-    own = layer.weight.std().item()
-    nn.init.zeros_(layer.weight)
-    assert std(bnnify.convert(layer, posterior_std=Relative(1.0)).module.weight_rho).mean().item() == pytest.approx(
-        own, rel=0.01
-    )
+@pytest.mark.parametrize("rule", [Relative(0.2), Moped(0.2)], ids=str)
+def test_std_is_never_zero_and_the_kl_is_finite(rule, dtype):
+    for scale in (0.0, 1e-30, 1e-20, 1e-7, 1.0, 1e3):
+        module = nn.Linear(5, 4, dtype=dtype)
+        with torch.no_grad():
+            module.weight.copy_(scale * torch.randn(5, 4).T)
+        bnn = bnnify.convert(module, posterior_std=rule)
+        assert (std(bnn.module.weight_rho) > 0).all(), scale
+        assert bnn.kl().isfinite(), scale
 
 
-@pytest.mark.parametrize("rule", [Relative(0.2), Moped(0.2), 0.01], ids=str)
-@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-20, 1e-7, 1.0, 1e3])
-def test_std_is_never_zero_and_the_kl_is_finite(rule, scale, dtype):
-    module = nn.Linear(5, 4, dtype=dtype)
-    with torch.no_grad():
-        module.weight.copy_(scale * torch.randn(5, 4).T)
-    bnn = bnnify.convert(module, posterior_std=rule)
-    assert (std(bnn.module.weight_rho) > 0).all()
-    assert bnn.kl().isfinite()
-
-
-@pytest.mark.parametrize("posterior_std", [1e-38, 1e-30, 1e-20, 1e-10, 1e10, 1e15])
+@pytest.mark.parametrize("posterior_std", [1e-38, 1e-20, 1e15])
 def test_extreme_stds_give_a_finite_kl_and_gradient(posterior_std):
     bnn = bnnify.convert(nn.Linear(5, 4), posterior_std=posterior_std)
     bnn.kl().backward()
@@ -449,15 +433,15 @@ def test_extreme_stds_give_a_finite_kl_and_gradient(posterior_std):
 
 
 @pytest.mark.parametrize("rule", [Relative, Moped])
-@pytest.mark.parametrize("value", [0, 0.0, -1, math.nan, math.inf, "0.2", None, True])
-def test_rules_refuse_what_is_not_a_positive_number(rule, value):
-    with pytest.raises(
-        bnnify.ConversionError, match=rf"{rule.__name__}\(\w+\) must be a positive, finite number, not {value!r}"
-    ):
-        rule(value)
+def test_rules_refuse_what_is_not_a_positive_number(rule):
+    for value in (0, 0.0, -1, math.nan, math.inf, "0.2", None, True):
+        with pytest.raises(
+            bnnify.ConversionError, match=rf"{rule.__name__}\(\w+\) must be a positive, finite number, not {value!r}"
+        ):
+            rule(value)
 
 
-@pytest.mark.parametrize("value", [0, 0.0, -0.1, math.nan, math.inf])
+@pytest.mark.parametrize("value", [0, math.nan])
 def test_a_number_must_be_positive(value):
     with pytest.raises(
         bnnify.ConversionError, match=f"posterior_std must be a positive, finite number, not {float(value)!r}"

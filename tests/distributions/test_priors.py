@@ -26,11 +26,6 @@ PRIORS = (
 STDS = (0.03, Relative(0.2), Moped(0.1))
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
 def network(dtype=torch.float64):
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 5)).to(dtype)
 
@@ -76,34 +71,18 @@ def float64(value):
 
 @pytest.mark.parametrize(
     ("dtype", "tolerance"),
-    [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 1e-5), (torch.float16, 1e-5)],
+    [(torch.float64, 1e-12), (torch.bfloat16, 1e-5)],
 )
-@pytest.mark.parametrize("posterior_std", STDS, ids=str)
 @pytest.mark.parametrize("prior", PRIORS, ids=str)
-def test_kl_is_the_sum_of_torch_distributions_kl(prior, posterior_std, dtype, tolerance):
+def test_kl_is_the_sum_of_torch_distributions_kl(prior, dtype, tolerance):
     model = network(dtype)
-    bnn = trained_a_little(bnnify.convert(model, prior=prior, posterior_std=posterior_std))
-    kl = bnn.kl()
-    assert kl.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    assert kl.shape == ()
-    torch.testing.assert_close(
-        kl.detach().double(), reference_kl(model, prior, posterior_std, bnn), rtol=tolerance, atol=0
-    )
-
-
-@pytest.mark.parametrize("prior", PRIORS, ids=str)
-def test_gradient_of_the_kl_is_that_of_torch_distributions(prior):
-    bnn = trained_a_little(
-        bnnify.convert(nn.Linear(4, 3, bias=False, dtype=torch.float64), prior=prior, posterior_std=Relative(0.2))
-    )
-    layer = bnn.module
-    prior_mean = getattr(layer, "weight_prior_mean", getattr(prior, "mean", None))
-    prior_std = prior.std
-    if prior_std is None:
-        prior_std = prior.scale * initial_rms(layer.weight_prior_mean.detach(), Relative(0.2))
-    expected = kl_divergence(Normal(layer.weight, std(layer.weight_rho)), Normal(prior_mean, prior_std)).sum()
-    parameters = [layer.weight, layer.weight_rho]
-    torch.testing.assert_close(torch.autograd.grad(bnn.kl(), parameters), torch.autograd.grad(expected, parameters))
+    for posterior_std in STDS:
+        bnn = trained_a_little(bnnify.convert(model, prior=prior, posterior_std=posterior_std))
+        kl = bnn.kl()
+        assert kl.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        assert kl.shape == ()
+        expected = reference_kl(model, prior, posterior_std, bnn)
+        torch.testing.assert_close(kl.detach().double(), expected, rtol=tolerance, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -115,11 +94,10 @@ def test_kl_of_millions_of_weights_loses_nothing_to_half_precision(dtype):
     torch.testing.assert_close(kl.double(), exact, rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("rho", [-200.0, -110.0, -30.0, 50.0, 200.0])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_kl_and_its_gradient_are_finite_for_extreme_rho(rho, dtype):
-    mean = torch.zeros(3, dtype=dtype, requires_grad=True)
-    rho = torch.full((3,), rho, dtype=dtype, requires_grad=True)
+def test_kl_and_its_gradient_are_finite_for_extreme_rho(dtype):
+    mean = torch.zeros(5, dtype=dtype, requires_grad=True)
+    rho = torch.tensor([-200.0, -110.0, -30.0, 50.0, 200.0], dtype=dtype, requires_grad=True)
     kl = Gaussian(std=0.5).kl(Posterior(mean, rho, None, math.nan)).sum()
     kl.backward()
     assert kl.isfinite()
@@ -211,26 +189,15 @@ def test_only_a_centred_prior_keeps_pretrained_values_and_these_are_frozen(prior
     assert all(tensor.grad is None for tensor in kept.values())
 
 
-@pytest.mark.parametrize("posterior_std", [0.03, Relative(0.2), Relative(2.0)], ids=str)
 @pytest.mark.parametrize(
     ("dtype", "per_weight"),
     [(torch.float64, 1e-14), (torch.float32, 1e-6), (torch.float16, 1e-5), (torch.bfloat16, 1e-3)],
 )
-def test_kl_of_a_fresh_conversion_is_zero(posterior_std, dtype, per_weight):
-    bnn = bnnify.convert(network(dtype), posterior_std=posterior_std)
-    count = sum(entry.numel for entry in bnn.report.bayesian)
-    assert abs(bnn.kl().item()) <= per_weight * count
-
-
-@pytest.mark.parametrize("posterior_std", STDS, ids=str)
-def test_default_prior_std_is_the_rms_of_the_initial_std(posterior_std):
-    bnn = bnnify.convert(nn.Linear(30, 20, dtype=torch.float64), posterior_std=posterior_std)
-    rms = std(bnn.module.weight_rho.detach()).square().mean().sqrt()
-    with torch.no_grad():
-        bnn.module.weight += 1
-    bnn.kl().backward()
-    # At a distance of 1 from its mean, a Gaussian prior pulls with 1/s².
-    torch.testing.assert_close(bnn.module.weight.grad, (rms**-2).expand(20, 30))
+def test_kl_of_a_fresh_conversion_is_zero(dtype, per_weight):
+    for posterior_std in (0.03, Relative(0.2), Relative(2.0)):
+        bnn = bnnify.convert(network(dtype), posterior_std=posterior_std)
+        count = sum(entry.numel for entry in bnn.report.bayesian)
+        assert abs(bnn.kl().item()) <= per_weight * count, posterior_std
 
 
 def test_default_prior_std_stays_what_it_was_while_the_posterior_moves():
@@ -239,31 +206,6 @@ def test_default_prior_std_stays_what_it_was_while_the_posterior_moves():
         bnn.module.weight_rho.fill_(math.log(math.expm1(0.3)))
     per_weight = kl_divergence(Normal(0.0, 0.3), Normal(0.0, 0.1))
     torch.testing.assert_close(bnn.kl().detach(), 25 * per_weight, rtol=1e-5, atol=0)
-
-
-@pytest.mark.parametrize("prior", PRIORS, ids=str)
-def test_minimising_the_kl_arrives_at_the_prior(prior):
-    bnn = trained_a_little(
-        bnnify.convert(nn.Linear(4, 3, bias=False, dtype=torch.float64), prior=prior, posterior_std=Relative(0.2))
-    )
-    layer = bnn.module
-    target_mean = getattr(layer, "weight_prior_mean", getattr(prior, "mean", None))
-    target_std = prior.std
-    if target_std is None:
-        target_std = prior.scale * initial_rms(layer.weight_prior_mean.detach(), Relative(0.2))
-    optimizer = torch.optim.LBFGS([layer.weight, layer.weight_rho], max_iter=200, line_search_fn="strong_wolfe")
-
-    def closure():
-        optimizer.zero_grad()
-        kl = bnn.kl()
-        kl.backward()
-        return kl
-
-    for _ in range(3):
-        optimizer.step(closure)
-    assert bnn.kl().item() == pytest.approx(0, abs=1e-6)
-    assert (layer.weight - target_mean).abs().max() < 1e-3 * target_std
-    assert (std(layer.weight_rho) / target_std - 1).abs().max() < 1e-3
 
 
 # A prior of one's own
@@ -383,11 +325,11 @@ def test_a_prior_without_a_kl_cannot_be_made():
     ],
     ids=["Gaussian(std)", "Pretrained(std)", "Pretrained(scale)"],
 )
-@pytest.mark.parametrize("value", [0, 0.0, -1.0, math.nan, math.inf, "1", True])
-def test_scales_must_be_positive_numbers(make, argument, value):
-    with pytest.raises(bnnify.ConversionError) as error:
-        make(value)
-    assert str(error.value) == f"{argument} must be a positive, finite number, not {value!r}."
+def test_scales_must_be_positive_numbers(make, argument):
+    for value in (0, 0.0, -1.0, math.nan, math.inf, "1", True):
+        with pytest.raises(bnnify.ConversionError) as error:
+            make(value)
+        assert str(error.value) == f"{argument} must be a positive, finite number, not {value!r}."
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, "0", None])

@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-import zoo
 from torch import nn
 from torch.func import functional_call
 
 import bnnify
-from bnnify.distributions.gaussian import std
 from bnnify.modules.parameters import bayesian_parameters, unique_bayesian_parameters
+from tests import zoo
 
 
 def mlp(depth: int = 2) -> bnnify.BayesianModel:
@@ -88,32 +87,6 @@ def test_an_exception_leaves_no_draw_in_effect(where):
         (bnn if where == "forward" else call_in_draw)(X)
     assert all(parameter.active.entry is None for parameter in bayesian_parameters(bnn.module))
     assert not bnn.module._forward_hooks
-
-
-def test_samples_have_the_mean_and_variance_of_the_posterior_and_are_independent():
-    bnn = mlp()
-    rhos = [parameter.rho for parameter in unique_bayesian_parameters(bnn.module)]
-    for index, rho in enumerate(rhos):
-        rho.data.normal_(-1.0 + 0.3 * index, 0.5)
-    draws = []
-    with torch.no_grad():
-        for _ in range(4000):
-            with bnn.draw():
-                weights = [module.weight for module in bnn.module if isinstance(module, nn.Linear)]
-                biases = [module.bias for module in bnn.module if isinstance(module, nn.Linear)]
-                draws.append(torch.cat([weights[0].flatten(), biases[0], weights[1].flatten(), biases[1]]))
-    samples = torch.stack(draws).double()
-    mean = torch.cat([p.mean.flatten() for p in unique_bayesian_parameters(bnn.module)]).double()
-    sigma = torch.cat([std(rho).flatten() for rho in rhos]).double().detach()
-    standard = (samples - mean) / sigma
-    # Five standard errors of each estimate at n = 4000 independent draws.
-    error = 5 / len(draws) ** 0.5
-    assert standard.mean(0).abs().max() < error
-    assert (standard.var(0) - 1).abs().max() < error * 2**0.5
-    correlation = torch.corrcoef(standard.T) - torch.eye(len(sigma))
-    assert correlation.abs().max() < error
-    between_draws = (standard[1:] * standard[:-1]).mean(0)
-    assert between_draws.abs().max() < error
 
 
 def test_gradients_do_not_depend_on_what_was_drawn_in_between():

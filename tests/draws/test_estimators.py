@@ -5,11 +5,9 @@ import io
 import math
 import pickle
 
-import promises
 import pytest
 import torch
 import torch.nn.functional as F
-import zoo
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.func import functional_call, jacrev, vmap
@@ -20,6 +18,8 @@ from bnnify.distributions.gaussian import std
 from bnnify.draws.estimators import _AddNoise
 from bnnify.modules.bayesian_class import bayesian_class
 from bnnify.modules.parameters import bayesian_parameters
+from tests import zoo
+from tests.contract import Case, broken
 
 ESTIMATORS = ("local", "flipout")
 every_estimator = pytest.mark.parametrize("estimator", ESTIMATORS)
@@ -140,11 +140,11 @@ def test_the_signs_are_fair_and_independent():
 
 
 @every_estimator
-@every_layer
-def test_as_sigma_vanishes_the_output_is_that_of_the_layer(name, estimator):
-    layer, bnn, x = made(name, estimator, posterior_std=1e-12)
-    torch.testing.assert_close(bnn(x)[0], layer(x), rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(bnn(input=x)[0], layer(x), rtol=1e-9, atol=1e-9)
+def test_as_sigma_vanishes_the_output_is_that_of_the_layer(estimator):
+    for name in LAYERS:
+        layer, bnn, x = made(name, estimator, posterior_std=1e-12)
+        torch.testing.assert_close(bnn(x)[0], layer(x), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(bnn(input=x)[0], layer(x), rtol=1e-9, atol=1e-9)
 
 
 @every_estimator
@@ -180,7 +180,7 @@ def test_a_bias_may_be_deterministic_have_the_weight_sample_or_the_estimator(est
 
 
 @every_estimator
-@pytest.mark.parametrize("name", ["linear", "conv1d", "conv2d", "transposed2d"])
+@pytest.mark.parametrize("name", ["linear", "conv1d", "transposed2d"])
 def test_the_gradient_is_unbiased(name, estimator):
     _, bnn, x = made(name, estimator)
     slope = torch.linspace(-1, 1, bnn.module(x).numel(), dtype=torch.float64)
@@ -256,8 +256,15 @@ def test_several_forwards_and_one_backward_give_the_mean_of_their_gradients(esti
         torch.testing.assert_close(gradient, sum(each[index] for each in one_by_one) / 3)
 
 
-@pytest.mark.parametrize("estimator", ["reparameterization", *ESTIMATORS])
-@pytest.mark.parametrize("prior", [bnnify.Pretrained(), bnnify.Gaussian(std=0.3), bnnify.Laplace()], ids=str)
+@pytest.mark.parametrize(
+    ("prior", "estimator"),
+    [
+        (bnnify.Pretrained(), "reparameterization"),
+        (bnnify.Laplace(), "reparameterization"),
+        *((bnnify.Gaussian(std=0.3), estimator) for estimator in ESTIMATORS),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("how", ["is_grads_batched", "vmap", "create_graph"])
 def test_batched_gradients_are_those_of_single_rows(how, prior, estimator):
     model = nn.Sequential(nn.Conv1d(2, 3, 3), nn.Tanh(), nn.Flatten(), nn.Linear(9, 2))
@@ -448,7 +455,7 @@ def test_the_whole_bayesian_model_may_stand_inside_a_checkpoint(use_reentrant, e
 
 
 @every_estimator
-@pytest.mark.parametrize("name", ["conv2d", "transposed", "encoder", "tied_by_reading", "dict"])
+@pytest.mark.parametrize("name", ["transposed", "tied_by_reading"])
 def test_compiles_as_one_graph_and_new_draws_never_recompile(name, estimator):
     model, inputs = zoo.build(name)
     bnn = bnnify.convert(model, estimator=estimator)
@@ -520,14 +527,19 @@ def test_under_autocast_and_in_half_precision_small_variances_are_kept(how, esti
 # Conversion
 
 
+MIXED = ["transposed", "encoder", "tied_by_reading", "used_twice", "dict", "checkpointed", "checkpointed_reentrant"]
+
+
 @every_estimator
-@pytest.mark.parametrize("name", zoo.ZOO)
-def test_every_model_converts_and_trains(name, estimator):
+@pytest.mark.parametrize("name", MIXED)
+def test_models_whose_layers_have_it_in_part_convert_and_train(name, estimator):
+    settings = {"estimator": estimator}
+    assert not broken(Case(name, lambda: zoo.build(name)[0], lambda model: (zoo.build(name)[1], {}), settings=settings))
     model, inputs = zoo.build(name)
     bnn = bnnify.convert(model, estimator=estimator, posterior_std=0.1)
-    promises.means_and_rhos_get_the_gradients_of_all_forwards(*zoo.build(name), {"estimator": estimator})
-    promises.collapsing_gives_back_the_original(*zoo.build(name), {"estimator": estimator})
-    promises.as_sigma_vanishes_a_draw_is_the_original(*zoo.build(name), {"estimator": estimator})
+    sum(zoo.loss(bnn(*inputs)[0]) for _ in range(3)).backward()
+    for parameter in bayesian_parameters(bnn.module):
+        assert all(leaf.grad.isfinite().all() and leaf.grad.any() for leaf in (parameter.mean, parameter.rho))
     for training in (True, False):
         bnn.train(training)
         with torch.set_grad_enabled(training):
@@ -607,10 +619,10 @@ FALL_BACK = {
 }
 
 
-@every_estimator
 @pytest.mark.parametrize("case", FALL_BACK)
-def test_what_cannot_have_the_estimator_gets_the_weight_sample_and_the_report_says_why(case, estimator):
+def test_what_cannot_have_the_estimator_gets_the_weight_sample_and_the_report_says_why(case):
     build, name, reason = FALL_BACK[case]
+    estimator = "flipout"
     bnn = bnnify.convert(nn.ModuleDict({"rest": nn.Linear(5, 5), "part": build()}), estimator=estimator)
     entry = next(entry for entry in bnn.report.bayesian if entry.name == f"part.{name}")
     assert entry.settings.startswith(f"reparameterization (not {estimator}: ")
@@ -620,10 +632,10 @@ def test_what_cannot_have_the_estimator_gets_the_weight_sample_and_the_report_sa
     assert rest.settings.startswith(f"{estimator}, ")
 
 
-@every_estimator
 @pytest.mark.parametrize("case", FALL_BACK)
-def test_naming_what_cannot_have_the_estimator_is_an_error(case, estimator):
+def test_naming_what_cannot_have_the_estimator_is_an_error(case):
     build, name, reason = FALL_BACK[case]
+    estimator = "local"
     model = nn.ModuleDict({"rest": nn.Linear(5, 5), "part": build()})
     with pytest.raises(bnnify.ConversionError) as raised:
         bnnify.convert(model, estimator={f"part.{name}": estimator})

@@ -94,15 +94,6 @@ def test_loading_gives_what_converting_the_loaded_model_gives(posterior_std, sel
         assert torch.equal(output, reference(ids)[0])
 
 
-def test_tied_weights_are_one_parameter_afterwards_with_one_rho_and_one_prior_mean():
-    bnn = converted_on_meta()
-    bnnify.load_weights(bnn, trained().state_dict())
-    for suffix in ("", "_rho", "_prior_mean"):
-        tied = [layer.get_parameter("weight" + suffix) for layer in (bnn.module.head, bnn.module.embed)]
-        assert tied[0] is tied[1]
-    assert len(list(unique_bayesian_parameters(bnn.module))) == 1
-
-
 def test_a_prior_mean_does_not_move_with_the_mean():
     bnn = converted_on_meta()
     state = trained().state_dict()

@@ -259,13 +259,12 @@ def snapshot(model):
     ]
 
 
-@pytest.mark.parametrize("inplace", [False, True])
 @pytest.mark.parametrize(("build", "settings", "said"), REFUSED.values(), ids=REFUSED.keys())
-def test_bad_input_is_refused_where_it_is_with_what_to_do_and_changes_nothing(build, settings, said, inplace):
+def test_bad_input_is_refused_where_it_is_with_what_to_do_and_changes_nothing(build, settings, said):
     model = build()
     before = snapshot(model)
     with pytest.raises(ConversionError) as error:
-        bnnify.convert(model, inplace=inplace, **settings)
+        bnnify.convert(model, inplace=True, **settings)
     assert [part for part in said if part not in str(error.value)] == []
     assert snapshot(model) == before
 
@@ -279,15 +278,14 @@ def test_every_refusal_is_a_value_error_and_a_bnnify_error():
 # Refusals that need a situation around them
 
 
-@pytest.mark.parametrize("inplace", [False, True])
-def test_conversion_under_inference_mode_is_refused(inplace):
+def test_conversion_under_inference_mode_is_refused():
     model = two_layers()
     before = snapshot(model)
     with (
         torch.inference_mode(),
         pytest.raises(ConversionError, match=r"Sequential under torch.inference_mode\(\).*outside"),
     ):
-        bnnify.convert(model, inplace=inplace)
+        bnnify.convert(model, inplace=True)
     assert snapshot(model) == before
 
 
@@ -341,12 +339,11 @@ def fully_sharded(model):
     ],
     ids=["DDP", "inner DDP", "FSDP2"],
 )
-@pytest.mark.parametrize("inplace", [False, True])
-def test_models_wrapped_for_several_processes_are_refused(wrap, said, inplace, process_group):
+def test_models_wrapped_for_several_processes_are_refused(wrap, said, process_group):
     model = wrap(two_layers())
     before = snapshot(model)
     with pytest.raises(ConversionError, match=said):
-        bnnify.convert(model, inplace=inplace)
+        bnnify.convert(model, inplace=True)
     assert snapshot(model) == before
 
 

@@ -14,11 +14,6 @@ from bnnify.modules import patterns
 from bnnify.report import ReportEntry
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
 class Everything(nn.Module):
     """One of each kind of layer, some of them in containers, and a parameter that belongs to no layer."""
 
@@ -91,9 +86,8 @@ def test_by_default_layers_are_converted_and_norms_embeddings_and_bare_parameter
     assert bayesian_names(bnn) == reported(bnn) == DEFAULT
 
 
-@pytest.mark.parametrize(
-    ("layer", "names"),
-    [
+def test_each_kind_of_layer_has_its_weights_converted_also_as_the_root():
+    for layer, names in [
         (nn.Linear(3, 2), {"weight", "bias"}),
         (nn.Bilinear(3, 2, 4), {"weight", "bias"}),
         *[(conv(2, 2, 3), {"weight", "bias"}) for conv in (nn.Conv1d, nn.Conv2d, nn.Conv3d)],
@@ -108,18 +102,8 @@ def test_by_default_layers_are_converted_and_norms_embeddings_and_bare_parameter
             nn.MultiheadAttention(4, 2, kdim=3, add_bias_kv=True),
             {"q_proj_weight", "k_proj_weight", "v_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias"},
         ),
-    ],
-    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
-)
-def test_each_kind_of_layer_has_its_weights_converted_also_as_the_root(layer, names):
-    assert bayesian_names(bnnify.convert(layer)) == names
-
-
-def test_subclasses_of_layers_are_converted():
-    class MyLinear(nn.Linear):
-        pass
-
-    assert bayesian_names(bnnify.convert(nn.Sequential(MyLinear(2, 2)))) == {"0.weight", "0.bias"}
+    ]:
+        assert bayesian_names(bnnify.convert(layer)) == names
 
 
 @pytest.mark.parametrize(
@@ -127,25 +111,17 @@ def test_subclasses_of_layers_are_converted():
     [
         ("head", HEAD),
         ("encoder.blocks.0", {"encoder.blocks.0.weight", "encoder.blocks.0.bias"}),
-        ("encoder.blocks", BLOCKS),
-        ("encoder", BLOCKS | CONV),
         ("encoder.*", BLOCKS | CONV),
         ("*.blocks.?", BLOCKS),
         ("enc*[rv]", BLOCKS | CONV),
-        ("attention", ATTENTION),
         ("attention.out_proj", {"attention.out_proj.weight", "attention.out_proj.bias"}),
         ("head.weight", {"head.weight"}),
-        ("head.*", HEAD),
         ("*.blocks.*.weight", {"encoder.blocks.0.weight", "encoder.blocks.1.weight"}),
         ("scale", {"scale"}),
-        ("batch_norm.weight", {"batch_norm.weight"}),
-        ("embed", {"embed.weight"}),
         ("*", DEFAULT | {"embed.weight"}),
-        (["head", "scale"], HEAD | {"scale"}),
         (("head", "encoder.conv.bias"), HEAD | {"encoder.conv.bias"}),
         (lambda name, module: name.startswith("encoder"), BLOCKS | CONV),
         (lambda name, module: isinstance(module, nn.Embedding), {"embed.weight"}),
-        (lambda name, module: name == "head", HEAD),
         (is_linear, BLOCKS | HEAD | {"attention.out_proj.weight", "attention.out_proj.bias"}),
     ],
 )
@@ -216,12 +192,6 @@ def test_a_tied_weight_is_one_posterior_whichever_name_selects_it(select):
         assert model.embed.weight is model.head.weight
         assert not torch.equal(model.embed.weight, model._modules["embed"]._parameters["weight"])
     assert [entry.name for entry in bnn.report.bayesian if "weight" in entry.name] == ["embed.weight"]
-
-
-def test_the_kl_of_a_tied_weight_counts_once():
-    model = TiedHead()
-    tied = bnnify.convert(model, select="head.weight", prior=Gaussian())
-    torch.testing.assert_close(tied.kl(), bnnify.convert(model.embed, select="weight", prior=Gaussian()).kl())
 
 
 def test_a_tie_to_what_is_not_selected_by_default_still_selects():
@@ -362,14 +332,13 @@ REFUSED_CHANGES = {
 }
 
 
-@pytest.mark.parametrize("inplace", [False, True])
 @pytest.mark.parametrize(("options", "named", "has"), REFUSED_CHANGES.values(), ids=REFUSED_CHANGES.keys())
-def test_an_option_that_would_change_what_is_bayesian_is_refused(options, named, has, inplace):
+def test_an_option_that_would_change_what_is_bayesian_is_refused(options, named, has):
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
     bnn = bnnify.convert(model, select="0", prior=Gaussian(std=0.3), posterior_std=0.05)
     before = {name: tensor.clone() for name, tensor in bnn.state_dict().items()}
     with pytest.raises(bnnify.ConversionError) as error:
-        bnnify.convert(bnn, **options, inplace=inplace)
+        bnnify.convert(bnn, **options, inplace=True)
     for part in (f"Cannot follow {named}", has, "collapse first"):
         assert part in str(error.value)
     assert bnn.state_dict().keys() == before.keys()
@@ -398,12 +367,12 @@ def test_an_option_for_what_is_new_or_that_changes_nothing_is_followed(options):
         assert bnn.report.entries[2:] == fresh.report.entries[2:]
 
 
-@pytest.mark.parametrize("options", [{"select": "1"}, {"select": "1", "prior": Gaussian()}], ids=str)
-def test_options_with_which_nothing_is_left_to_convert_are_refused(options):
-    bnn = bnnify.convert(nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)))
-    with pytest.raises(bnnify.ConversionError, match="Nothing to convert"):
-        bnnify.convert(bnn, **options)
-    assert reported(bnnify.convert(bnn)) == {"0.weight", "0.bias"}
+def test_options_with_which_nothing_is_left_to_convert_are_refused():
+    for options in [{"select": "1"}, {"select": "1", "prior": Gaussian()}]:
+        bnn = bnnify.convert(nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)))
+        with pytest.raises(bnnify.ConversionError, match="Nothing to convert"):
+            bnnify.convert(bnn, **options)
+        assert reported(bnnify.convert(bnn)) == {"0.weight", "0.bias"}
 
 
 def test_an_option_is_for_what_is_frozen_or_off_by_default_too_once_that_is_bayesian():

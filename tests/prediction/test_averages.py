@@ -12,11 +12,6 @@ from bnnify.prediction.averages import Averages
 from bnnify.prediction.known_likelihoods import as_likelihood
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
 class Returns(nn.Module):
     """A linear layer of four features, of whose output something is made."""
 

@@ -15,11 +15,6 @@ from bnnify.prediction.batches import as_arguments, batches_of, is_one_batch
 from bnnify.prediction.devices import devices_of, placed
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
 class Shifted(nn.Module):
     """A linear layer whose input may be shifted."""
 
@@ -238,34 +233,32 @@ def test_text_is_one_argument():
     assert bnnify.tune_std(bnn, labelled, num_samples=2, likelihood="logits") > 0
 
 
-@pytest.mark.parametrize(
-    ("data", "one"),
-    [
-        (X, True), ((X, T), True), ({"x": X}, True), (MappingProxyType({"x": X}), True), (Graph(X), True),
-        (pack_sequence([X]), True), ("text", True), (["a", "b"], True), (None, True), (X.numpy(), True),
-        ([X, X], False), ([X, X[:2]], False), ([X], False), ([], False), ([(X, Y)], False), ([[X, Y]], False),
-        ([{"x": X}], False), (iter([X]), False), (Batches([X]), False), (DataLoader(X), False), (Stream(), False),
-    ],
-    ids=lambda value: type(value).__name__,
-)  # fmt: skip
-def test_what_is_one_batch_is_decided_by_its_type(data, one):
-    assert is_one_batch(data) == one
+def test_what_is_one_batch_is_decided_by_its_type():
+    packed, mapping = pack_sequence([X]), MappingProxyType({"x": X})
+    one = [X, (X, T), {"x": X}, mapping, Graph(X), packed, "text", ["a", "b"], None, X.numpy()]
+    several = [[X, X], [X, X[:2]], [X], [], [(X, Y)], [[X, Y]], [{"x": X}]]
+    several += [iter([X]), Batches([X]), DataLoader(X), Stream()]
+    assert all(map(is_one_batch, one))
+    assert not any(map(is_one_batch, several))
 
 
-@pytest.mark.parametrize(
-    "data",
-    [[X, Y], [X, X[:, :1]], [X, {"labels": Y}], [X, [Y]], [X, 3], next(iter(DataLoader(TensorDataset(X, Y), 4)))],
-    ids=["dtypes", "shapes", "mapping", "list", "number", "batch of a loader"],
-)
-def test_a_list_that_may_be_one_batch_is_refused_with_both_ways_out(data):
-    bnn = bnnify.convert(Shifted())
-    match = r"looks like one batch.*batch\[0\].*\[batch\].*iter\(batches\)"
-    with pytest.raises(TypeError, match=match):
-        bnn.predict(data, 2, likelihood="values")
-    with pytest.raises(TypeError, match=match):
-        bnnify.tune_std(bnn, data, likelihood="logits")
-    with pytest.raises(TypeError, match=match):
-        bnnify.FisherStd.estimate(bnn.module, data, num_data=6, likelihood="logits")
+def test_a_list_that_may_be_one_batch_is_refused_with_both_ways_out():
+    for data in [
+        [X, Y],
+        [X, X[:, :1]],
+        [X, {"labels": Y}],
+        [X, [Y]],
+        [X, 3],
+        next(iter(DataLoader(TensorDataset(X, Y), 4))),
+    ]:
+        bnn = bnnify.convert(Shifted())
+        match = r"looks like one batch.*batch\[0\].*\[batch\].*iter\(batches\)"
+        with pytest.raises(TypeError, match=match):
+            bnn.predict(data, 2, likelihood="values")
+        with pytest.raises(TypeError, match=match):
+            bnnify.tune_std(bnn, data, likelihood="logits")
+        with pytest.raises(TypeError, match=match):
+            bnnify.FisherStd.estimate(bnn.module, data, num_data=6, likelihood="logits")
 
 
 def test_batches_of_several_lengths_are_read_from_an_iterator():
@@ -282,16 +275,18 @@ class Pooled(nn.Module):
         return self.layer(x.mean(1, keepdim=True))
 
 
-@pytest.mark.parametrize("batch", [(X, T, Y), [X, T, Y]], ids=["tuple", "list"])
-def test_three_elements_do_not_tell_the_inputs(batch):
-    bnn = bnnify.convert(Shifted())
-    match = r"batch of 3 .*shape \(6,\).*which of its elements are inputs.*\(\(\(x, t\), y\) for x, t, y in loader\)"
-    with pytest.raises(TypeError, match=match):
-        bnn.predict([batch], 2, likelihood="values")
-    with pytest.raises(TypeError, match=match):
-        bnnify.tune_std(bnn, [batch], likelihood="logits")
-    with pytest.raises(TypeError, match=match):
-        bnnify.FisherStd.estimate(bnn.module, [batch], num_data=6, likelihood="logits")
+def test_three_elements_do_not_tell_the_inputs():
+    for batch in [(X, T, Y), [X, T, Y]]:
+        bnn = bnnify.convert(Shifted())
+        match = (
+            r"batch of 3 .*shape \(6,\).*which of its elements are inputs.*\(\(\(x, t\), y\) for x, t, y in loader\)"
+        )
+        with pytest.raises(TypeError, match=match):
+            bnn.predict([batch], 2, likelihood="values")
+        with pytest.raises(TypeError, match=match):
+            bnnify.tune_std(bnn, [batch], likelihood="logits")
+        with pytest.raises(TypeError, match=match):
+            bnnify.FisherStd.estimate(bnn.module, [batch], num_data=6, likelihood="logits")
 
 
 def test_single_examples_are_no_batches():
@@ -319,24 +314,21 @@ def test_what_a_model_cannot_be_called_with_is_named_beside_the_rule(data, calle
         bnn.predict(data, 2, likelihood="values")
 
 
-@pytest.mark.parametrize("data", [(X, Y), X, {"input": X, "labels": Y}, None, 3], ids=lambda v: type(v).__name__)
-def test_where_batches_are_needed_one_batch_is_refused(data):
-    bnn = bnnify.convert(nn.Linear(4, 3))
-    with pytest.raises(TypeError, match=r"tune_std takes what gives batches.*\[\(inputs, target\)\]"):
-        bnnify.tune_std(bnn, data, likelihood="logits")
-    with pytest.raises(TypeError, match=r"FisherStd.estimate takes what gives batches.*\[\(inputs, target\)\]"):
-        bnnify.FisherStd.estimate(bnn.module, data, num_data=6, likelihood="logits")
+def test_where_batches_are_needed_one_batch_is_refused():
+    for data in [(X, Y), X, {"input": X, "labels": Y}, None, 3]:
+        bnn = bnnify.convert(nn.Linear(4, 3))
+        with pytest.raises(TypeError, match=r"tune_std takes what gives batches.*\[\(inputs, target\)\]"):
+            bnnify.tune_std(bnn, data, likelihood="logits")
+        with pytest.raises(TypeError, match=r"FisherStd.estimate takes what gives batches.*\[\(inputs, target\)\]"):
+            bnnify.FisherStd.estimate(bnn.module, data, num_data=6, likelihood="logits")
 
 
-@pytest.mark.parametrize("batch", [X, (X,), {"input": X}, Graph(X)], ids=lambda value: type(value).__name__)
-def test_tuning_needs_targets_and_says_how_to_make_pairs(batch):
-    with pytest.raises(ValueError, match=r"needs batches \(input, target\), or mappings with `labels`.*for batch in"):
-        bnnify.tune_std(bnnify.convert(nn.Linear(4, 3)), [batch], likelihood="logits")
-
-
-def test_an_empty_generator_is_a_loader_without_batches():
-    with pytest.raises(ValueError, match="without batches"):
-        bnnify.convert(nn.Linear(4, 3)).predict(iter(()), 2, likelihood="values")
+def test_tuning_needs_targets_and_says_how_to_make_pairs():
+    for batch in [X, (X,), {"input": X}, Graph(X)]:
+        with pytest.raises(
+            ValueError, match=r"needs batches \(input, target\), or mappings with `labels`.*for batch in"
+        ):
+            bnnify.tune_std(bnnify.convert(nn.Linear(4, 3)), [batch], likelihood="logits")
 
 
 # Devices. The device "meta" stands in for an accelerator, which a machine need not have.

@@ -1,12 +1,10 @@
 """The predictive distribution: against stored samples, in eval mode, leaving nothing behind, in constant memory."""
 
 import gc
-import math
 import sys
 import threading
 import weakref
 from dataclasses import dataclass
-from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -20,11 +18,6 @@ from bnnify.modules.parameters import bayesian_parameters
 from bnnify.prediction.sampler import Sampler
 
 K = 7
-
-
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
 
 
 class Network(nn.Module):
@@ -134,24 +127,6 @@ def test_regression_obeys_the_law_of_total_variance():
     assert prediction.predictive_entropy is None
 
 
-def test_networks_that_are_certain_and_disagree_are_all_mutual_information():
-    model = nn.Linear(1, 2, bias=False, dtype=torch.float64)
-    nn.init.zeros_(model.weight)
-    prediction = predicted(
-        bnnify.convert(model, posterior_std=1e4), torch.ones(1, 1).double(), num_samples=2000, likelihood="logits"
-    )
-    assert prediction.mutual_information.item() == pytest.approx(math.log(2), abs=0.01)
-    assert prediction.expected_entropy.item() == pytest.approx(0, abs=0.01)
-
-
-def test_networks_that_agree_to_be_undecided_have_no_mutual_information():
-    model = nn.Linear(1, 2, bias=False, dtype=torch.float64)
-    nn.init.zeros_(model.weight)
-    prediction = predicted(bnnify.convert(model, posterior_std=1e-9), torch.ones(1, 1).double(), likelihood="logits")
-    assert prediction.expected_entropy.item() == pytest.approx(math.log(2))
-    assert 0 <= prediction.mutual_information.item() < 1e-12
-
-
 def test_certain_classes_have_finite_entropies():
     model = nn.Linear(1, 2, dtype=torch.float32)
     prediction = predicted(bnnify.convert(model, posterior_std=1e6), torch.ones(1, 1), likelihood="logits")
@@ -165,8 +140,8 @@ def test_one_sample_has_no_spread():
     assert (prediction.mutual_information == 0).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_half_precision_outputs_are_averaged_in_float32(dtype):
+def test_half_precision_outputs_are_averaged_in_float32():
+    dtype = torch.bfloat16
     bnn = bnnify.convert(nn.Linear(4, 3, dtype=dtype))
     x = torch.randn(2, 4, dtype=dtype)
     samples = stored_samples(bnn, x, num_samples=300).float()
@@ -314,27 +289,6 @@ def test_a_shared_module_keeps_its_own_flag_whatever_its_parents_have():
     assert [module.training for module in bnn.modules()] == before
 
 
-def test_flags_are_restored_when_the_loader_breaks():
-    class BrokenData(TensorDataset):
-        def __getitem__(self, index):
-            raise Broken
-
-    bnn = converted()
-    before = mixed_modes(bnn)
-    with pytest.raises(Broken):
-        bnn.predict(DataLoader(BrokenData(inputs())), num_samples=2, likelihood="values")
-    assert [module.training for module in bnn.modules()] == before
-
-
-def test_no_draw_is_left_in_effect_after_an_exception():
-    bnn, x = converted(break_after(3)), inputs()
-    with pytest.raises(Broken):
-        predicted(bnn, x)
-    bnn.module.wrap = lambda logits: logits
-    bnn.eval()
-    assert torch.equal(bnn.module(x), bnnify.collapse(bnn)(x))
-
-
 def test_no_draw_is_left_in_effect_after_an_exception_in_the_callers_function():
     def raise_(output):
         raise Broken
@@ -391,8 +345,8 @@ def test_memory_does_not_grow_with_the_number_of_samples(likelihood):
 
 
 @pytest.mark.parametrize("wrap", [lambda x: x, lambda x: [x, torch.zeros(len(x))]], ids=["tensors", "with labels"])
-@pytest.mark.parametrize("likelihood", ["values", "logits"])
-def test_a_loader_gives_its_batches_in_order(wrap, likelihood):
+def test_a_loader_gives_its_batches_in_order(wrap):
+    likelihood = "logits"
     bnn, x = converted(), inputs(7)
     # A generator of its own, because starting to iterate takes a number from the global one.
     data = list(zip(x, torch.zeros(7), strict=True)) if isinstance(wrap(x), list) else list(x)
@@ -405,23 +359,9 @@ def test_a_loader_gives_its_batches_in_order(wrap, likelihood):
     assert loaded.num_samples == K
 
 
-def test_a_loader_may_yield_mappings():
-    bnn, x = converted(), inputs(5)
-    loader = DataLoader([{"x": row, "shift": row[:1]} for row in x], batch_size=2, generator=torch.Generator())
-    expected = torch.cat([predicted(bnn, (part, part[:, :1])).mean for part in x.split(2)])
-    assert torch.equal(predicted(bnn, loader).mean, expected)
-
-
 def test_a_loader_without_batches_is_refused():
     with pytest.raises(ValueError, match="loader without batches"):
         converted().predict(DataLoader([]), likelihood="values")
-
-
-def test_a_tuple_holds_arguments_and_a_mapping_holds_keywords():
-    bnn, x = converted(), inputs()
-    expected = predicted(bnn, x).mean + 2.5
-    torch.testing.assert_close(predicted(bnn, (x, 2.5)).mean, expected)
-    torch.testing.assert_close(predicted(bnn, {"x": x, "shift": 2.5}).mean, expected)
 
 
 # Loaders: the same networks for every batch, and every batch read once
@@ -461,12 +401,10 @@ def loop_over_draws(bnn, loader, antithetic=False):
     return torch.stack(outputs)
 
 
-@pytest.mark.parametrize("shuffle", [False, True])
-@pytest.mark.parametrize("select", [None, "head"])
-@pytest.mark.parametrize("antithetic", [False, True])
-def test_a_loader_gives_what_the_plain_loop_over_draws_gives(shuffle, select, antithetic):
+@pytest.mark.parametrize(("select", "antithetic"), [(None, True), ("head", False)])
+def test_a_loader_gives_what_the_plain_loop_over_draws_gives(select, antithetic):
     bnn = bnnify.convert(Network().double(), select=select).eval()
-    loader = DataLoader(inputs(14), batch_size=3, shuffle=shuffle)
+    loader = DataLoader(inputs(14), batch_size=3, shuffle=True)
     expected = loop_over_draws(bnn, loader, antithetic)
     state = torch.get_rng_state()
     torch.manual_seed(1)
@@ -578,15 +516,6 @@ def test_a_loader_is_read_once_and_in_order():
     assert len(prediction.mean) == 7
 
 
-def test_predictions_of_a_loader_are_jointly_consistent():
-    """The average over the data of each network's output has the spread that one network's average has."""
-    bnn, x = converted(), inputs(1).expand(40, 4)
-    outputs = []
-    predicted(bnn, DataLoader(x, batch_size=4), output=lambda output: outputs.append(output) or output)
-    rows = torch.stack(outputs).reshape(K, 40, 5)
-    torch.testing.assert_close(rows, rows[:, :1].expand(K, 40, 5))
-
-
 # Antithetic pairs
 
 
@@ -597,21 +526,7 @@ def test_the_mean_of_an_antithetic_pair_is_exact_for_a_linear_model():
     assert (prediction.std > 0).all()
 
 
-@pytest.mark.parametrize("wide", [0.05, 0.7])
-def test_antithetic_means_are_unbiased_and_no_less_precise(wide):
-    bnn, x = bnnify.convert(Network().double(), posterior_std=bnnify.Relative(wide)).eval(), inputs(1)
-    truth = predicted(bnn, x, num_samples=4000).mean
-    means = {}
-    for antithetic in (False, True):
-        means[antithetic] = torch.cat(
-            [predicted(bnn, x, seed=s, num_samples=4, antithetic=antithetic).mean for s in range(200)]
-        )
-    error = means[True].std(0) / 200**0.5
-    assert ((means[True].mean(0) - truth).abs() < 5 * (error + means[False].std(0) / 1000**0.5)).all()
-    assert (means[True].std(0) < means[False].std(0)).all()
-
-
-@pytest.mark.parametrize("num_samples", [2, 4, 10])
+@pytest.mark.parametrize("num_samples", [2, 10])
 def test_antithetic_spread_is_too_wide_by_what_is_documented(num_samples):
     bnn, x = bnnify.convert(nn.Linear(4, 200, dtype=torch.float64), posterior_std=1.0), inputs(1)
     variances = [
@@ -621,15 +536,6 @@ def test_antithetic_spread_is_too_wide_by_what_is_documented(num_samples):
     correlation = -1  # of the outputs of a pair, if the model is linear
     expected = (num_samples - 1 - correlation) / (num_samples - 1)
     assert (variances[1].mean() / variances[0].mean()).item() == pytest.approx(expected, rel=0.1)
-
-
-def test_of_an_odd_number_the_last_network_has_no_partner():
-    bnn, x = converted(), inputs()
-    outputs = []
-    predicted(bnn, x, num_samples=3, antithetic=True, output=lambda output: outputs.append(output) or output)
-    plain = stored_samples(bnn, x, num_samples=2)
-    assert torch.equal(outputs[0], plain[0])
-    assert torch.equal(outputs[2], plain[1])
 
 
 # The progress bar
@@ -719,11 +625,13 @@ def test_the_caller_says_which_output(wrap, output):
     torch.testing.assert_close(vars(predicted(structured, x, likelihood="logits", output=output)), vars(expected))
 
 
-@pytest.mark.parametrize("likelihood", ["values", "logits", "probabilities", "binary_logits"])
-def test_a_mapping_needs_output_and_the_error_names_its_keys(likelihood):
-    bnn = converted(lambda logits: {"loss": 0.0, "logits": logits})
-    with pytest.raises(TypeError, match=rf"{likelihood}.* returned dict with the keys \['loss', 'logits'\].*output="):
-        bnn.predict(inputs(), likelihood=likelihood)
+def test_a_mapping_needs_output_and_the_error_names_its_keys():
+    for likelihood in ["values", "logits", "probabilities", "binary_logits"]:
+        bnn = converted(lambda logits: {"loss": 0.0, "logits": logits})
+        with pytest.raises(
+            TypeError, match=rf"{likelihood}.* returned dict with the keys \['loss', 'logits'\].*output="
+        ):
+            bnn.predict(inputs(), likelihood=likelihood)
 
 
 def test_a_tuple_needs_output():
@@ -734,14 +642,6 @@ def test_a_tuple_needs_output():
 def test_gaussian_needs_a_pair_and_the_error_shows_how_to_make_one():
     with pytest.raises(TypeError, match=r"pair of tensors \(mean, variance\), but got Tensor.*output="):
         converted().predict(inputs(), likelihood="gaussian")
-
-
-@pytest.mark.parametrize("num_samples", [0, -3, 2.0, "8", None])
-def test_num_samples_must_be_a_positive_integer(num_samples):
-    bnn = converted()
-    for call in (partial(bnn.predict, likelihood="values"), bnn.sample):
-        with pytest.raises(ValueError, match=f"num_samples must be a positive integer, not {num_samples!r}"):
-            call(inputs(), num_samples=num_samples)
 
 
 def test_an_unknown_likelihood_is_refused_with_those_known():

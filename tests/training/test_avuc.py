@@ -5,15 +5,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-import bnnify
 from bnnify import avuc_loss, uncertainty_threshold
-
-
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
 
 
 def predictions(count=40, classes=5, dtype=torch.float64):
@@ -60,13 +53,6 @@ def test_it_depends_neither_on_the_order_nor_on_the_shape_of_the_batch_nor_on_ho
     torch.testing.assert_close(avuc_loss(probabilities[order], labels[order], 0.7), loss)
     torch.testing.assert_close(avuc_loss(probabilities.view(8, 5, 5), labels.view(8, 5), 0.7), loss)
     torch.testing.assert_close(avuc_loss(probabilities.repeat(3, 1), labels.repeat(3), 0.7), loss)
-
-
-def test_a_renaming_of_the_classes_changes_nothing():
-    probabilities, labels = predictions()
-    names = torch.randperm(5)
-    loss = avuc_loss(probabilities[:, names], names.argsort()[labels], 0.7)
-    torch.testing.assert_close(loss, avuc_loss(probabilities, labels, 0.7))
 
 
 def test_gradcheck():
@@ -126,18 +112,6 @@ def test_a_step_along_its_gradient_makes_errors_uncertain_and_hits_certain():
     before = logits.softmax(-1)
     assert after[0].max() > before[0].max()
     assert after[1].max() < before[1].max()
-
-
-def test_beside_the_elbo_it_trains_means_and_rho():
-    bnn = bnnify.convert(nn.Linear(4, 3), prior=bnnify.Gaussian(std=1.0))
-    x, y = torch.randn(16, 4), torch.randint(3, (16,))
-    logits = bnn.sample(x, num_samples=2)
-    likelihood = bnnify.elbo(F.cross_entropy(logits[0], y), bnn.kl(), num_data=1000)
-    without = torch.autograd.grad(likelihood, list(bnn.parameters()), retain_graph=True)
-    loss = likelihood + 3 * avuc_loss(logits.softmax(-1).mean(0), y, threshold=0.9)
-    for alone, both in zip(without, torch.autograd.grad(loss, list(bnn.parameters())), strict=True):
-        assert both.isfinite().all()
-        assert not torch.allclose(alone, both)
 
 
 def test_the_threshold_is_midway_between_the_mean_uncertainties():

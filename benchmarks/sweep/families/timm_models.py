@@ -3,7 +3,7 @@
 ``python -m benchmarks.sweep.families.timm_models`` finds the smallest models anew and prints ``SMALLEST``.
 """
 
-__all__ = ["SMALLEST", "modules", "specimens"]
+__all__ = ["SMALLEST", "modules", "cases"]
 
 from collections.abc import Iterator
 
@@ -12,7 +12,7 @@ import torch
 from timm.models import _registry
 from torch import nn
 
-from . import Inputs, Specimen
+from tests.contract import Case, Inputs
 
 SMALLEST = set(
     """
@@ -57,15 +57,15 @@ _SIZES = {
 _CACHED_BIASES = ("levit_128s", "efficientformerv2_s0", "efficientvit_m0", "tiny_vit_5m_224")
 
 
-def specimens() -> Iterator[Specimen]:
+def cases() -> Iterator[Case]:
     """One model for each module of the timm that is installed, the cached biases also as Bayesian ones."""
     for models in modules().values():
         name = next((name for name in models if name in SMALLEST), models[0])
-        yield _specimen(name, name)
+        yield _case(name, name)
         if name in _CACHED_BIASES:
-            yield _specimen(f"{name}(select=attention_biases)", name, ["*.attention_biases"])
+            yield _case(f"{name}(select=attention_biases)", name, ["*.attention_biases"])
     for name in _MORE:
-        yield _specimen(name, name)
+        yield _case(name, name)
 
 
 def modules() -> dict[str, list[str]]:
@@ -73,10 +73,10 @@ def modules() -> dict[str, list[str]]:
     return {module: sorted(models) for module, models in sorted(_registry._module_to_models.items())}
 
 
-def _specimen(title: str, name: str, select: list[str] | None = None) -> Specimen:
+def _case(title: str, name: str, select: list[str] | None = None) -> Case:
     size = _SIZES.get(name, 64)
     settings = {"select": select} if select else {}
-    return Specimen(title, lambda: _build(name, size), lambda model: _images(size), settings=settings)
+    return Case(title, lambda: _build(name, size), lambda model: _images(size), settings=settings)
 
 
 def _build(name: str, size: int) -> nn.Module:

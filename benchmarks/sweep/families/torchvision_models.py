@@ -1,6 +1,6 @@
 """Every builder of torchvision, with random weights."""
 
-__all__ = ["specimens"]
+__all__ = ["cases"]
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,31 +9,31 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import detection, get_model, list_models, optical_flow, segmentation, video
 
-from . import Inputs, Specimen
+from tests.contract import Case, Inputs
 
 # Where 64 pixels are too few, or where the size is part of the architecture.
 _SIZES = {"inception_v3": 96, "maxvit_t": 224}
 
 
-def specimens() -> Iterator[Specimen]:
+def cases() -> Iterator[Case]:
     """The builders of ``torchvision.models.list_models()``; a quantized one also as its float model."""
     for name in list_models():
         if name.startswith("quantized_"):
-            yield Specimen(name, lambda name=name: get_model(name, quantize=True), _images, refuses=True)
+            yield Case(name, lambda name=name: get_model(name, quantize=True), _images, refuses=True)
             yield _classifier(f"{name}(quantize=False)", name, quantize=False)
         elif name in list_models(detection):
             yield _detector(name)
         elif name in list_models(segmentation):
-            yield Specimen(name, lambda name=name: get_model(name, weights_backbone=None), _images)
+            yield Case(name, lambda name=name: get_model(name, weights_backbone=None), _images)
         elif name in list_models(video):
-            yield Specimen(name, lambda name=name: get_model(name), lambda model, name=name: _video(name))
+            yield Case(name, lambda name=name: get_model(name), lambda model, name=name: _video(name))
         elif name in list_models(optical_flow):
-            yield Specimen(name, lambda name=name: get_model(name), _frames)
+            yield Case(name, lambda name=name: get_model(name), _frames)
         else:
             yield _classifier(name, name)
 
 
-def _classifier(title: str, name: str, **options: Any) -> Specimen:
+def _classifier(title: str, name: str, **options: Any) -> Case:
     plain = name.removeprefix("quantized_")
     size = _SIZES.get(plain, 64)
     auxiliary = plain == "inception_v3"  # its auxiliary head, which only exists in train, takes no smaller image
@@ -41,7 +41,7 @@ def _classifier(title: str, name: str, **options: Any) -> Specimen:
         options["init_weights"] = False
     if plain.startswith("vit_"):
         size = options["image_size"] = 2 * int(plain.rpartition("_")[2])
-    return Specimen(
+    return Case(
         title,
         lambda: get_model(name, **options),
         lambda model: _images(model, size),
@@ -49,7 +49,7 @@ def _classifier(title: str, name: str, **options: Any) -> Specimen:
     )
 
 
-def _detector(name: str) -> Specimen:
+def _detector(name: str) -> Case:
     # Random scores are about 1/91, and a threshold above them would leave nothing of the output to compare.
     two_stages = "rcnn" in name
     options: dict[str, Any] = {"box_score_thresh" if two_stages else "score_thresh": 0.0, "weights_backbone": None}
@@ -68,7 +68,7 @@ def _detector(name: str) -> Specimen:
             target["keypoints"] = torch.tensor([25.0, 20.0, 1.0]).expand(2, 17, 3)
         return [target, target]
 
-    return Specimen(
+    return Case(
         name,
         lambda: get_model(name, **options),
         lambda model: (([torch.rand(3, 64, 64)],), {}),

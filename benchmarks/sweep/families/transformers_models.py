@@ -1,6 +1,6 @@
 """Hugging Face transformers: tiny random configurations, one of each model type."""
 
-__all__ = ["specimens"]
+__all__ = ["cases"]
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 import transformers
 from torch import nn
 
-from . import Inputs, Specimen
+from tests.contract import Case, Inputs
 
 VOCABULARY, IMAGE, SAMPLES = 32, 32, 400
 
@@ -98,31 +98,31 @@ IMAGES: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-def specimens() -> Iterator[Specimen]:
+def cases() -> Iterator[Case]:
     """One model of each type listed here, under the name that ``config.model_type`` gives it."""
     for inputs, table in ((_text, TEXT), (_pair, PAIRS), (_image, IMAGES)):
         for sizes, names in table:
             for name in names.split():
-                yield _specimen(name, sizes, inputs)
-    yield _specimen(
+                yield _case(name, sizes, inputs)
+    yield _case(
         "ViTMAEForPreTraining",
         VISION | MAE,
         lambda model: ((), {"pixel_values": torch.randn(2, 3, IMAGE, IMAGE), "noise": torch.rand(2, 4)}),
     )
     both = {"text_config": ENCODER, "vision_config": VISION}
-    yield _specimen("CLIPModel", both | {"projection_dim": 8}, _image_and_text)
-    yield _specimen("SiglipModel", both, _image_and_text)
+    yield _case("CLIPModel", both | {"projection_dim": 8}, _image_and_text)
+    yield _case("SiglipModel", both, _image_and_text)
     for name in ("Wav2Vec2ForCTC", "HubertForCTC", "WavLMForCTC"):
-        yield _specimen(name, WAVE, _sound)
-    yield _specimen(
+        yield _case(name, WAVE, _sound)
+    yield _case(
         "WhisperForConditionalGeneration",
         TOKENS | PAIR | {"num_mel_bins": 8, "max_source_positions": 10, "max_target_positions": 16},
         lambda model: ((), {"input_features": torch.randn(2, 8, 20), "decoder_input_ids": _tokens(2, 5)}),
     )
-    yield _specimen("PatchTSTForPrediction", BODY | PATCHES, lambda model: ((), {"past_values": torch.randn(2, 16, 2)}))
+    yield _case("PatchTSTForPrediction", BODY | PATCHES, lambda model: ((), {"past_values": torch.randn(2, 16, 2)}))
 
 
-def _specimen(class_name: str, sizes: dict[str, Any], inputs: Callable[[nn.Module], Inputs]) -> Specimen:
+def _case(class_name: str, sizes: dict[str, Any], inputs: Callable[[nn.Module], Inputs]) -> Case:
     """A model of this class; a size that is a function makes the configuration of a part."""
     cls = getattr(transformers, class_name)
 
@@ -132,7 +132,7 @@ def _specimen(class_name: str, sizes: dict[str, Any], inputs: Callable[[nn.Modul
         _without_dropout(config)
         return cls(config)
 
-    return Specimen(cls.config_class.model_type, build, inputs)
+    return Case(cls.config_class.model_type, build, inputs)
 
 
 def _without_dropout(config: Any) -> None:

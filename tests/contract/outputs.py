@@ -1,6 +1,6 @@
 """What models return, whatever structure holds it: its tensors, its shape, and a loss that all of it influences."""
 
-__all__ = ["difference", "leaves", "loss", "structure"]
+__all__ = ["difference", "equal", "leaves", "loss", "structure", "tensors"]
 
 from typing import Any
 
@@ -63,6 +63,16 @@ def loss(output: Any) -> Tensor:
     if not terms:
         raise ValueError("no tensor of the output has a gradient")
     return torch.stack(terms).sum()
+
+
+def tensors(output: Any) -> list[Tensor]:
+    """The floating-point tensors of an output, in order."""
+    return [leaf for leaf in leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+def equal(found: Any, expected: Any) -> bool:
+    """Whether two outputs have the same structure and the same bits."""
+    return not difference(found, expected)
 
 
 def _flatten(output: Any) -> tuple[list[Any], list[Any]]:
