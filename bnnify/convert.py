@@ -136,9 +136,9 @@ def convert(
 
 
 def convert_with(model: nn.Module, settings: Mapping[str, Settings], *, inplace: bool = False) -> BayesianModel:
-    """Make those parameters of a plain model Bayesian that ``settings`` has by their qualified names, as it says.
+    """Make the parameters of a plain model Bayesian that ``settings`` has by their qualified names.
 
-    Of the settings the prior, the rule for σ, the posterior and the estimator count; the rest is found out anew.
+    Each gets its prior, rule for σ, posterior and estimator from there; the rest is found out anew.
 
     Raises:
         ConversionError: The model has no parameter of that name, or it cannot be converted.
@@ -160,7 +160,7 @@ def convert_with(model: nn.Module, settings: Mapping[str, Settings], *, inplace:
 
 
 def collapse(model: nn.Module, *, inplace: bool = False) -> nn.Module:
-    """The posterior mean as a plain model: the original classes, keys and parameters.
+    """Turn a model into its posterior mean, a plain model with the original classes, keys and parameters.
 
     Args:
         model: A :class:`BayesianModel`, or any module that contains converted ones.
@@ -188,7 +188,7 @@ _Holders: TypeAlias = dict[Tensor, list[Holder]]
 
 
 def _prepare(model: nn.Module, inplace: bool) -> tuple[nn.Module, _Holders]:
-    """The module that is to be converted, a copy unless ``inplace``, and its parameters but for those of ours."""
+    """Return the module to convert, a copy unless ``inplace``, and its parameters without those of posteriors."""
     root = model.module if isinstance(model, BayesianModel) else model
     refuse_model(root)
     if not inplace:

@@ -29,7 +29,7 @@ _BAYESIAN = ("weight", "bias")
 
 
 class _Reparameterization(nn.Module):
-    """The hand-built part: own initialisation, and a forward that draws and returns ``(output, kl)``."""
+    """The base of all of them: its own initialisation, and a forward that draws and returns ``(output, kl)``."""
 
     def _build(
         self,
@@ -56,7 +56,7 @@ class _Reparameterization(nn.Module):
             self.register_parameter(name + RHO, nn.Parameter(torch.empty_like(mean).normal_(posterior_rho_init, 0.1)))
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """The torch layer's forward in one draw; returns its output and the KL of weight and bias in nats, summed."""
+        """Apply the torch layer in one draw; return its output and the KL of weight and bias in nats, summed."""
         return call_in_draw(self, super().forward, *args, **kwargs)
 
 

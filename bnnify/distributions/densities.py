@@ -41,7 +41,7 @@ def _ratio(distance: Tensor, sigma: Tensor) -> Tensor:
 
 
 def _density(ratio: Tensor) -> Tensor:
-    """Twice the density of N(0, 1)."""
+    """√(2/π)·exp(-r²/2), twice the density of N(0, 1)."""
     return math.sqrt(2 / math.pi) * torch.exp(-0.5 * ratio.square())
 
 
@@ -73,7 +73,7 @@ class MixtureLogProb(torch.autograd.Function):
 
 
 def _log_ratio(weights: Tensor, wide: tuple[float, float], narrow: tuple[float, float]) -> Tensor:
-    """z, from the std and the share of each component."""
+    """Compute z from the std and the share of each component."""
     constant = math.log(narrow[1] / wide[1]) + math.log(wide[0] / narrow[0])
     return weights.square().mul_(0.5 * (wide[0] ** -2 - narrow[0] ** -2)).add_(constant)
 
@@ -84,5 +84,5 @@ def gaussian_log_prob(distance: Tensor, std: Tensor | float) -> Tensor:
 
 
 def log(scale: Any) -> Any:
-    """log of a number or of a tensor."""
+    """log of a scale that is a number or a tensor."""
     return scale.log() if isinstance(scale, Tensor) else math.log(scale)

@@ -22,7 +22,7 @@ PRUNED = -(2.0**14)
 
 
 def std(rho: Tensor) -> Tensor:
-    """The standard deviation σ = softplus(ρ) = log(1 + e^ρ)."""
+    """σ = softplus(ρ) = log(1 + e^ρ)."""
     # The default threshold of 20, above which softplus(ρ) is taken to be ρ, is too low for float64.
     return F.softplus(rho, threshold=40.0)
 
@@ -40,7 +40,7 @@ def log_std(rho: Tensor) -> Tensor:
 
 
 def rho_from_std(std: Tensor) -> Tensor:
-    """The ρ with softplus(ρ) = σ; a σ that the dtype cannot hold, such as zero, becomes the nearest that it can."""
+    """ρ with softplus(ρ) = σ; a σ that the dtype cannot hold, such as zero, becomes the nearest that it can."""
     limits = torch.finfo(std.dtype)
     wide = at_least_float32(std).clamp(limits.tiny, limits.max)
     # log(e^σ - 1) = σ + log(1 - e^-σ), which neither overflows for large σ nor cancels for small.
@@ -48,17 +48,17 @@ def rho_from_std(std: Tensor) -> Tensor:
 
 
 def is_pruned(rho: Tensor) -> Tensor:
-    """Where weights were pruned, of the shape of ``rho``. An optimizer's momentum may since have moved ρ a little."""
+    """Mark the pruned weights, in the shape of ``rho``, also after an optimizer's momentum has moved ρ a little."""
     return rho < PRUNED / 2
 
 
 def has_pruned(rho: Tensor) -> bool:
-    """Whether any weight was pruned."""
+    """Tell whether any weight was pruned."""
     return not rho.is_meta and bool(is_pruned(rho.detach()).any())
 
 
 def rms_std(rho: Tensor) -> Tensor:
-    """The root mean square of σ: a scalar, in float32 or better."""
+    """√(mean of σ²), a scalar in float32 or better."""
     return root_mean_square(std(at_least_float32(rho)))
 
 

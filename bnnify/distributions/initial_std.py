@@ -33,7 +33,7 @@ class PosteriorStd(Protocol):
 
 @runtime_checkable
 class NamedPosteriorStd(Protocol):
-    """A rule that knows each parameter by its name. What is kept of it is the σ alone."""
+    """A rule that knows each parameter by its name; of what it returns, only the rms of σ is recorded."""
 
     def of(self, names: Sequence[str], weight: Tensor, scale: float, units_dim: int) -> Tensor:
         """Return σ, of the weight's shape, for the parameter that has these names.
@@ -119,7 +119,7 @@ def as_posterior_std(rule: Any) -> PosteriorStd | NamedPosteriorStd:
 
 
 def fan_in_scale(weight: Tensor) -> float:
-    """The std 1/√(3·fan_in) with which PyTorch initialises a layer of this ``weight``."""
+    """1/√(3·fan_in), the std with which PyTorch initialises a layer of this ``weight``."""
     fan_in = weight[0].numel() if weight.ndim > 1 else weight.numel()
     return 1 / math.sqrt(3 * max(fan_in, 1))
 

@@ -1,4 +1,4 @@
-"""What a prior is: a distribution of the weights that knows its KL divergence from a mean-field Gaussian posterior."""
+"""Priors: distributions of the weights that know their KL divergence from a mean-field Gaussian posterior."""
 
 __all__ = ["KLTerms", "MonteCarloPrior", "Posterior", "Prior", "as_prior"]
 
@@ -15,7 +15,7 @@ from .gaussian import at_least_float32, log_std, std
 
 
 class Posterior(NamedTuple):
-    """What a prior may look at to compute its KL: one Bayesian parameter as it is now.
+    """One Bayesian parameter as it is now, in the form in which a prior looks at it to compute its KL.
 
     Attributes:
         mean: μ, of the weight's shape.
@@ -25,7 +25,7 @@ class Posterior(NamedTuple):
             with ``needs_initial_std``; None otherwise.
         sample: For a prior with ``needs_sample``, w ~ q of the weight's shape: that of the draw in effect, or a fresh
             one outside of a draw; None otherwise.
-        kept: Which weights count, of the weight's shape; None for all of them. What a prior says of the others, which
+        kept: True for each weight that counts, of the weight's shape; None for all of them. The KL of the others, which
             were pruned, is discarded.
     """
 
@@ -63,7 +63,7 @@ class Posterior(NamedTuple):
         return value
 
     def average(self, values: Tensor) -> Tensor:
-        """The mean of ``values``, one for each weight, over the weights that count; positive values stay positive."""
+        """Average ``values``, one for each weight, over the weights that count; positive values stay positive."""
         count = self.mean.numel() if self.kept is None else self.kept.sum().clamp(min=1)
         values = values if self.kept is None else torch.where(self.kept, values, 0.0)
         return (values.sum() / count).clamp(min=torch.finfo(values.dtype).tiny)
@@ -85,7 +85,7 @@ class KLTerms:
     std: Tensor | float | None = None
 
     def kl(self, posterior: Posterior) -> Tensor:
-        """It, of the weights' shape, in float32 or better."""
+        """log(std / σ) + constant + (σ² + (μ - mean)²) / (2·std²), of the weights' shape, in float32 or better."""
         mean, rho = posterior.wide_mean, posterior.wide_rho
         if self.std is None:
             return self.constant - log_std(rho)
@@ -103,14 +103,14 @@ class Prior(ABC):
     """
 
     centred: bool = False
-    """Whether each parameter under this prior keeps its pretrained value beside it, as ``*_prior_mean``."""
+    """True if each parameter keeps its pretrained value beside it, as ``*_prior_mean``."""
 
     needs_sample: bool = False
-    """Whether the KL is estimated from a sample of the posterior; then it differs from draw to draw."""
+    """True if the KL is estimated from a sample of the posterior; it then differs from draw to draw."""
 
     @property
     def needs_initial_std(self) -> bool:
-        """Whether it looks at the σ that the posterior started with, which is then kept as ``*_initial_std``."""
+        """True if the KL needs the σ that the posterior started with, which is then kept as ``*_initial_std``."""
         return True
 
     @abstractmethod
@@ -118,11 +118,14 @@ class Prior(ABC):
         """KL(q‖p) of each weight, in nats: of the weight's shape, in float32 or better."""
 
     def terms(self, posterior: Posterior) -> KLTerms | None:
-        """The part of :meth:`kl` without the sample, as numbers, if that is its form: it is then computed faster."""
+        """Return the closed-form part of :meth:`kl` as coefficients, which select a faster way to compute it.
+
+        They must agree with :meth:`kl` for each weight. Default: None, for a KL of another form.
+        """
         return None
 
     def fast_terms(self, posterior: Posterior) -> KLTerms | None:
-        """:meth:`terms`, unless a subclass has a :meth:`kl` of its own, for which they were not made."""
+        """Return :meth:`terms`, or None if a subclass overrides :meth:`kl` alone, which they need not agree with."""
         for cls in type(self).__mro__:
             if "kl" in vars(cls) or "terms" in vars(cls):
                 return self.terms(posterior) if {"kl", "terms"} <= vars(cls).keys() else None
@@ -136,7 +139,7 @@ class Prior(ABC):
         )
 
     def penalty(self, posterior: Posterior) -> Tensor:
-        """``-log p(μ)`` of each weight, in nats: what stands in place of the KL where the posterior is a point."""
+        """``-log p(μ)`` of each weight, in nats: the term in place of the KL of a point posterior."""
         return -self.log_prob(posterior.wide_mean)
 
 
@@ -166,7 +169,7 @@ class MonteCarloPrior(Prior):
 
 
 def as_prior(prior: object) -> Prior:
-    """Check what a user gave as ``prior``.
+    """Return ``prior``, as a user gave it.
 
     Raises:
         ConversionError: It is not a :class:`Prior`.

@@ -166,7 +166,7 @@ def _gaussian_kl(
 
 
 def _fixed(prior: Prior, scale: Tensor | float | Literal["learned"]) -> Any:
-    """The scale of a prior whose density is asked for, which has to be a number.
+    """Return the scale of a prior whose density is asked for, which has to be a number.
 
     Raises:
         ConversionError: It is learned.

@@ -1,4 +1,4 @@
-"""What reading one Bayesian parameter gives at this moment, and again in backward."""
+"""Draws: the sample that reading a Bayesian parameter gives now, and again in backward."""
 
 __all__ = ["Draw", "Estimator", "Flipout", "Local", "noise_like"]
 

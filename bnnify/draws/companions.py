@@ -1,4 +1,4 @@
-"""What stands beside a Bayesian parameter in its module: ρ, and the mean and the scale of its prior."""
+"""The tensors beside a Bayesian parameter in its module: ρ, and the mean and the scale of its prior."""
 
 __all__ = ["INITIAL_STD", "PRIOR_MEAN", "RHO", "PriorMean", "as_buffer", "from_buffer"]
 
@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from ..torch_internals import in_transform, is_traced
 
 RHO, PRIOR_MEAN, INITIAL_STD = "_rho", "_prior_mean", "_initial_std"
-"""What follows a parameter's own name in the names of its ρ, of the pretrained value that a centred prior keeps, and
-of the buffer with the rms of the σ that its posterior started with."""
+"""Endings of names: ``weight_rho`` is ρ, ``weight_prior_mean`` the pretrained value that a centred prior keeps, and
+``weight_initial_std`` the buffer with the rms of the σ that the posterior started with."""
 
 
 class PriorMean(nn.Parameter):
-    """The mean of a prior: a parameter, which FSDP shards and DDP sends around once, but one that nothing trains.
+    """The mean of a prior: a parameter, so that FSDP shards it and DDP broadcasts it once, which nothing trains.
 
     ``requires_grad`` is False and stays so: ``model.requires_grad_(True)``, which ends a freeze, does not reach it.
     (A DTensor stays what it is; its gradient is cut off where it is read.)
@@ -34,7 +34,7 @@ class PriorMean(nn.Parameter):
 
 
 def as_buffer(scalar: Tensor) -> Tensor:
-    """A scalar in the form in which a module keeps it: of shape (1,), and not sharded.
+    """Return a copy of a scalar as a module keeps it: of shape (1,), and not sharded.
 
     Of shape () the compiler would take one in float64 for a Python float, and compile twice.
     """
@@ -42,9 +42,9 @@ def as_buffer(scalar: Tensor) -> Tensor:
 
 
 def from_buffer(buffer: Tensor) -> Tensor | float:
-    """The scalar to compute with: a number where it is at hand, which on a GPU would have to be waited for.
+    """Return the scalar in a buffer: a number on the CPU, a tensor on a GPU, which need not be waited for.
 
-    As a tensor it is not the buffer itself, which DDP overwrites before each forward.
+    The tensor is not the buffer itself, which DDP overwrites before each forward.
     """
     if hasattr(buffer, "full_tensor"):
         return buffer.full_tensor().reshape(())

@@ -1,4 +1,4 @@
-"""Which draws are in effect: those that this thread or task has entered; in backward those of the forward."""
+"""The draws in effect: those that this thread or task has entered; in backward those of the forward."""
 
 __all__ = ["DrawnNetwork", "Entered", "Entry", "enter", "find", "in_effect", "last_entered", "leave", "next_number"]
 
@@ -20,10 +20,10 @@ Entry: TypeAlias = tuple[Tensor, Tensor | Estimator]
 
 
 class DrawnNetwork(Protocol):
-    """What is entered: a :class:`~bnnify.draws.draw.Draw`.
+    """A :class:`~bnnify.draws.draw.Draw`, as far as it is used here.
 
     Attributes:
-        table: What it has for each parameter, by the :class:`~bnnify.draws.slot.Active` of the place.
+        table: The mean and the sample of each parameter, by the :class:`~bnnify.draws.slot.Active` of the place.
         forward_of: The module for one forward of which it was made, if any.
         may_run_again: Whether a parameter was read in a region that may be run again in backward.
         outputs_without_graph: Those that were computed while it was in effect.
@@ -39,11 +39,11 @@ class Entered:
     """One ``with draw:``, which is in effect until it is left.
 
     Attributes:
-        draw: What was entered.
+        draw: The draw that was entered.
         number: Later ones have higher numbers.
         token: Belongs to the context in which it was entered; None after it was left.
         is_left: Whether it was left from another context, as by the task that closes an abandoned generator.
-        undo: What else there is to do on leaving.
+        undo: Called on leaving.
     """
 
     __slots__ = ("draw", "is_left", "number", "token", "undo")
@@ -93,12 +93,12 @@ def leave(entered: Entered) -> None:
 
 
 def last_entered(draw: DrawnNetwork) -> Entered | None:
-    """The last ``with draw:`` of this draw that this thread or task has yet to leave; None if there is none."""
+    """Find the last ``with draw:`` of this draw that this thread or task has yet to leave; None if there is none."""
     return next((each for each in reversed(_entered.get()) if each.draw is draw and each.token is not None), None)
 
 
 def in_effect() -> tuple[DrawnNetwork, ...]:
-    """The draws that are in effect, the innermost last."""
+    """Return the draws that are in effect, the innermost last."""
     replayed = replaying()
     here = (each for each in _entered.get() if not each.is_left)
     if replayed is None:
@@ -107,7 +107,7 @@ def in_effect() -> tuple[DrawnNetwork, ...]:
 
 
 def find(active: object, forward_of: nn.Module | None = None) -> Entry | None:
-    """What the draws in effect have for one parameter; None if they have nothing.
+    """Find the entry of one parameter in the draws in effect; None if they have none.
 
     Args:
         active: The parameter.
@@ -119,16 +119,16 @@ def find(active: object, forward_of: nn.Module | None = None) -> Entry | None:
         if not entered.is_left and (replayed is None or entered.number > replayed.number):
             entry = entered.draw.table.get(active)
             if entry is not None:
-                return _noted(entered.draw, entry)
+                return _note_read(entered.draw, entry)
     for draw in () if replayed is None else reversed(replayed.draws):
         entry = draw.table.get(active)
         if entry is not None and (forward_of is None or draw.forward_of is not forward_of):
-            return _noted(draw, entry)
+            return _note_read(draw, entry)
     return None
 
 
-def _noted(draw: DrawnNetwork, entry: Entry) -> Entry:
-    """``entry``, after a note whether it is read in a region that may be run again, as checkpointing does."""
+def _note_read(draw: DrawnNetwork, entry: Entry) -> Entry:
+    """Return ``entry``; note first if it is read in a region that may be run again, as checkpointing does."""
     if not draw.may_run_again and (not torch.is_grad_enabled() or may_save_for_rerun()):
         draw.may_run_again = True
     return entry

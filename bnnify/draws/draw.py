@@ -15,7 +15,7 @@ from .slot import Active, has_draw
 
 
 class Drawable(Protocol):
-    """What a draw has to know of a Bayesian parameter."""
+    """A Bayesian parameter, as far as a draw has to know it."""
 
     @property
     def active(self) -> Active: ...
@@ -50,8 +50,7 @@ class Draw:
 
     Args:
         parameters: The Bayesian parameters to sample.
-        make: What the draw holds of a parameter, from the :class:`BayesianParameter`: a sample, or an estimator, with
-            which the layer is another network at each call; that is for one forward. Default: a sample.
+        make: ``make(parameter)`` returns the weight sample, or an estimator for a single forward. Default: a sample.
         outputs_of: A module in which every output that is computed while the draw is in effect remembers it for the
             backward pass. Default: none.
         forward_of: The module for one forward of which the draw is made; it leaves a parameter for which another draw
@@ -75,7 +74,7 @@ class Draw:
         self.outputs_of = outputs_of
         self.forward_of = forward_of
         self.may_run_again = False
-        """Whether a parameter was read in a region that may be run again in backward."""
+        """True once a parameter was read in a region that may be run again in backward."""
         self.outputs_without_graph = OutputsWithoutGraph()
         self._entered: list[Any] = []
         for parameter in parameters:

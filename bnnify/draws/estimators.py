@@ -25,11 +25,11 @@ from .noise import noise_like, standard_normal_
 from .sample import sample
 
 Linear: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""What a layer computes of ``(input, weight, bias)``, linear in the input and linear in weight and bias."""
+"""The function ``(input, weight, bias) -> output`` of a layer, linear in the input and in weight and bias."""
 
 
 class Estimator(ABC):
-    """What a draw keeps of one parameter in place of a sample, and how a layer computes with it.
+    """An alternative to the weight sample of one parameter: the draw keeps it, and the layer computes with it.
 
     Args:
         mean: The posterior mean.
@@ -45,24 +45,24 @@ class Estimator(ABC):
 
     @abstractmethod
     def sample(self) -> Tensor:
-        """The weight sample, for whoever reads the parameter: the same values at every read."""
+        """Return the weight sample for code that reads the parameter: the same values at every read."""
 
     @abstractmethod
     def forward(
         self, linear: Linear, channel: int, input: Tensor, bias: Tensor | None, noisy_bias: "Estimator | None"
     ) -> Tensor:
-        """The output of the layer of which this is the weight.
+        """Compute the output of the layer of which this is the weight.
 
         Args:
-            linear: What the layer computes.
+            linear: The function of the layer.
             channel: The dimension of the channels in its input and in its output.
             input: Its input.
-            bias: The bias, the mean of it if it is noisy.
-            noisy_bias: What the draw keeps of a bias with this estimator.
+            bias: The bias, or its posterior mean if it is noisy.
+            noisy_bias: The estimator of the bias; None if it has none.
         """
 
     def note_call(self, layer: nn.Module) -> None:
-        """Note that the forward of the layer was called; what is run again in a backward pass does not count.
+        """Note a call of the layer's forward; a call that a backward pass runs again does not count.
 
         Raises:
             DrawError: It was called before, and would need the weights of that call, which only a sample can give.
@@ -146,7 +146,7 @@ ESTIMATORS: dict[str, type[Estimator] | None] = {DEFAULT: None, "local": Local, 
 
 
 def check_input(layer: nn.Module, estimator: str, input: Tensor) -> None:
-    """Raise where a layer's input is of a kind with which its estimator cannot compute.
+    """Refuse an input with which the estimator of a layer cannot compute.
 
     Raises:
         DrawError: It is a nested tensor, whose examples have no common shape for noise or signs.
@@ -195,7 +195,7 @@ class _AddNoise(torch.autograd.Function):
 
 
 def _signs(like: Tensor, channel: int) -> Tensor:
-    """Random signs that broadcast to ``like``: one for each example and channel, the same at every place in space."""
+    """Draw signs that broadcast to ``like``: one for each example and channel, the same at every place in space."""
     channel %= like.ndim
     shape = [size if dim in (0, channel) else 1 for dim, size in enumerate(like.shape)]
     # From single bits, which costs a quarter of one random number for each sign.

@@ -1,4 +1,4 @@
-"""Outputs that remember the draws they were computed in, which come back when a backward pass reaches them."""
+"""Hooks on outputs, which put the draws they were computed in back when a backward pass reaches them."""
 
 __all__ = ["hook_outputs", "remember", "take_off_copied_hooks", "tensors_in"]
 
@@ -66,7 +66,7 @@ class OutputsWithoutGraph:
 
 
 def hook_outputs(root: nn.Module | None) -> Callable[[], None]:
-    """Let the outputs of ``root`` and of the modules in it be remembered, and return a function that ends this."""
+    """Hook ``root`` and the modules in it so that their outputs are remembered; return a function that undoes it."""
     hooked = []
     with _lock:
         for module in [] if root is None else _eager_modules(root, set()):
@@ -120,7 +120,7 @@ class _ModuleHook:
 
 
 class _TensorHook:
-    """Puts draws back when a backward pass reaches a tensor, and lets go of them in a pass that frees the graph."""
+    """A hook that puts draws back when a backward pass reaches a tensor, and drops them if that frees the graph."""
 
     def __init__(self, draws: tuple[DrawnNetwork, ...]) -> None:
         self._draws = draws
@@ -142,7 +142,7 @@ def _eager_modules(root: nn.Module, seen: set[nn.Module]) -> Iterator[nn.Module]
 
 
 def tensors_in(output: Any) -> Iterator[Tensor]:
-    """Every tensor in a forward's output: in containers, dataclasses and the attributes of plain objects."""
+    """Yield every tensor in a forward's output: in containers, dataclasses and the attributes of plain objects."""
     return _tensors(output, set())
 
 

@@ -15,7 +15,7 @@ from ..torch_internals import after_this_backward, backward_pass, current_functi
 
 
 class Replay:
-    """What one backward pass replays; callable, because the autograd engine keeps it as a callback.
+    """The draws that one backward pass replays; callable, because the autograd engine keeps it as a callback.
 
     Attributes:
         draws: The draws that were in effect in the forward, the innermost last.
@@ -67,7 +67,7 @@ def replay(draws: tuple[Any, ...], number: int) -> None:
 
 
 def replaying() -> Replay | None:
-    """What a read has to see because it belongs to a region that is run again; None outside of backward passes.
+    """Find the replay for a read in a region that is run again; None outside of backward passes.
 
     The hooks of a backward pass read too, and these are no recomputations. Checkpointing runs a region again with
     gradients enabled, never to accumulate a gradient, and a function of autograd does it in its own backward.
@@ -83,7 +83,7 @@ def replaying() -> Replay | None:
 
 
 def _runs_backward(node: Any) -> bool:
-    """Whether the backward of a function written in Python is being executed, and not a hook before or after it."""
+    """Tell whether the backward of a function written in Python is running, and not a hook before or after it."""
     code = node._forward_cls.backward.__code__
     frame: types.FrameType | None = sys._getframe()
     while frame is not None and frame.f_code is not code:
@@ -92,7 +92,7 @@ def _runs_backward(node: Any) -> bool:
 
 
 def is_nested_pass() -> bool:
-    """Whether the backward pass that runs now was started, by re-entrant checkpointing, inside one with a replay."""
+    """Tell whether re-entrant checkpointing has started this backward pass inside another one with a replay."""
     task = backward_pass()
     return task is not None and _thread.innermost(_replays.get(task)) is not None
 

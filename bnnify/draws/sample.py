@@ -13,9 +13,9 @@ from .replay import saved_tensors
 
 
 def sample(mean: Tensor, rho: Tensor, noise: Tensor | None = None) -> Tensor:
-    """One reparameterized sample w = μ + softplus(ρ)·ε with ε ~ N(0, 1), of the shape, dtype and device of ``mean``.
+    """w = μ + softplus(ρ)·ε with ε ~ N(0, 1), one sample of the shape, dtype and device of ``mean``.
 
-    ``noise`` is ε, where it has to be a given one.
+    ``noise`` is ε. Default: None, fresh noise.
 
     Gradients flow to both arguments; ε is kept for the backward pass of this sample alone, so that any number of
     samples may precede one backward.

@@ -23,7 +23,7 @@ _CUT = {torch.float32: -60.0, torch.float64: -600.0}
 
 
 def can_fuse(mean: Tensor, rho: Tensor, terms: KLTerms) -> bool:
-    """Whether this is for these: plain tensors in eager mode, and a prior whose squares are in range.
+    """Tell whether both can be one function: of plain tensors in eager mode, with a prior whose squares are in range.
 
     Compilers fuse by themselves; ``torch.func`` and distributed tensors need operations that they can follow. A mode
     that only looks on (a profiler, a counter of operations) makes no difference: a checkpointed region may be run again
@@ -47,7 +47,7 @@ def can_fuse(mean: Tensor, rho: Tensor, terms: KLTerms) -> bool:
 
 
 def sample_and_kl(mean: Tensor, rho: Tensor, terms: KLTerms) -> tuple[Tensor, Tensor]:
-    """One sample w = μ + σ·ε, as of :func:`~bnnify.draws.sample`, and the KL in nats, summed to a scalar.
+    """Compute a sample w = μ + σ·ε, as :func:`~bnnify.draws.sample` does, and the KL in nats, summed to a scalar.
 
     The backward pass keeps ε, as for the sample alone. σ is computed once in each direction.
 
@@ -58,12 +58,12 @@ def sample_and_kl(mean: Tensor, rho: Tensor, terms: KLTerms) -> tuple[Tensor, Te
 
 
 def kl_of(mean: Tensor, rho: Tensor, terms: KLTerms) -> Tensor:
-    """The KL of :func:`sample_and_kl`, to the bit, without a sample."""
+    """Compute the KL of :func:`sample_and_kl`, bit for bit, without a sample."""
     return _SampleAndKL.apply(mean, rho, None, terms)[1]
 
 
 class _SampleAndKL(torch.autograd.Function):
-    """With g the gradient of the sample, G that of the KL, and p = 1/std² and m of the prior:
+    """w = μ + σ·ε and the summed KL. With the gradients g of w and G of the KL, and p = 1/std² and m of the prior:
 
     ∂/∂μ = g + G·p·(μ - m) and ∂/∂ρ = (g·ε + G·(p·σ - 1/σ))·sigmoid(ρ).
     """
@@ -132,7 +132,7 @@ _BLOCK = 2**18
 
 
 def _blocks(whole: Tensor, *others: Tensor | float | None) -> Iterator[Any]:
-    """Pieces of all the tensors, which have one shape; anything else is repeated."""
+    """Split all the tensors, which have one shape, into pieces; repeat anything else."""
     tensors = [each for each in (whole, *others) if isinstance(each, Tensor)]
     if whole.numel() <= _BLOCK or not (whole.is_cpu and all(tensor.is_contiguous() for tensor in tensors)):
         return iter([(whole, *others)])
@@ -149,7 +149,7 @@ def _distance(mean: Tensor, prior_mean: Tensor | float, out: Tensor | None = Non
 def _plain_backward(
     mean: Tensor, rho: Tensor, noise: Tensor | None, terms: KLTerms, g: Tensor | None, G: Tensor
 ) -> list[Tensor | None]:
-    """The same from operations that autograd and ``vmap`` know: for a gradient of the gradient, or many at once."""
+    """Compute the gradients with operations that autograd and ``vmap`` know, for second derivatives or many at once."""
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         outputs, grads = [terms.kl(Posterior(mean, rho, None, None)).sum()], [G]
@@ -162,9 +162,7 @@ def _plain_backward(
 
 
 def _is_in_range(std: Tensor | float | None) -> bool:
-    """Whether squares of what is as small or as large as the prior's std are in range; :func:`_precision` sees to it
-    where the std is a tensor, on a GPU that would have to be waited for.
-    """
+    """Tell whether float32 holds std² and 1/std²; of a tensor, which a GPU may have, :func:`_precision` sees to it."""
     return std is None or isinstance(std, Tensor) or (std > 0 and abs(math.log(std)) <= 25)
 
 

@@ -31,7 +31,7 @@ def sharded_noise(tensor: Tensor, generator: torch.Generator | None = None) -> T
 
 
 def is_unsharded_form(value: Tensor, mean: Tensor) -> bool:
-    """Whether FSDP has put the gathered parameter in the place of the sharded one that was sampled."""
+    """Tell whether FSDP has put the gathered parameter in the place of the sharded one that was sampled."""
     return (
         hasattr(mean, "full_tensor")
         and isinstance(value, nn.Parameter)
@@ -41,7 +41,7 @@ def is_unsharded_form(value: Tensor, mean: Tensor) -> bool:
 
 
 def unsharded(drawn: Tensor, value: Tensor) -> Tensor:
-    """The sample in the form of ``value``, to which FSDP has gathered the mean."""
+    """Gather the sample into the form of ``value``, to which FSDP has gathered the mean."""
     from torch.distributed.tensor import DTensor, Partial, Replicate
 
     # Each rank has its own data, so the gradient is the mean over ranks; without the placement it would not be reduced.
@@ -57,18 +57,18 @@ def unsharded(drawn: Tensor, value: Tensor) -> Tensor:
 
 
 def is_sharding(module: nn.Module) -> bool:
-    """Whether FSDP2 manages the parameters of ``module``; told without importing FSDP."""
+    """Tell, without importing FSDP, whether FSDP2 manages the parameters of ``module``."""
     return hasattr(type(module), "set_reshard_after_forward")
 
 
 def reshard(module: Any) -> None:
-    """Let ``module``, which FSDP2 manages, hold its sharded parameters.
+    """Make ``module``, which FSDP2 manages, hold its sharded parameters.
 
     Between a forward and the backward pass FSDP may leave the gathered ones in place, and it collects their gradients
     when the backward pass leaves the module: a sample or KL taken from them would get its gradient too late.
     """
     if module not in _set_up_by_fsdp:
-        # FSDP reads the parameters of a group by their names when it first gathers them: outside any draw, please.
+        # FSDP reads the parameters of a group by their names when it first gathers them: that has to be outside a draw.
         _set_up_by_fsdp.add(module)
         module.unshard()
     module.reshard()

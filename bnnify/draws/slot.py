@@ -1,4 +1,4 @@
-"""What reading one Bayesian parameter gives at this moment."""
+"""Reads of one Bayesian parameter: the sample of the draw in effect, or the mean."""
 
 __all__ = ["Active", "has_draw", "note_replacement", "read", "unsampled"]
 
@@ -21,13 +21,13 @@ class _Lookup(dict[Any, Any]):
 
 
 class Active(threading.local):
-    """What reading one Bayesian parameter gives at this moment. Copies and pickles start outside any draw.
+    """The draw that reads of one Bayesian parameter see now. Copies and pickles start outside any draw.
 
     Attributes:
-        entry: What is in effect here. Compiled code reads it by its path, so that equal blocks share one graph, and
-            before each call: the compiler takes a property that is implemented in C for an attribute, which it neither
-            looks into nor takes for a constant.
-        traced: What a draw that is made in compiled code has put in effect; None everywhere else.
+        entry: The mean and its sample; None outside any draw. Compiled code reads it by its path, so that equal blocks
+            share one graph, and before each call: the compiler takes a property that is implemented in C for an
+            attribute, which it neither looks into nor takes for a constant.
+        traced: The entry of a draw that is made in compiled code; None everywhere else.
         replaced: Whether a read found another value in the place of the parameter.
     """
 
@@ -42,7 +42,7 @@ class Active(threading.local):
 
 
 def read(active: Active, value: Tensor) -> Tensor:
-    """What a read of a Bayesian parameter gives whose slot holds ``value``: the sample in a draw, the mean outside.
+    """Read a Bayesian parameter whose place holds ``value``: the sample inside a draw, the mean outside.
 
     Only the parameter that the draw was made for is replaced, in whatever form torch has put it there. A value that
     somebody put there during the draw (``functional_call``, a hypernetwork) is given back as it stands.
@@ -62,13 +62,13 @@ def read(active: Active, value: Tensor) -> Tensor:
 
 
 def unsampled(active: Active, value: Tensor | None) -> Estimator | None:
-    """What the draw in effect keeps in place of a sample of the parameter whose slot holds ``value``."""
+    """Return the estimator that the draw in effect has for the parameter whose place holds ``value``; None if none."""
     entry = _entry(active)
     return entry[1] if entry and entry[0] is value and isinstance(entry[1], Estimator) else None
 
 
 def has_draw(active: Active, forward_of: nn.Module | None = None) -> bool:
-    """Whether a draw of the parameter is in effect, one that a forward of ``forward_of`` made for itself aside."""
+    """Tell whether a draw of the parameter is in effect; one that a forward of ``forward_of`` made does not count."""
     return _entry(active, forward_of) is not None
 
 
@@ -79,17 +79,17 @@ def _entry(active: Active, forward_of: nn.Module | None = None) -> Entry | None:
 
 
 def note_replacement(active: Active, value: Tensor) -> Tensor:
-    """Give back ``value``, which somebody has put where the parameter was; ``audit`` asks for this afterwards."""
+    """Return ``value``, which somebody has put where the parameter was, and note that for ``audit``."""
     if not torch.compiler.is_compiling():
         active.replaced = True
     return value
 
 
 def is_traced_form(value: Tensor, mean: Tensor) -> bool:
-    """Whether ``torch.export`` has put a stand-in without values in the place of the parameter.
+    """Tell whether ``torch.export`` has put a stand-in without values in the place of the parameter.
 
     Raises:
-        DrawError: The stand-in is one of AOTAutograd without ``torch.compile``, which tells not what it stands for.
+        DrawError: The stand-in is one of AOTAutograd without ``torch.compile``, which does not tell what it stands for.
     """
     if isinstance(value, FunctionalTensor):
         raise DrawError(
@@ -101,7 +101,7 @@ def is_traced_form(value: Tensor, mean: Tensor) -> bool:
 
 
 def is_same_memory(value: Tensor, mean: Tensor) -> bool:
-    """Whether ``value`` is the parameter itself in another tensor, as ``functional_call`` gets it from ``detach()``."""
+    """Tell whether ``value`` has the memory of the parameter, as ``functional_call`` gets it from ``detach()``."""
     if torch.compiler.is_compiling() or mean.is_meta:
         return False
     value = unwrapped(value)

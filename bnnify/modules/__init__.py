@@ -1,4 +1,4 @@
-"""Which parameters of which modules become Bayesian, and what these modules are then."""
+"""Bayesian modules: the choice of their parameters, and the classes that they get."""
 
 __all__ = [
     "BayesianParameter",

@@ -29,7 +29,7 @@ from .ties import keep_ties
 
 
 def enter_class(module: nn.Module, bayesian: dict[str, Slot]) -> None:
-    """Let ``module`` be of the class in which these of its parameters, and what it computes of them, are Bayesian."""
+    """Give ``module`` the class in which these of its parameters, and what it computes from them, are Bayesian."""
     computed = computed_weights(module, bayesian)
     stored = (*computed, FLAT_WEIGHTS) if isinstance(module, nn.RNNBase) else computed
     for name in stored:
@@ -40,23 +40,23 @@ def enter_class(module: nn.Module, bayesian: dict[str, Slot]) -> None:
 
 
 def remove_companions(module: nn.Module, attribute: str) -> None:
-    """Take away what stands beside the Bayesian parameter ``attribute``."""
+    """Remove the tensors beside the Bayesian parameter ``attribute``."""
     for ending in companions_of(slots_of(module)[attribute].settings):
         module._parameters.pop(attribute + ending, None)
         module._buffers.pop(attribute + ending, None)
 
 
 _classes: weakref.WeakValueDictionary[tuple[Any, ...], type[nn.Module]] = weakref.WeakValueDictionary()
-"""The classes that are in use. A graph has one of its own, with its code, which must be able to go."""
+"""The classes in use. They are not kept alive: each graph has one of its own, with its code."""
 
 
 def bayesian_class(
     plain: type[nn.Module], attributes: tuple[str, ...], computed: tuple[str, ...] = (), estimated: bool = False
 ) -> type[nn.Module]:
-    """The subclass of ``plain`` in which ``attributes`` are Bayesian: reading one gives the sample of the draw.
+    """Make the subclass of ``plain`` in which ``attributes`` are Bayesian: reading one gives the sample of the draw.
 
     Reading one of ``computed`` computes it anew, from such samples. An ``estimated`` layer lets its estimator compute.
-    It is one class for the same arguments, as long as anybody uses it.
+    The same arguments give the same class, for as long as it is in use.
 
     Example::
 
@@ -110,10 +110,8 @@ def _make_class(
         missing: list[str],
         *args: Any,
     ) -> None:
-        count, own = (
-            len(missing),
-            [name + ending for name, slot in slots_of(self).items() for ending in ("", *companions_of(slot.settings))],
-        )
+        count, slots = len(missing), slots_of(self)
+        own = [name + ending for name in slots for ending in ("", *companions_of(slots[name].settings))]
         with allow_replacement(self), keep_ties(self, own, missing):  # as load_state_dict(assign=True) does
             plain._load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, *args)
             freeze_prior_means(self)
@@ -143,7 +141,7 @@ def _make_class(
 
 
 def _estimated(bayesian: dict[str, Slot]) -> bool:
-    """Whether the layer's forward is left to an estimator, as that of its weight says."""
+    """Tell whether the layer's forward is left to an estimator, as that of its weight says."""
     return "weight" in bayesian and ESTIMATORS[bayesian["weight"].settings.estimator] is not None
 
 
@@ -204,7 +202,7 @@ _may_be_replaced: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 @contextmanager
 def allow_replacement(module: nn.Module) -> Iterator[None]:
-    """Within this block a Bayesian parameter of ``module`` may be replaced by another, as assigning a file does."""
+    """Allow, within this block, to replace a Bayesian parameter of ``module``, as assigning a file does."""
     _may_be_replaced.add(module)
     try:
         yield
@@ -222,7 +220,7 @@ def _refuse_replacement(module: nn.Module, name: str) -> None:
 
 
 def plain_class(cls: type) -> Any:
-    """The class that a Bayesian one was made of; any other class itself."""
+    """Return the class that a Bayesian one was made of; any other class itself."""
     return getattr(cls, "_plain_class", cls)
 
 

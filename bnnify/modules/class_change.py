@@ -1,4 +1,4 @@
-"""How a module becomes Bayesian in place, and plain again."""
+"""Changes of a module's class in place: from plain to Bayesian, and back."""
 
 __all__ = ["NewPosterior", "become_bayesian", "become_plain", "recompute_on_read"]
 
@@ -17,14 +17,14 @@ from .settings import PosteriorState, Settings, Slot, slots_of
 
 @dataclass(frozen=True)
 class NewPosterior:
-    """What is to stand beside a parameter that becomes Bayesian: in each place that holds it, if it is tied.
+    """The posterior of a parameter that is to become Bayesian; in each place that holds it, if it is tied.
 
     Attributes:
-        settings: How it is Bayesian.
-        companions: What its posterior keeps beside the mean, by the ending of the name.
+        settings: The settings of the parameter.
+        companions: The tensors that the posterior keeps beside the mean, by the ending of the name.
         prior_mean: None for a prior that is not centred on the pretrained weights.
         initial_std: None for a prior that does not look at it.
-        state: What may change, which the places share.
+        state: What may change later; the places share it.
     """
 
     settings: Settings
@@ -48,9 +48,9 @@ def become_bayesian(module: nn.Module, posteriors: Mapping[str, NewPosterior]) -
 
 
 def recompute_on_read(module: nn.Module) -> None:
-    """Let a module that computes its weights from the Bayesian parameters of its children do so at each read.
+    """Make a parametrized layer whose children hold Bayesian parameters compute its weights at each read.
 
-    That is what a parametrized layer does. Any other module is left as it is.
+    Any other module is left as it is.
     """
     if computed_weights(module, slots_of(module)):
         enter_class(module, slots_of(module))

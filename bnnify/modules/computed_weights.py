@@ -28,7 +28,7 @@ _Hook: TypeAlias = BasePruningMethod | SpectralNorm | WeightNorm
 
 
 def parametrizations(module: nn.Module) -> dict[str, ParametrizationList]:
-    """The weights of ``module`` that are parametrized, each with what computes it and holds its parameters."""
+    """Return the parametrized weights of ``module``, each with the module that computes it and holds its parameters."""
     found = module._modules.get("parametrizations")
     if not isinstance(found, nn.ModuleDict):
         return {}
@@ -36,17 +36,15 @@ def parametrizations(module: nn.Module) -> dict[str, ParametrizationList]:
 
 
 def target_of(module: nn.Module, attribute: str) -> str:
-    """The weight of ``module`` for which its parameter ``attribute`` is there: ``weight`` for ``weight_orig``."""
+    """Name the weight of ``module`` that is made from its parameter ``attribute``: ``weight`` for ``weight_orig``."""
     return [attribute, *_made_from(module, attribute)][-1]
 
 
 def computed_weights(module: nn.Module, bayesian: Iterable[str]) -> tuple[str, ...]:
-    """The weights of ``module`` that are computed from Bayesian parameters: the ``bayesian`` ones, or a child's.
+    """Name the weights of ``module`` that are computed from Bayesian parameters: the ``bayesian`` ones, or a child's.
 
-    One that another is computed from comes before it.
-
-    They have to be computed at each read. What a hook or ``torch.nn.utils.parametrize.cached()`` has stored from
-    another time is of another draw.
+    A weight comes after those that it is computed from. They have to be computed at each read: the value that a hook
+    or ``torch.nn.utils.parametrize.cached()`` has stored belongs to another draw.
     """
     below = [name for name, made in parametrizations(module).items() if any(map(is_bayesian, made.modules()))]
     hooked = {weight for attribute in bayesian for weight in _made_from(module, attribute)}
@@ -55,7 +53,7 @@ def computed_weights(module: nn.Module, bayesian: Iterable[str]) -> tuple[str, .
 
 
 def compute(module: nn.Module, weight: str) -> Tensor:
-    """The value of a weight that ``module`` computes, from its parameters as they read now.
+    """Compute a weight of ``module`` from its parameters as they read now.
 
     Raises:
         AttributeError: It does not compute any weight of that name.
@@ -76,7 +74,7 @@ def compute(module: nn.Module, weight: str) -> Tensor:
 
 
 def layer_weight(layer: nn.Module, parameter: Tensor) -> Tensor:
-    """A tensor of the shape of the weight to which ``parameter`` of ``layer``, such as its bias, belongs."""
+    """Find a tensor of the shape of the weight to which ``parameter`` of ``layer``, such as its bias, belongs."""
     if parameter.ndim > 1:
         return parameter
     slots = [layer, *(made for name, made in parametrizations(layer).items() if name == "weight")]
@@ -91,7 +89,7 @@ _CACHES = {"attention_biases": "attention_bias_cache"}
 
 
 def cache_properties(bayesian: Iterable[str]) -> dict[str, property]:
-    """For each cache of what is computed from a Bayesian parameter, one for the mean and one for each sample."""
+    """Give caches of tensors computed from Bayesian parameters a value for the mean and one for each sample."""
     return {_CACHES[attribute]: _cache_property(attribute) for attribute in bayesian if attribute in _CACHES}
 
 
@@ -115,7 +113,7 @@ def _cache_property(attribute: str) -> property:
 
 
 def detached_hook_weights(model: nn.Module) -> dict[int, Tensor]:
-    """What a deep copy of ``model`` is to put for the weights that its hooks have left in its layers, by identity.
+    """Detach the weights that hooks have left in the layers of ``model``: by id, as the memo of a deep copy.
 
     They belong to the graph of a forward, and such tensors refuse to be copied.
     """
@@ -124,7 +122,7 @@ def detached_hook_weights(model: nn.Module) -> dict[int, Tensor]:
 
 
 def unsupported(module: nn.Module) -> str | None:
-    """Why the parameters that ``module`` holds cannot have a Gaussian posterior, if it is a parametrization."""
+    """Say why the parameters of a parametrization cannot have a Gaussian posterior; None if they can."""
     if not isinstance(module, ParametrizationList):
         return None
     for made in module:
@@ -137,7 +135,7 @@ def unsupported(module: nn.Module) -> str | None:
 
 
 def _hooks(module: nn.Module) -> dict[str, _Hook]:
-    """What computes weights of ``module`` before each forward, by the weight that it computes."""
+    """Return the hooks that compute weights of ``module`` before each forward, by the weight."""
     hooks: dict[str, _Hook] = {}
     for hook in forward_pre_hooks(module).values():
         if isinstance(hook, BasePruningMethod):
@@ -148,7 +146,7 @@ def _hooks(module: nn.Module) -> dict[str, _Hook]:
 
 
 def _made_from(module: nn.Module, attribute: str) -> list[str]:
-    """The weight that a hook computes from ``attribute``, and the one that another hook computes from that."""
+    """Name the weight that a hook computes from ``attribute``, and the one that another hook computes from that."""
     made_from = {name: weight for weight, hook in _hooks(module).items() for name in _parameters_of(weight, hook)}
     chain = [attribute]
     while chain[-1] in made_from:

@@ -1,4 +1,4 @@
-"""What a conversion says about the parameters: its report, and its complaint if nothing or too little is converted."""
+"""The report of a conversion, and its errors where nothing, or too little, is converted."""
 
 __all__ = ["conversion_report", "nothing_to_convert", "refuse_unsupported"]
 
@@ -20,7 +20,7 @@ def conversion_report(
     posteriors: Mapping[Tensor, NewPosterior],
     descriptions: Mapping[Tensor, str],
 ) -> ConversionReport:
-    """What became of each parameter, and for what reason."""
+    """Report for each parameter whether it is Bayesian, and why not."""
     entries = []
     for parameter, places in holders.items():
         new, reason = posteriors.get(parameter), why_not[parameter]
@@ -47,7 +47,7 @@ def conversion_report(
 
 
 def refuse_unsupported(report: ConversionReport) -> None:
-    """Raise if a parameter was left alone for want of support.
+    """Refuse a conversion that leaves a parameter alone for lack of support.
 
     Raises:
         ConversionError: Names the first ones, with their reasons.
@@ -62,7 +62,7 @@ def refuse_unsupported(report: ConversionReport) -> None:
 
 
 def nothing_to_convert(model: nn.Module, why_not: Mapping[Tensor, WhyNot | None]) -> str:
-    """The sentence for a model of which nothing is to be converted."""
+    """Explain in a sentence why nothing of ``model`` can be converted."""
     found = f"Nothing to convert in the model ({type(model).__name__}): "
     if not why_not:
         return found + "it has no parameters."

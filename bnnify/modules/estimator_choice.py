@@ -1,4 +1,4 @@
-"""Which estimator each parameter gets: what was asked for, or the weight sample where its layer cannot have that."""
+"""The choice of estimators: the one that was asked for, or the weight sample where a layer cannot have that."""
 
 __all__ = ["fit_estimators"]
 
@@ -21,13 +21,13 @@ def fit_estimators(
     posteriors: Mapping[Tensor, PosteriorFamily],
     given: Setting[str] = UNSET,
 ) -> dict[Tensor, tuple[str, str]]:
-    """The estimator of each chosen parameter, and which one was asked for instead and why it cannot have it.
+    """Choose the estimator of each parameter; with it comes the reason, if it is not the one that was asked for.
 
     Args:
         asked: The estimator that each chosen parameter should have.
         chosen: The parameters that are to be Bayesian, each with every place that holds it.
         posteriors: The posterior that each of them gets.
-        given: The option from which they come; a glob in it has to be of use. Default: none was given.
+        given: The option from which they come, in which no glob may be useless. Default: none was given.
 
     Raises:
         ConversionError: An estimator is unknown, or a glob names it for nothing but what cannot have it.
@@ -71,7 +71,7 @@ def _refuse_useless(
 
 
 def _why_not(parameter: Tensor, asked: Mapping[Tensor, str], chosen: Mapping[Tensor, Sequence[Holder]]) -> str:
-    """Why ``parameter`` cannot have the estimator that was asked for; empty if it can."""
+    """Say why ``parameter`` cannot have the estimator that was asked for; empty if it can."""
     place, *ties = chosen[parameter]
     if ESTIMATORS[asked[parameter]] is None:
         return ""

@@ -31,26 +31,26 @@ _SHAPING = ("view", "_unsafe_view", "reshape", "permute", "transpose", "t", "squ
 
 
 def operator_weights(module: GraphModule) -> set[nn.Parameter]:
-    """The parameters that linear operators, convolutions and recurrences in the graph take as their weights.
+    """Find the parameters that linear operators, convolutions and recurrences in the graph take as their weights.
 
     A weight that is computed from parameters alone (a transpose, a cast, weight standardisation) counts as them.
     """
     weights = set()
     for node in module.graph.nodes:
-        weights |= {parameter for argument in _weights(node) for parameter in _behind(module, argument)}
-        weights |= {parameter for parameter in _behind(module, _added(node)) if parameter.ndim == 1}
+        weights |= {parameter for argument in _weights(node) for parameter in _sources(module, argument)}
+        weights |= {parameter for parameter in _sources(module, _added(node)) if parameter.ndim == 1}
     return weights
 
 
 def plain_view(module: GraphModule, plain: type[GraphModule]) -> GraphModule:
-    """A ``plain`` graph that shares what ``module`` holds, for torch to copy or to pickle as it does any graph."""
+    """Make a ``plain`` graph that shares what ``module`` holds, for torch to copy or to pickle as it does any graph."""
     view = plain.__new__(plain)
     view.__dict__ = {key: value for key, value in vars(module).items() if not isinstance(value, types.MethodType)}
     return view
 
 
 def _weights(node: Node) -> list[Node]:
-    """What the operator that ``node`` calls takes as its weights."""
+    """Find the nodes that the operator of ``node`` takes as its weights."""
     wanted = _WEIGHTS.get(_operator(node), ())
     if not wanted:
         return []
@@ -59,7 +59,7 @@ def _weights(node: Node) -> list[Node]:
 
 
 def _added(node: Node) -> Node | None:
-    """What ``node`` adds to a product, if that is what it does: decomposed, a layer's bias is found here."""
+    """Find what ``node`` adds to a product, such as the bias of a decomposed layer; None if it does not."""
     if _operator(node) != "add":
         return None
     product, added = node.args[:2]
@@ -69,12 +69,12 @@ def _added(node: Node) -> Node | None:
 
 
 def _operator(node: Node) -> str:
-    """The name of the ATen operator that ``node`` calls; empty if it calls none."""
+    """Name the ATen operator that ``node`` calls; empty if it calls none."""
     return operator_name(node.target) if node.op == "call_function" else ""
 
 
-def _behind(module: nn.Module, node: Node | None) -> set[nn.Parameter]:
-    """The parameters from which alone ``node`` is computed; none if it also depends on an input or a layer."""
+def _sources(module: nn.Module, node: Node | None) -> set[nn.Parameter]:
+    """Find the parameters from which alone ``node`` is computed; none if it also depends on an input or a layer."""
     parameters = set()
     waiting, seen = [] if node is None else [node], set()
     while waiting:

@@ -18,9 +18,9 @@ class Holder:
     Attributes:
         layer: The layer that uses the parameter: the module, or the parametrized layer whose weight it computes.
         weight: The weight of that layer which the parameter is, or from which it is computed.
-        is_operator_weight: Whether an operator of the exported program that the module belongs to takes the parameter
-            as its weight; None outside of programs.
-        may_be_layer: Whether the module may be a layer: it has parameters, no module in it has, and it is not part of a
+        is_operator_weight: True if an operator of an exported program takes the parameter as its weight; None outside
+            of such programs.
+        may_be_layer: True if the module may be a layer: no module in it has parameters, and it is not part of a
             parametrization.
     """
 
@@ -46,7 +46,7 @@ class Holder:
 
 
 def holders_by_parameter(model: nn.Module) -> dict[Tensor, list[Holder]]:
-    """Each parameter of ``model`` with every place that holds it; more than one place means that it is tied."""
+    """Find each parameter of ``model`` with every place that holds it, which are several if it is tied."""
     module_names: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         module_names.setdefault(module, []).append(name)

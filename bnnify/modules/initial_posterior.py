@@ -22,18 +22,18 @@ from .settings import Settings
 
 
 class Wanted(NamedTuple):
-    """What a parameter that is not Bayesian yet shall get."""
+    """The settings that were asked for a parameter that is not Bayesian yet."""
 
     prior: object
     posterior_std: object
     posterior: object
     estimator: str
     fallback_reason: str
-    """Which estimator was asked for instead, and why the layer cannot have it; empty if it has it."""
+    """The estimator that was asked for, and why the layer cannot have it; empty if it has it."""
 
 
 def initial_posterior(parameter: Tensor, places: Sequence[Holder], wanted: Wanted) -> tuple[NewPosterior, str]:
-    """The posterior with which ``parameter`` starts, and what was asked for in words; nothing is changed."""
+    """Make the posterior with which ``parameter`` starts, and describe what was asked for; nothing is changed."""
     posterior, prior = as_posterior(wanted.posterior), as_prior(wanted.prior)
     for place in places:
         refuse_parameter(place.module_names[0], place.module, place.attribute, parameter, posterior.companions)

@@ -1,4 +1,4 @@
-"""Layers whose forward is known, which an estimator may take the place of."""
+"""The layers whose forward is known, so that an estimator can compute it."""
 
 __all__ = ["Forward", "known_forward"]
 
@@ -14,7 +14,7 @@ from ..torch_internals import FORWARD_METHODS, AttentionProjection, convolve, ou
 
 @dataclass(frozen=True)
 class Forward:
-    """The forward of a layer type, told apart from the weights that it uses.
+    """The forward of a layer type as a function of its weights.
 
     Attributes:
         layer: The layer type.
@@ -27,14 +27,14 @@ class Forward:
     apply: Callable[..., Tensor]
 
     def is_of(self, cls: type[nn.Module]) -> bool:
-        """Whether ``cls`` has this forward, and all that it calls."""
+        """Tell whether ``cls`` has this forward, and all that it calls."""
         return issubclass(cls, self.layer) and all(
             getattr(cls, name, None) is getattr(self.layer, name, None) for name in FORWARD_METHODS
         )
 
 
 def known_forward(cls: type[nn.Module]) -> Forward | None:
-    """The forward of a class of layers, if it is one that an estimator can take the place of."""
+    """Find the forward of a class of layers; None if it is not one that an estimator can compute."""
     if issubclass(cls, AttentionProjection):
         return None  # nn.MultiheadAttention reads the weight of its projection and never calls it
     return next((known for known in _FORWARDS if known.is_of(cls)), None)

@@ -1,4 +1,4 @@
-"""Bayesian parameters: where they stand in a model, and their posterior as it is now."""
+"""Bayesian parameters: their places in a model, and their posterior as it is now."""
 
 __all__ = [
     "BayesianParameter",
@@ -62,7 +62,7 @@ class BayesianParameter:
 
     @property
     def has_pruned(self) -> bool:
-        """Whether some of its weights were pruned."""
+        """True if some of its weights were pruned."""
         return self.slot.state.has_pruned
 
     @property
@@ -71,12 +71,12 @@ class BayesianParameter:
         return cast(Tensor, self.module._parameters[self.attribute])
 
     def companion(self, ending: str) -> Tensor:
-        """The parameter beside it whose name is its own and ``ending``."""
+        """Return the parameter beside it whose name is its own and ``ending``."""
         return cast(Tensor, self.module._parameters[self.attribute + ending])
 
     @property
     def companions(self) -> dict[str, Tensor]:
-        """What its posterior keeps beside the mean, by the ending of the name: ``{"_rho": ρ}``; {} if a point."""
+        """The tensors beside the mean, by the ending of the name: ``{"_rho": ρ}`` of MeanField, ``{}`` of Point."""
         return {ending: self.companion(ending) for ending in self.posterior.companions}
 
     @property
@@ -86,7 +86,7 @@ class BayesianParameter:
 
     @property
     def has_rho(self) -> bool:
-        """Whether each weight has a σ of its own, softplus(ρ), which can be looked at, scaled and pruned by."""
+        """True if each weight has a σ of its own, softplus(ρ), which can be looked at, scaled and pruned by."""
         return RHO in self.posterior.companions
 
     @property
@@ -106,9 +106,9 @@ class BayesianParameter:
 
     @torch.no_grad()
     def refresh_initial_std(self, assign: bool = False) -> None:
-        """Let the prior that takes its scale from the initial σ follow pretrained weights that were loaded just now.
+        """Recompute the initial σ, the scale of a prior, for pretrained weights that were loaded just now.
 
-        With ``assign`` another buffer takes the place of the one that is there, which stays as it is.
+        With ``assign`` a new buffer takes the place of the present one, which keeps its value.
         """
         if self.initial_std is None:
             return
@@ -121,11 +121,11 @@ class BayesianParameter:
             self.initial_std.copy_(known)
 
     def sample(self) -> Tensor:
-        """One reparameterized sample, from which gradients flow to the mean and to what stands beside it."""
+        """Draw a reparameterized sample, from which gradients flow to the mean and to the tensors beside it."""
         return self.posterior.sample(self)
 
     def drawn(self) -> Tensor:
-        """The sample of the draw in effect, or else a fresh one."""
+        """Return the sample of the draw in effect, or else a fresh one."""
         return read(self.active, self.mean) if has_draw(self.active) else self.sample()
 
     def kl(self) -> Tensor:
@@ -141,12 +141,12 @@ class BayesianParameter:
         return kl.full_tensor() if hasattr(kl, "full_tensor") else kl
 
     def sample_and_kl(self) -> tuple[Tensor, Tensor] | None:
-        """One sample and, as of :meth:`kl`, the KL at it, in one pass; None where each has to be computed by itself."""
+        """Compute a sample and :meth:`kl` at it in one pass; None where each has to be computed by itself."""
         return self.posterior.sample_and_kl(self)
 
 
 def bayesian_parameters(root: nn.Module) -> Iterator[BayesianParameter]:
-    """Every Bayesian parameter under ``root``, a tied one once for each module that holds it.
+    """Yield every Bayesian parameter under ``root``, a tied one once for each module that holds it.
 
     Where FSDP2 has sharded a module under ``root``, it is the sharded parameter.
 
@@ -170,7 +170,7 @@ def bayesian_parameters(root: nn.Module) -> Iterator[BayesianParameter]:
 
 
 def unique_bayesian_parameters(root: nn.Module) -> Iterator[BayesianParameter]:
-    """Every Bayesian parameter under ``root`` once, under the first of its names."""
+    """Yield every Bayesian parameter under ``root`` once, under the first of its names."""
     seen = set()
     for parameter in bayesian_parameters(root):
         if id(parameter.mean) not in seen:
@@ -179,19 +179,19 @@ def unique_bayesian_parameters(root: nn.Module) -> Iterator[BayesianParameter]:
 
 
 def is_bayesian(module: nn.Module) -> bool:
-    """Whether ``module`` itself (not only a child of it) has Bayesian parameters."""
+    """Tell whether ``module`` itself (not only a child of it) has Bayesian parameters."""
     return hasattr(type(module), "_plain_class")
 
 
 def is_derived(module: nn.Module, attribute: str) -> bool:
-    """Whether this parameter of ``module`` stands there for the posterior or the prior of another one."""
+    """Tell whether this parameter of ``module`` belongs to the posterior or the prior of another one."""
     return any(
         attribute == name + ending for name, slot in slots_of(module).items() for ending in companions_of(slot.settings)
     )
 
 
 def companions_of(settings: Settings) -> tuple[str, ...]:
-    """The endings of the names of all that may stand beside a parameter with these settings."""
+    """List the endings of the names of all tensors that may stand beside a parameter with these settings."""
     return (*settings.posterior.companions, PRIOR_MEAN, INITIAL_STD)
 
 

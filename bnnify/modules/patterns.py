@@ -16,7 +16,7 @@ class Patterns:
         globs: As of :func:`fnmatch.fnmatchcase`.
 
     Attributes:
-        globs: Them, as a tuple.
+        globs: The same, as a tuple.
     """
 
     def __init__(self, globs: Iterable[str]) -> None:
@@ -30,7 +30,7 @@ class Patterns:
         self._found: dict[str, frozenset[int]] = {}
 
     def matching(self, name: str) -> frozenset[int]:
-        """The positions of the globs that match ``name``."""
+        """Return the positions of the globs that match ``name``."""
         if name not in self._found:
             candidates = (
                 position

@@ -18,13 +18,13 @@ from .settings import Settings, slots_of
 
 
 def present_settings(places: Sequence[Holder]) -> Settings | None:
-    """How a parameter is Bayesian already, in any of its places."""
+    """Find the settings that a parameter has already, in any of its places; None if it is not Bayesian."""
     found = (slots_of(place.module).get(place.attribute) for place in places)
     return next((slot.settings for slot in found if slot is not None), None)
 
 
 def present_posterior(places: Sequence[Holder]) -> NewPosterior | None:
-    """The posterior that a parameter has already, in any of its places."""
+    """Find the posterior that a parameter has already, in any of its places; None if it is not Bayesian."""
     for place in places:
         slot = slots_of(place.module).get(place.attribute)
         if slot is not None:
@@ -40,7 +40,7 @@ def refuse_changes(
     found: Mapping[str, Mapping[Tensor, Any]],
     estimators: Mapping[Tensor, tuple[str, str]],
 ) -> None:
-    """Raise if an option asks of what is Bayesian already to be so in another way, or not at all.
+    """Refuse an option that would change the posterior of a parameter that is Bayesian already.
 
     Raises:
         ConversionError: Names the option, the parameter, and what to do.
@@ -68,5 +68,5 @@ def refuse_changes(
 
 
 def _differ(given: object, own: object) -> bool:
-    """Whether two priors are not the same; comparing may be beyond those of somebody's own, which hold tensors."""
+    """Compare two priors or posteriors by their repr: those of a user may hold tensors, which ``==`` cannot compare."""
     return given is not own and (type(given) is not type(own) or repr(given) != repr(own))

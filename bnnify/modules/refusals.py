@@ -1,4 +1,4 @@
-"""What cannot be converted, and what to do about it."""
+"""Errors for what cannot be converted, which say what to do about it."""
 
 __all__ = ["is_quantized", "refuse_model", "refuse_parameter"]
 
@@ -30,7 +30,7 @@ _FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def refuse_model(model: object) -> None:
-    """Raise for a model no part of which may be converted.
+    """Refuse a model no part of which may be converted.
 
     Raises:
         ConversionError: It is not a module; a module in it is quantized, scripted, or wrapped for parallel, sharded or
@@ -59,7 +59,7 @@ def refuse_model(model: object) -> None:
 def refuse_parameter(
     name: str, module: nn.Module, attribute: str, parameter: Tensor, companions: Sequence[str]
 ) -> None:
-    """Raise for a selected parameter that cannot have a Gaussian posterior.
+    """Refuse a selected parameter that cannot have a Gaussian posterior.
 
     Raises:
         ConversionError: It is quantized, lazy, not of a real floating-point type, or was made under ``inference_mode``;
@@ -100,12 +100,12 @@ def refuse_parameter(
 
 
 def is_quantized(parameter: Tensor) -> bool:
-    """Whether a layer that holds ``parameter`` as its weight makes floating-point numbers of it only when it runs."""
+    """Tell whether a layer makes floating-point numbers of its weight ``parameter`` only when it runs."""
     return _is_foreign(parameter) or not (parameter.dtype in _FLOATING or parameter.is_complex())
 
 
 def _is_foreign(parameter: Tensor) -> bool:
-    """Whether it is of a subclass of tensor that computes in a way of its own, such as torchao's quantized ones."""
+    """Tell whether it is of a tensor subclass with a computation of its own, such as torchao's quantized ones."""
     known = hasattr(parameter, "full_tensor") or hasattr(parameter, "fake_mode")  # DTensor, FakeTensor
     return not known and type(parameter).__torch_dispatch__ is not Tensor.__torch_dispatch__
 

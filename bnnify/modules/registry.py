@@ -1,4 +1,4 @@
-"""Which parameters of which layers are their weights: what ``convert`` takes, and what a user may add to it."""
+"""The layer types that ``convert`` knows, with the names of their weights; a user may add to them."""
 
 __all__ = ["Layer", "layer_of", "register_layer", "units_dim"]
 
@@ -17,7 +17,7 @@ Names: TypeAlias = Sequence[str] | Callable[[Any], Sequence[str]]
 
 @dataclass(frozen=True)
 class Layer:
-    """A type of layer, the parameters in it that are its weights, and whether they are converted unasked.
+    """A type of layer, with the names of its weights.
 
     Attributes:
         type: The class, or a glob of the class's qualified name for one whose library need not be installed.
@@ -32,14 +32,16 @@ class Layer:
     units_dim: int | Callable[[Any], int] = 0
 
     def describes(self, module: nn.Module) -> bool:
-        """Whether ``module`` is of this type or of a subclass."""
+        """Tell whether ``module`` is of this type or of a subclass."""
         if not isinstance(self.type, str):
             return isinstance(module, self.type)
         return any(fnmatchcase(f"{cls.__module__}.{cls.__qualname__}", self.type) for cls in type(module).__mro__)
 
     def may_miss(self, module: nn.Module, name: str) -> bool:
-        """Whether the parameter ``name`` may be a weight unknown to this: added by a subclass that nobody has
-        registered, or in a class of which no more is known than that its name is that of a norm.
+        """Tell whether the parameter ``name`` may be a weight that is not in :attr:`names`.
+
+        It may if a subclass that nobody has registered added it, or if all that is known is that the class is named
+        like a norm.
         """
         if name in self.names_in(module):
             return False
@@ -48,7 +50,7 @@ class Layer:
         return self.by_default and getattr(type(module), "_plain_class", type(module)) is not self.type
 
     def names_in(self, module: nn.Module) -> Sequence[str]:
-        """The names of the weights of ``module``, of which it may lack some."""
+        """List the names of the weights of ``module``, some of which it may lack."""
         return self.names(module) if callable(self.names) else self.names
 
 
@@ -95,12 +97,12 @@ def register_layer(
 
 
 def layer_of(module: nn.Module) -> Layer | None:
-    """What is known of the type of ``module``."""
+    """Find the description of the type of ``module``; None if it is unknown."""
     return next((layer for layer in _LAYERS if layer.describes(module)), None)
 
 
 def units_dim(module: nn.Module, parameter: Tensor) -> int:
-    """The dimension of ``parameter``, a weight or bias of ``module``, along which the layer's output units lie."""
+    """Find the dimension of ``parameter``, a weight or bias of ``module``, along which the layer's output units lie."""
     layer = layer_of(module)
     dim = 0 if layer is None else layer.units_dim(module) if callable(layer.units_dim) else layer.units_dim
     return dim if dim < parameter.ndim else 0

@@ -1,4 +1,4 @@
-"""Which parameters of a model become Bayesian, and which settings were given for them."""
+"""The selection of the parameters that become Bayesian, and of the settings given for them."""
 
 __all__ = [
     "UNSET",
@@ -33,7 +33,7 @@ Setting: TypeAlias = _T | Mapping[str, _T]
 
 
 class _Unset:
-    """The value of an option that was not given, which is another thing than giving its default."""
+    """The value of an option that was not given, as opposed to one that was given its default."""
 
     def __repr__(self) -> str:
         return "default"
@@ -43,19 +43,19 @@ UNSET: Any = _Unset()
 
 
 class WhyNot(NamedTuple):
-    """Why a parameter is left alone, and the sentence that says so of this one."""
+    """The reason why a parameter is left alone, and the sentence that gives it."""
 
     reason: Reason
     sentence: str
 
     @property
     def is_general(self) -> bool:
-        """Whether it is not ``select`` or ``exclude`` that leaves it alone."""
+        """True if neither ``select`` nor ``exclude`` is the reason."""
         return self.reason not in (Reason.NOT_SELECTED, Reason.EXCLUDED)
 
 
 class Selection:
-    """The meaning of ``select``: says of each parameter that it is to be converted, or why not.
+    """The parameters that ``select`` and ``exclude`` choose, and the reasons why the others are left alone.
 
     Args:
         select: As in :func:`bnnify.convert`.
@@ -82,7 +82,7 @@ class Selection:
                 raise ConversionError(f"{option}={unmatched!r} matches nothing; {known_names(holders)}.")
 
     def why_not(self) -> dict[Tensor, WhyNot | None]:
-        """Why each parameter is left alone; None for one that is to become Bayesian, in any of its places."""
+        """Find the reason why each parameter is left alone; None for one that is to become Bayesian."""
         found: dict[Tensor, WhyNot | None] = {}
         for parameter, places in self._holders.items():
             reasons = [self._why_not(place, parameter) for place in places]
@@ -108,7 +108,7 @@ class Selection:
         return self._why_no_weight(place, parameter)
 
     def _why_no_weight(self, place: Holder, parameter: Tensor) -> WhyNot | None:
-        """Why a parameter is left alone that stands where weights are asked for."""
+        """Find the reason why a parameter in a selected layer is left alone; None if it is a weight."""
         layer = layer_of(place.layer)
         names = layer.names_in(place.layer) if layer else ()
         if layer is None and place.is_operator_weight is None:
@@ -129,10 +129,10 @@ _SELECTS = "a glob, a list of globs, or a function (name, module) -> bool"
 
 
 def resolve(option: str, given: Setting[_T], chosen: Mapping[Tensor, Sequence[Holder]]) -> dict[Tensor, _T]:
-    """What was given for each chosen parameter: the same for all, or the value of its first matching glob.
+    """Find the value of an option for each chosen parameter: the same for all, or that of its first matching glob.
 
     Raises:
-        ConversionError: No chosen parameter answers to one of the globs, most likely a slip of the pen.
+        ConversionError: One of the globs matches no chosen parameter.
     """
     if given is UNSET:
         return {}
@@ -146,7 +146,7 @@ def resolve(option: str, given: Setting[_T], chosen: Mapping[Tensor, Sequence[Ho
 
 
 def known_names(holders: Mapping[Tensor, Sequence[Holder]]) -> str:
-    """The first names of the parameters, for a message."""
+    """List the first names of the parameters, for a message."""
     known = ", ".join(f"`{places[0].names[0]}`" for places in list(holders.values())[:5])
     return f"the model's parameters are {known}{', …' if len(holders) > 5 else ''}"
 
@@ -163,7 +163,7 @@ def _because(reason: Reason, **details: str) -> WhyNot:
 
 
 def _is_scale(parameter: Tensor) -> bool:
-    """Whether it is a vector or a number, as a scale, a temperature or a token is: no matrix of weights."""
+    """Tell whether it is a vector or a number, such as a scale or a temperature, and not a matrix of weights."""
     return is_lazy(parameter) or sum(size > 1 for size in parameter.shape) < 2
 
 
@@ -182,13 +182,13 @@ _FEW = 4
 
 
 def _first_unmatched(patterns: Patterns, holders: Mapping[Tensor, Sequence[Holder]]) -> str | None:
-    """The first of the globs that matches no parameter."""
+    """Find the first of the globs that matches no parameter; None if all do."""
     matched = {position for places in holders.values() for position in _matching(patterns, places)}
     return next((glob for position, glob in enumerate(patterns.globs) if position not in matched), None)
 
 
 def _matching(patterns: Patterns, places: Sequence[Holder]) -> set[int]:
-    """The positions of the globs that match a parameter, or a module that contains it."""
+    """Find the positions of the globs that match a parameter, or a module that contains it."""
     return {position for place in places for position in _by_name(patterns, place) | _by_module(patterns, place)}
 
 
@@ -197,7 +197,7 @@ def _by_name(patterns: Patterns, place: Holder) -> set[int]:
 
 
 def _by_module(patterns: Patterns, place: Holder) -> set[int]:
-    """Those that match the name of the module, or of one that contains it."""
+    """Find the positions of the globs that match the module, or one that contains it."""
     parts = (part for name in place.module_names for part in _with_ancestors(name))
     return {position for part in parts for position in patterns.matching(part)}
 

@@ -1,4 +1,4 @@
-"""How one parameter is Bayesian: what was chosen at its conversion, which stays, and what may change afterwards."""
+"""The settings of a Bayesian parameter, which its conversion fixes, and its state, which may change."""
 
 __all__ = ["PosteriorState", "Settings", "Slot", "settings_of", "slots_of"]
 
@@ -22,7 +22,7 @@ from .posterior import PosteriorFamily
 
 @dataclass(frozen=True)
 class Settings:
-    """What was chosen for one parameter at its conversion.
+    """The choices made for one parameter at its conversion.
 
     Attributes:
         prior: p(w).
@@ -31,7 +31,7 @@ class Settings:
         posterior: The family of q(w). Default: ``MeanField()``.
         scale: The std of the layer's initialisation, for the rule.
         units_dim: The dimension along which the layer's output units lie, for the rule.
-        fallback_reason: Which other estimator was asked for, and why the layer cannot have it; empty if it has it.
+        fallback_reason: The estimator that was asked for, and why the layer cannot have it; empty if it has it.
     """
 
     prior: Prior
@@ -46,12 +46,12 @@ class Settings:
         if isinstance(self.posterior, Point):
             return f"point, prior={self.prior}"
         family = "" if isinstance(self.posterior, MeanField) else f"{self.posterior}, "
-        instead = f" (not {self.fallback_reason})" if self.fallback_reason else ""
+        fallback = f" (not {self.fallback_reason})" if self.fallback_reason else ""
         how = " (KL by Monte Carlo)" if self.prior.needs_sample else ""
-        return f"{family}{self.estimator}{instead}, prior={self.prior}{how}, std={self.posterior_std}"
+        return f"{family}{self.estimator}{fallback}, prior={self.prior}{how}, std={self.posterior_std}"
 
     def initial_std(self, name: str, weights: Tensor) -> Tensor:
-        """The σ with which the posterior of ``weights`` starts: a scalar, or one for each of them.
+        """Compute the σ with which the posterior of ``weights`` starts: a scalar, or one for each of them.
 
         Raises:
             ConversionError: The rule returns no σ, one of another shape, or one that is negative or NaN.
@@ -74,10 +74,10 @@ class Settings:
 
 @dataclass(eq=False)
 class PosteriorState:
-    """What may change of a posterior beside its tensors; all places of a tied parameter share it.
+    """The part of a posterior, beside its tensors, that may change; all places of a tied parameter share it.
 
     Attributes:
-        has_pruned: Whether some of its weights were pruned.
+        has_pruned: True if some of its weights were pruned.
     """
 
     has_pruned: bool = False
@@ -85,12 +85,12 @@ class PosteriorState:
 
 @dataclass(eq=False)
 class Slot:
-    """One place of a Bayesian parameter: how it is Bayesian, and what reading it there gives at the moment.
+    """One place of a Bayesian parameter: its settings, its state, and the draw that reads see there.
 
     Attributes:
-        settings: What was chosen at the conversion.
-        state: What may change; that of the other places too, if the parameter is tied.
-        active: What reading gives, here. Compiled code looks at it by its path.
+        settings: The choices made at the conversion.
+        state: The state, which the places of a tied parameter share.
+        active: The draw that reads see here. Compiled code looks at it by its path.
     """
 
     settings: Settings
@@ -99,10 +99,10 @@ class Slot:
 
 
 def slots_of(module: nn.Module) -> dict[str, Slot]:
-    """The Bayesian parameters of ``module`` itself, by attribute; empty for a plain module."""
+    """Return the slots of ``module`` itself, by attribute; empty for a plain module."""
     return module.__dict__["_bayesian"] if hasattr(type(module), "_plain_class") else {}
 
 
 def settings_of(module: nn.Module) -> dict[str, Settings]:
-    """The settings of the Bayesian parameters of ``module`` itself, by attribute; empty for a plain module."""
+    """Return the settings of the Bayesian parameters of ``module`` itself, by attribute; empty for a plain module."""
     return {attribute: slot.settings for attribute, slot in slots_of(module).items()}

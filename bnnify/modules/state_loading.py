@@ -1,4 +1,4 @@
-"""What follows when torch has loaded a state_dict into a Bayesian module."""
+"""Updates after torch has loaded a state_dict into a Bayesian module."""
 
 __all__ = ["freeze_prior_means", "update_derived"]
 
@@ -16,7 +16,7 @@ from .settings import slots_of
 def update_derived(
     module: nn.Module, state_dict: Mapping[str, Any], prefix: str, missing: list[str], assign: bool
 ) -> list[str]:
-    """Let what is derived from the loaded tensors follow them; returns those of the ``missing`` keys that really are.
+    """Update what is derived from the loaded tensors; return those of the ``missing`` keys that are not derived.
 
     State dicts of version 0.1 have no scale of the prior: it follows the prior's mean.
     """
@@ -32,7 +32,7 @@ def update_derived(
 
 
 def freeze_prior_means(module: nn.Module) -> None:
-    """Let the means of priors stay what nothing trains, where ``load_state_dict(assign=True)`` has put parameters."""
+    """Make frozen means of priors of the parameters that ``load_state_dict(assign=True)`` has put in their places."""
     for attribute in slots_of(module):
         prior_mean = module._parameters.get(attribute + PRIOR_MEAN)
         if type(prior_mean) is nn.Parameter:

@@ -1,4 +1,4 @@
-"""Subclasses that nobody wakes up for: neither the class nor its metaclass learns that it has been derived from."""
+"""Subclasses that are made without a notice to the class, its metaclass or its registry of subclasses."""
 
 __all__ = ["quiet_subclass"]
 
@@ -7,22 +7,22 @@ from collections.abc import Mapping
 from typing import Any
 
 
-class _Unheard:
-    """Stands before the other bases of a class, so that Python calls this hook of theirs and no other."""
+class _SilentBase:
+    """A base that stands before the others of a class, so that Python calls its hook and none of theirs."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         pass
 
 
-def _mro_with_unheard(cls: type) -> list[type]:
+def _mro_with_silent_base(cls: type) -> list[type]:
     own, *others = type.mro(cls)
-    return [own, _Unheard, *others]
+    return [own, _SilentBase, *others]
 
 
 def quiet_subclass(
     plain: type, name: str, namespace: Mapping[str, Any], metaclass_namespace: Mapping[str, Any] | None = None
 ) -> type:
-    """A subclass of ``plain`` of which neither its ``__init_subclass__`` nor its metaclass is told.
+    """Make a subclass of ``plain`` without a call of its ``__init_subclass__`` or of its metaclass.
 
     A class may keep a registry of its subclasses, or refuse to have any; what it would do with a class that a user
     wrote, it need not do with one that only adds properties.
@@ -42,7 +42,7 @@ def quiet_subclass(
     added = dict(metaclass_namespace or {})
     if hasattr(plain.__init_subclass__, "__func__"):  # one that is written in Python
         # As a base it would change the layout, which a module cannot do that becomes an instance.
-        added["mro"] = _mro_with_unheard
+        added["mro"] = _mro_with_silent_base
     if added:
         metaclass = type.__new__(type(metaclass), f"{name}Type", (metaclass,), added)
     # Where the code of a metaclass of somebody's own would run, that of its base does the same without side effects.

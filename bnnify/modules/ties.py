@@ -16,7 +16,7 @@ _successors: Any = WeakIdKeyDictionary()
 
 @contextmanager
 def keep_ties(module: nn.Module, names: Iterable[str], load: list[str]) -> Iterator[None]:
-    """Let a parameter that the block replaces have the successor that it got in another place of the same load.
+    """Give a parameter that the block replaces the successor that it got in another place of the same load.
 
     Args:
         module: The module that is loaded in the block.
