@@ -4,6 +4,7 @@ __all__ = ["collapse", "convert", "convert_with"]
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
@@ -20,11 +21,11 @@ from .modules.computed_weights import detached_hook_weights
 from .modules.conversion_report import conversion_report, nothing_to_convert, refuse_unsupported
 from .modules.estimator_choice import fit_estimators
 from .modules.holders import Holder, holders_by_parameter
-from .modules.initial_posterior import Wanted, initial_posterior
+from .modules.initial_posterior import initial_posterior
 from .modules.mean_field import MeanField
 from .modules.parameters import is_bayesian, is_derived
 from .modules.posterior import PosteriorFamily
-from .modules.present_posteriors import present_posterior, present_settings, refuse_changes
+from .modules.present_posteriors import present_posterior, refuse_changes
 from .modules.refusals import refuse_model
 from .modules.selection import (
     UNSET,
@@ -106,14 +107,12 @@ def convert(
     """
     root, holders = _prepare(model, inplace)
     why_not = Selection(select, holders, exclude).why_not()
-    already = {parameter: own for parameter, places in holders.items() if (own := present_settings(places))}
-    chosen = {p: holders[p] for p, reason in why_not.items() if reason is None or (p in already and reason.is_general)}
-    given: dict[str, Any] = {
-        "prior": prior,
-        "posterior_std": posterior_std,
-        "posterior": posterior,
-        "estimator": estimator,
+    already = {
+        parameter: there.settings for parameter, places in holders.items() if (there := present_posterior(places))
     }
+    chosen = {p: holders[p] for p, reason in why_not.items() if reason is None or (p in already and reason.is_general)}
+    given: dict[str, Any] = {"prior": prior, "posterior_std": posterior_std}
+    given |= {"posterior": posterior, "estimator": estimator}
     if not chosen and (not already or select is not None or any(value is not UNSET for value in given.values())):
         raise ConversionError(nothing_to_convert(root, why_not))
     found: dict[str, dict[Tensor, Any]] = {option: resolve(option, value, chosen) for option, value in given.items()}
@@ -124,11 +123,12 @@ def convert(
     estimators = fit_estimators(asked, chosen, families, estimator)
     refuse_changes(already, holders, why_not, found, estimators)
     wanted = {
-        parameter: Wanted(
+        parameter: Settings(
             found["prior"].get(parameter, DEFAULT_PRIOR),
             found["posterior_std"].get(parameter, DEFAULT_POSTERIOR_STD),
+            estimators[parameter][0],
             families[parameter],
-            *estimators[parameter],
+            fallback_reason=estimators[parameter][1],
         )
         for parameter in chosen.keys() - already.keys()
     }
@@ -154,7 +154,10 @@ def convert_with(model: nn.Module, settings: Mapping[str, Settings], *, inplace:
     asked = {parameter: each.estimator for parameter, each in chosen.items()}
     families = {parameter: each.posterior for parameter, each in chosen.items()}
     estimators = fit_estimators(asked, {parameter: holders[parameter] for parameter in chosen}, families)
-    wanted = {p: Wanted(each.prior, each.posterior_std, each.posterior, *estimators[p]) for p, each in chosen.items()}
+    wanted = {
+        parameter: replace(each, estimator=estimators[parameter][0], fallback_reason=estimators[parameter][1])
+        for parameter, each in chosen.items()
+    }
     not_selected = WhyNot(Reason.NOT_SELECTED, Reason.NOT_SELECTED.value)
     return _convert(model, root, holders, wanted, dict.fromkeys(holders, not_selected), strict=False)
 
@@ -205,7 +208,7 @@ def _convert(
     given: nn.Module,
     root: nn.Module,
     holders: _Holders,
-    wanted: Mapping[Tensor, Wanted],
+    wanted: Mapping[Tensor, Settings],
     why_not: Mapping[Tensor, WhyNot | None],
     strict: bool,
 ) -> BayesianModel:

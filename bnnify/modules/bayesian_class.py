@@ -34,7 +34,8 @@ def enter_class(module: nn.Module, bayesian: dict[str, Slot]) -> None:
     stored = (*computed, FLAT_WEIGHTS) if isinstance(module, nn.RNNBase) else computed
     for name in stored:
         module.__dict__.pop(name, None)  # where the layer or a hook has put it; reading gives it from now on
-    made = bayesian_class(plain_class(type(module)), tuple(bayesian), computed, _estimated(bayesian))
+    estimated = "weight" in bayesian and ESTIMATORS[bayesian["weight"].settings.estimator] is not None
+    made = bayesian_class(plain_class(type(module)), tuple(bayesian), computed, estimated)
     object.__setattr__(module, "__class__", made)  # past the module's own __setattr__
     module.__dict__["_bayesian"] = bayesian
 
@@ -90,7 +91,7 @@ def _make_class(
             return reduced  # a subclass somebody wrote, which pickle finds by its name
         constructor, arguments, *state = cast(tuple[Any, ...], reduced)
         arguments = tuple(plain if argument is made else argument for argument in arguments)
-        return _rebuild, (plain, attributes, constructor, arguments, computed, estimated), *state
+        return _rebuild, ((plain, attributes, computed, estimated), constructor, arguments), *state
 
     def register_parameter(self: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         before = self._parameters.get(name)
@@ -138,11 +139,6 @@ def _make_class(
     of_metaclass = {"__delattr__": _refuse_removal_from_class} if computed else {}
     made: type[nn.Module] = quiet_subclass(plain, f"Bayesian{plain.__name__}", namespace, of_metaclass)
     return made
-
-
-def _estimated(bayesian: dict[str, Slot]) -> bool:
-    """Tell whether the layer's forward is left to an estimator, as that of its weight says."""
-    return "weight" in bayesian and ESTIMATORS[bayesian["weight"].settings.estimator] is not None
 
 
 def _estimating_forward(plain: Any) -> Any:
@@ -224,15 +220,8 @@ def plain_class(cls: type) -> Any:
     return getattr(cls, "_plain_class", cls)
 
 
-def _rebuild(
-    plain: type[nn.Module],
-    attributes: tuple[str, ...],
-    constructor: Any,
-    arguments: tuple[Any, ...],
-    computed: tuple[str, ...] = (),
-    estimated: bool = False,
-) -> Any:
-    """Unpickle in any process: make an object of the plain class, then let it become Bayesian."""
+def _rebuild(key: tuple[Any, ...], constructor: Any, arguments: tuple[Any, ...]) -> Any:
+    """Unpickle in any process: make an object of the plain class, then give it the Bayesian class of this key."""
     module = constructor(*arguments)
-    object.__setattr__(module, "__class__", bayesian_class(plain, attributes, computed, estimated))
+    object.__setattr__(module, "__class__", bayesian_class(*key))
     return module

@@ -25,11 +25,7 @@ def conversion_report(
     for parameter, places in holders.items():
         new, reason = posteriors.get(parameter), why_not[parameter]
         reason = reason if new is None else None
-        added = (
-            []
-            if new is None
-            else [tensor for tensor in (*new.companions.values(), new.prior_mean) if tensor is not None]
-        )
+        added = [] if new is None else [*new.companions.values(), new.prior_mean]
         entries.append(
             ReportEntry(
                 name=places[0].names[0],
@@ -39,7 +35,7 @@ def conversion_report(
                 reason=reason.sentence if reason else "",
                 settings=descriptions.get(parameter, ""),
                 memory=parameter.nbytes,
-                added_memory=sum(tensor.nbytes for tensor in added),
+                added_memory=sum(tensor.nbytes for tensor in added if tensor is not None),
                 unsupported=reason is not None and reason.reason.is_want_of_support,
             )
         )

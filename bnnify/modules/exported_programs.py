@@ -83,8 +83,8 @@ def _sources(module: nn.Module, node: Node | None) -> set[nn.Parameter]:
             continue
         seen.add(node)
         if node.op == "get_attr":
-            holder, attribute = _resolve(module, str(node.target))
-            parameter = None if holder is None else holder._parameters.get(attribute)
+            path, _, attribute = str(node.target).rpartition(".")
+            parameter = module.get_submodule(path)._parameters.get(attribute)
             parameters |= set() if parameter is None else {parameter}
         elif node.op == "call_function" and _operator(node) not in _WEIGHTS:
             waiting += node.all_input_nodes
@@ -97,13 +97,3 @@ def _nodes(argument: Any) -> list[Node]:
     found: list[Node] = []
     map_arg(argument, found.append)
     return found
-
-
-def _resolve(module: nn.Module, target: str) -> tuple[nn.Module | None, str]:
-    *path, attribute = target.split(".")
-    for name in path:
-        child = module._modules.get(name)
-        if child is None:
-            return None, attribute
-        module = child
-    return module, attribute

@@ -1,10 +1,10 @@
 """The posterior with which a parameter starts."""
 
-__all__ = ["Wanted", "initial_posterior"]
+__all__ = ["initial_posterior"]
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -21,19 +21,17 @@ from .registry import units_dim
 from .settings import Settings
 
 
-class Wanted(NamedTuple):
-    """The settings that were asked for a parameter that is not Bayesian yet."""
+def initial_posterior(parameter: Tensor, places: Sequence[Holder], wanted: Settings) -> tuple[NewPosterior, str]:
+    """Make the posterior with which ``parameter`` starts, and describe what was asked for; nothing is changed.
 
-    prior: object
-    posterior_std: object
-    posterior: object
-    estimator: str
-    fallback_reason: str
-    """The estimator that was asked for, and why the layer cannot have it; empty if it has it."""
+    Args:
+        parameter: A parameter that is not Bayesian yet.
+        places: Every place that holds it.
+        wanted: Its settings as a user gave them, unchecked and without what follows from its layer.
 
-
-def initial_posterior(parameter: Tensor, places: Sequence[Holder], wanted: Wanted) -> tuple[NewPosterior, str]:
-    """Make the posterior with which ``parameter`` starts, and describe what was asked for; nothing is changed."""
+    Raises:
+        ConversionError: It cannot have a posterior, or not with these settings.
+    """
     posterior, prior = as_posterior(wanted.posterior), as_prior(wanted.prior)
     for place in places:
         refuse_parameter(place.module_names[0], place.module, place.attribute, parameter, posterior.companions)
@@ -41,7 +39,7 @@ def initial_posterior(parameter: Tensor, places: Sequence[Holder], wanted: Wante
     rule: Any = as_posterior_std(wanted.posterior_std)
     layer = places[0].layer
     scale, dim = fan_in_scale(layer_weight(layer, parameter)), units_dim(layer, parameter)
-    settings = Settings(prior, rule, wanted.estimator, posterior, scale, dim, wanted.fallback_reason)
+    settings = replace(wanted, posterior_std=rule, scale=scale, units_dim=dim)
     asked, std = str(settings), None
     if hasattr(rule, "of"):  # a NamedPosteriorStd, of which asking `isinstance` takes long
         names = [name for place in places for name in place.names]

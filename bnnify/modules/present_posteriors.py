@@ -1,6 +1,6 @@
 """The posteriors that parameters have already, and options that would have to change them."""
 
-__all__ = ["present_posterior", "present_settings", "refuse_changes"]
+__all__ = ["present_posterior", "refuse_changes"]
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,12 +15,6 @@ from .holders import Holder
 from .parameters import BayesianParameter
 from .selection import WhyNot
 from .settings import Settings, slots_of
-
-
-def present_settings(places: Sequence[Holder]) -> Settings | None:
-    """Find the settings that a parameter has already, in any of its places; None if it is not Bayesian."""
-    found = (slots_of(place.module).get(place.attribute) for place in places)
-    return next((slot.settings for slot in found if slot is not None), None)
 
 
 def present_posterior(places: Sequence[Holder]) -> NewPosterior | None:

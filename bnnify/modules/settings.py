@@ -1,6 +1,6 @@
 """The settings of a Bayesian parameter, which its conversion fixes, and its state, which may change."""
 
-__all__ = ["PosteriorState", "Settings", "Slot", "settings_of", "slots_of"]
+__all__ = ["PosteriorState", "Settings", "Slot", "slots_of"]
 
 import math
 from dataclasses import dataclass, field
@@ -101,8 +101,3 @@ class Slot:
 def slots_of(module: nn.Module) -> dict[str, Slot]:
     """Return the slots of ``module`` itself, by attribute; empty for a plain module."""
     return module.__dict__["_bayesian"] if hasattr(type(module), "_plain_class") else {}
-
-
-def settings_of(module: nn.Module) -> dict[str, Settings]:
-    """Return the settings of the Bayesian parameters of ``module`` itself, by attribute; empty for a plain module."""
-    return {attribute: slot.settings for attribute, slot in slots_of(module).items()}

@@ -15,7 +15,7 @@ import bnnify
 from bnnify.distributions.gaussian import std
 from bnnify.draws.companions import INITIAL_STD, PRIOR_MEAN, RHO
 from bnnify.modules.parameters import bayesian_parameters
-from bnnify.modules.settings import settings_of
+from bnnify.modules.settings import slots_of
 
 from . import outputs
 from .case import Hooks, Subject
@@ -205,7 +205,7 @@ def survives(subject: Subject) -> None:
     added = {
         f"{name}.{attribute}{ending}".removeprefix(".")
         for name, module in bnn.module.named_modules(remove_duplicate=False)
-        for attribute in settings_of(module)
+        for attribute in slots_of(module)
         for ending in (RHO, PRIOR_MEAN, INITIAL_STD)
     }
     rhos = {name for name in added if name.endswith("_rho")}
