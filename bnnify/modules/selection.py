@@ -75,7 +75,7 @@ class Selection:
         self._choose = select if callable(select) else None
         globs = () if select is None or callable(select) else select
         self._selected = _as_patterns("select", globs, _SELECTS)
-        if isinstance(select, Sequence) and not select:
+        if isinstance(select, (list, tuple)) and not select:
             raise ConversionError(f"Unknown select {select!r}: give {_SELECTS}.")
         for option, patterns in (("select", self._selected), ("exclude", self._excluded)):
             if (unmatched := _first_unmatched(patterns, holders)) is not None:
