@@ -13,6 +13,7 @@ from torch import Tensor
 from ..distributions.initial_std import Constant, Moped, Relative
 from ..distributions.priors import Gaussian, Laplace, Pretrained, ScaleMixture
 from ..draws.estimators import DEFAULT, ESTIMATORS
+from ..errors import CheckpointError
 from ..modules.mean_field import MeanField
 from ..modules.point import Point
 from ..modules.settings import Settings
@@ -38,14 +39,14 @@ def settings_from_data(data: Mapping[str, Any]) -> Settings:
     """What :func:`settings_as_data` has made of the settings of one parameter.
 
     Raises:
-        KeyError, TypeError, ValueError: The data are damaged.
+        CheckpointError, KeyError, TypeError, ValueError: The data are damaged.
     """
     estimator = data["estimator"]
     posterior = _from_data(data.get("posterior", {"kind": "MeanField"}))  # files up to format 3 have none
     if estimator == "point":  # nor a word of their own for this
         estimator, posterior = DEFAULT, Point()
     if estimator not in ESTIMATORS:
-        raise ValueError(f"unknown estimator {estimator!r}")
+        raise CheckpointError(f"unknown estimator {estimator!r}")
     return Settings(_from_data(data["prior"]), _from_data(data["posterior_std"]), estimator, posterior)
 
 

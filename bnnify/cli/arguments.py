@@ -16,7 +16,7 @@ from ..distributions.initial_std import Constant, Moped, Relative
 from ..distributions.prior import Prior
 from ..distributions.priors import Gaussian, Laplace, Pretrained, ScaleMixture
 from ..draws.estimators import ESTIMATORS
-from ..errors import BnnifyError, CheckpointError
+from ..errors import ArgumentError, BnnifyError, CheckpointError
 
 
 def factory(name: str, arguments: Mapping[str, Any]) -> Callable[[], nn.Module]:
@@ -84,7 +84,7 @@ def std(text: str) -> Any:
 
 def estimator(text: str) -> str:
     if text not in ESTIMATORS:
-        raise ValueError(f"known are {', '.join(ESTIMATORS)}")
+        raise ArgumentError(f"known are {', '.join(ESTIMATORS)}")
     return text
 
 
@@ -94,7 +94,7 @@ def _called(text: str, kinds: Mapping[str, Any]) -> Any:
     if isinstance(call, ast.Name):
         call = ast.Call(call, [], [])
     if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in kinds):
-        raise ValueError(f"known are {', '.join(kinds)}")
+        raise ArgumentError(f"known are {', '.join(kinds)}")
     positional = [ast.literal_eval(argument) for argument in call.args]
     return kinds[call.func.id](*positional, **{str(k.arg): ast.literal_eval(k.value) for k in call.keywords})
 
