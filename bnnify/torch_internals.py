@@ -1,16 +1,17 @@
 """Each private name of torch that bnnify needs, behind a function that says what it is for."""
 
 __all__ = [
-    "FLAT_WEIGHTS",
-    "FORWARD_METHODS",
-    "MODULE_STATE",
     "AttentionProjection",
     "BatchOrInstanceNorm",
     "Convolution",
+    "FLAT_WEIGHTS",
+    "FORWARD_METHODS",
     "FakeTensor",
     "FunctionalTensor",
+    "MODULE_STATE",
     "TorchDispatchMode",
     "TransposedConvolution",
+    "activation",
     "after_this_backward",
     "argument_names",
     "backward_pass",
@@ -30,11 +31,17 @@ __all__ = [
     "is_traced",
     "is_transformed",
     "keeps_graph",
+    "load_own_tensors",
+    "load_post_hooks",
     "may_save_for_rerun",
     "memory_is_shared",
+    "module_versions",
+    "non_persistent_buffers",
     "operator_name",
     "output_padding",
     "pruned_weight",
+    "save_in_old_format",
+    "set_module_versions",
     "tree_flatten",
     "tree_leaves",
     "tree_map",
@@ -43,8 +50,8 @@ __all__ = [
     "written_arguments",
 ]
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
@@ -226,3 +233,50 @@ def argument_names(operator: Any) -> list[str]:
 def is_compiled(module: nn.Module) -> bool:
     """Tell whether ``module.compile()`` was called, so that another function takes the place of its forward."""
     return module._compiled_call_impl is not None
+
+
+def module_versions(state_dict: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return what a state_dict notes of the version of each module, by its name, which hooks after loading read."""
+    return getattr(state_dict, "_metadata", None)
+
+
+def set_module_versions(state_dict: Any, versions: Mapping[str, Any] | None) -> None:
+    """Let a state_dict, which must not be a plain ``dict``, note the version of each module by its name."""
+    state_dict._metadata = versions
+
+
+def non_persistent_buffers(module: nn.Module) -> set[str]:
+    """Return the names of the buffers of ``module`` itself that no state_dict holds."""
+    return module._non_persistent_buffers_set
+
+
+def load_own_tensors(
+    module: nn.Module,
+    state_dict: Mapping[str, Any],
+    prefix: str,
+    versions: Mapping[str, Any],
+    found: tuple[list[str], list[str]],
+    errors: list[str],
+) -> None:
+    """Load the tensors of ``module`` itself, as ``load_state_dict(assign=True)`` does for each module.
+
+    Its own loader and hooks run. Names that are missing and names that are unexpected are appended to the two lists of
+    ``found``, and tensors of another shape to ``errors``.
+    """
+    local = {**versions.get(prefix[:-1], {}), "assign_to_params_buffers": True}
+    module._load_from_state_dict(state_dict, prefix, local, True, *found, errors)
+
+
+def load_post_hooks(module: nn.Module) -> list[Callable[[nn.Module, Any], None]]:
+    """Return the hooks that ``load_state_dict`` calls once ``module`` and its children are loaded."""
+    return list(module._load_state_dict_post_hooks.values())
+
+
+def save_in_old_format(content: Any, file: IO[bytes]) -> None:
+    """Write ``content`` as ``torch.save`` did before torch 1.6, as a sequence of pickles."""
+    torch.save(content, file, _use_new_zipfile_serialization=False)
+
+
+def activation(name: str) -> Callable[..., Tensor]:
+    """Return the activation function, such as ``"gelu"``, that modules hold and torch implements in C++."""
+    return getattr(torch._C._nn, name)

@@ -1,5 +1,7 @@
 """Each private name of torch is still there and does what it is used for."""
 
+import io
+
 import pytest
 import torch
 from torch import nn
@@ -176,3 +178,42 @@ def test_operators_have_names_and_so_have_their_arguments():
     assert torch_internals.operator_name(addmm) == "addmm"
     assert torch_internals.operator_name(torch.add) == ""
     assert torch_internals.argument_names(addmm)[:3] == ["self", "mat1", "mat2"]
+
+
+def test_a_state_dict_notes_the_versions_of_modules_and_buffers_that_it_does_not_hold_are_known():
+    module = nn.Sequential(nn.BatchNorm1d(2))
+    module[0].register_buffer("table", torch.ones(2), persistent=False)
+    state_dict = module.state_dict()
+    versions = torch_internals.module_versions(state_dict)
+    assert versions["0"] == {"version": 2}
+    assert torch_internals.module_versions({}) is None
+    torch_internals.set_module_versions(state_dict, {"": {"version": 1}})
+    assert torch_internals.module_versions(state_dict) == {"": {"version": 1}}
+    assert torch_internals.non_persistent_buffers(module[0]) == {"table"}
+
+
+def test_the_tensors_of_one_module_are_loaded_and_its_hooks_known():
+    module, weight, found, errors = nn.Linear(2, 2), torch.ones(2, 2), ([], []), []
+    torch_internals.load_own_tensors(module, {"a.weight": weight, "a.scale": weight}, "a.", {}, found, errors)
+    assert module.weight.data_ptr() == weight.data_ptr()
+    assert (found, errors) == ((["a.bias"], ["a.scale"]), [])
+    torch_internals.load_own_tensors(module, {"bias": weight}, "", {}, ([], []), errors)
+    assert len(errors) == 1
+    hook = lambda module, found: None  # noqa: E731
+    module.register_load_state_dict_post_hook(hook)
+    assert torch_internals.load_post_hooks(module) == [hook]
+
+
+def test_the_old_format_is_no_zip_archive():
+    file = io.BytesIO()
+    torch_internals.save_in_old_format({"a": torch.ones(2)}, file)
+    assert not file.getvalue().startswith(b"PK")
+    file.seek(0)
+    assert torch.equal(torch.load(file, weights_only=True)["a"], torch.ones(2))
+
+
+def test_convolutions_have_one_base_and_activations_are_found_by_name():
+    for layer in (nn.Conv1d(1, 1, 1), nn.ConvTranspose2d(1, 1, 1), nn.LazyConv3d(1, 1)):
+        assert isinstance(layer, torch_internals.Convolution)
+    x = torch.randn(3)
+    assert torch.equal(torch_internals.activation("gelu")(x), nn.GELU()(x))

@@ -74,8 +74,7 @@ def convert_checkpoint(
         notes += found.notes
     if beside := foreign.beside:
         notes.append(f"beside the model, and not converted: {abridged(map(printable, beside))}")
-    unconverted = foreign.module if model is None else model
-    assert unconverted is not None  # a file without a module has had its model made
+    unconverted: Any = foreign.module if model is None else model  # a file without a module has had its model made
     bnn = convert(unconverted, inplace=True, **options)
     if model is not None:
         load_weights(bnn, foreign.state_dict, share=for_writing)

@@ -17,6 +17,13 @@ from ..model import BayesianModel
 from ..modules.bayesian_class import allow_replacement, plain_class
 from ..modules.parameters import BayesianParameter, bayesian_parameters, is_derived
 from ..modules.settings import slots_of
+from ..torch_internals import (
+    load_own_tensors,
+    load_post_hooks,
+    module_versions,
+    non_persistent_buffers,
+    set_module_versions,
+)
 from .architectures.shapes import COUNT, abridged
 from .foreign.prefixes import without_wrappers
 
@@ -112,7 +119,7 @@ def _assign(root: nn.Module, state_dict: Mapping[str, Any], places: Mapping[Tens
     state_dict = _with_dtypes_of(places, state_dict)
     found, errors = _Incompatible([], []), list[str]()
     try:
-        _load(root, OrderedDict(state_dict), "", getattr(state_dict, "_metadata", None) or {}, found, errors)
+        _load(root, OrderedDict(state_dict), "", module_versions(state_dict) or {}, found, errors)
     except Exception as error:  # of a hook or loader of a module's own
         errors.append(f"{type(error).__name__}: {error}")
     missing = set(found.missing_keys)
@@ -175,7 +182,7 @@ def _with_dtypes_of(places: Mapping[Tensor, list[_Holder]], given: Mapping[str, 
     if not integers:
         return given
     made = OrderedDict(given) | integers
-    made._metadata = getattr(given, "_metadata", None)  # type: ignore[attr-defined]
+    set_module_versions(made, module_versions(given))
     return made
 
 
@@ -199,21 +206,20 @@ def _load(
     module: nn.Module,
     state_dict: dict[str, Any],
     prefix: str,
-    metadata: Mapping[str, Any],
+    versions: Mapping[str, Any],
     found: _Incompatible,
     errors: list[str],
 ) -> None:
     """Do as ``load_state_dict(strict=False, assign=True)`` does, which looks at every name for every module."""
-    local = {**metadata.get(prefix[:-1], {}), "assign_to_params_buffers": True}
-    module._load_from_state_dict(state_dict, prefix, local, True, *found, errors)
+    load_own_tensors(module, state_dict, prefix, versions, found, errors)
     parts: dict[str, dict[str, Any]] = {}
     for name, value in state_dict.items():
         if name.startswith(prefix):
             parts.setdefault(name[len(prefix) :].partition(".")[0], OrderedDict())[name] = value
     for name, child in module._modules.items():
         if child is not None:
-            _load(child, parts.get(name, OrderedDict()), f"{prefix}{name}.", metadata, found, errors)
-    for hook in module._load_state_dict_post_hooks.values():
+            _load(child, parts.get(name, OrderedDict()), f"{prefix}{name}.", versions, found, errors)
+    for hook in load_post_hooks(module):
         hook(module, found)
 
 
@@ -223,7 +229,7 @@ def _refuse_valueless_buffers(root: nn.Module) -> None:
         f"`{name}.{attribute}`".replace("`.", "`")
         for name, module in root.named_modules()
         for attribute, buffer in module._buffers.items()
-        if buffer is not None and buffer.is_meta and attribute in module._non_persistent_buffers_set
+        if buffer is not None and buffer.is_meta and attribute in non_persistent_buffers(module)
     ]
     if valueless:
         raise CheckpointError(

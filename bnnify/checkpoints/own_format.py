@@ -225,10 +225,10 @@ def _check_tensors(file: PosteriorFile) -> None:
         wanted += [name + PRIOR_MEAN] if settings.prior.centred else []
         for key in (name, *wanted):
             if _kind(file.state_dict.get(key)) != _kind(file.state_dict.get(name)) or name not in file.state_dict:
-                raise ValueError(f"`{key}` is missing, or its shape or dtype is not that of `{name}`")
+                raise CheckpointError(f"`{key}` is missing, or its shape or dtype is not that of `{name}`")
         initial_std = file.state_dict.get(name + INITIAL_STD)
         if initial_std is not None and not (initial_std.is_floating_point() and initial_std.shape == (1,)):
-            raise ValueError(f"`{name}{INITIAL_STD}` is not one number")
+            raise CheckpointError(f"`{name}{INITIAL_STD}` is not one number")
 
 
 def _kind(tensor: Any) -> Any:

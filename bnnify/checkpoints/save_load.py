@@ -16,6 +16,7 @@ from ..errors import CheckpointError, ConversionError
 from ..model import BayesianModel
 from ..modules.parameters import BayesianParameter, bayesian_parameters
 from ..modules.settings import slots_of
+from ..torch_internals import non_persistent_buffers
 from .architectures.transformers_model import load_by_config
 from .load_weights import load_weights
 from .own_format import Origin, PosteriorFile, open_posterior, write_posterior
@@ -106,7 +107,7 @@ def without_values(model: nn.Module) -> nn.Module:
 def _lacks_values(model: nn.Module) -> bool:
     """Whether a buffer on the meta device is one that no state_dict holds."""
     return any(
-        buffer is not None and buffer.is_meta and name in module._non_persistent_buffers_set
+        buffer is not None and buffer.is_meta and name in non_persistent_buffers(module)
         for module in model.modules()
         for name, buffer in module._buffers.items()
     )

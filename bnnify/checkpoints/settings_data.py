@@ -10,52 +10,48 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..distributions.initial_std import Constant, Moped, Relative
-from ..distributions.priors import Gaussian, Laplace, Pretrained, ScaleMixture
 from ..draws.estimators import DEFAULT, ESTIMATORS
-from ..modules.mean_field import MeanField
+from ..errors import CheckpointError
 from ..modules.point import Point
 from ..modules.settings import Settings
-
-# What a file may name. A prior or a rule of the user's own has no place in a file that must load without running code.
-_TYPES = (Constant, Moped, Relative, Gaussian, Laplace, Pretrained, ScaleMixture, MeanField, Point)
-_KINDS = {kind.__name__: kind for kind in _TYPES}
+from .kinds import KINDS
 
 
 def settings_as_data(settings: Mapping[str, Settings]) -> dict[str, Any]:
-    """The settings of parameters, by name, as they stand in a file; equal ones are one object, written once."""
+    """Return the settings of parameters, by name, as they stand in a file; equal ones are one object, written once."""
     first: dict[str, dict[str, Any]] = {}
-    plain = ((name, _as_plain(each)) for name, each in settings.items())
-    return {name: first.setdefault(repr(data), data) for name, data in plain}
+    for each in settings.values():
+        first.setdefault(repr(each), _as_plain(each))
+    return {name: first[repr(each)] for name, each in settings.items()}
 
 
 def can_be_saved(what: object) -> bool:
-    """Whether a prior, or a rule for σ, is one that a file may name."""
-    return _KINDS.get(type(what).__name__) is type(what)
+    """Tell whether a prior, a rule for σ or a posterior is one that a file may name."""
+    return KINDS.get(type(what).__name__) is type(what)
 
 
 def settings_from_data(data: Mapping[str, Any]) -> Settings:
-    """What :func:`settings_as_data` has made of the settings of one parameter.
+    """Return the settings of one parameter, of which :func:`settings_as_data` made the data.
 
     Raises:
-        KeyError, TypeError, ValueError: The data are damaged.
+        CheckpointError, KeyError, TypeError, ValueError: The data are damaged.
     """
     estimator = data["estimator"]
     posterior = _from_data(data.get("posterior", {"kind": "MeanField"}))  # files up to format 3 have none
     if estimator == "point":  # nor a word of their own for this
         estimator, posterior = DEFAULT, Point()
     if estimator not in ESTIMATORS:
-        raise ValueError(f"unknown estimator {estimator!r}")
+        raise CheckpointError(f"unknown estimator {estimator!r}")
     return Settings(_from_data(data["prior"]), _from_data(data["posterior_std"]), estimator, posterior)
 
 
 def _from_data(data: Mapping[str, Any]) -> Any:
     arguments = dict(data)
-    return _KINDS[arguments.pop("kind")](**arguments)
+    return KINDS[arguments.pop("kind")](**arguments)
 
 
 def initial_std_from_data(data: Mapping[str, Any]) -> Tensor | None:
-    """The rms of the σ that a posterior started with, where files up to format 2 have it; None in newer ones."""
+    """Return the rms of the σ that a posterior started with, where files up to format 2 have it; None in newer ones."""
     known = float(data.get("initial_std", math.nan))
     return torch.tensor([known]) if math.isfinite(known) else None
 

@@ -1,25 +1,27 @@
-"""What a command line says of a model and its posterior, made into what the library takes."""
+"""Parse what a command line says of a model and its posterior into what the library takes."""
 
-__all__ = ["estimator", "factory", "json_object", "merged", "prior", "setting", "std"]
+__all__ = ["estimator", "factory", "json_object", "merged", "posterior", "prior", "setting", "std"]
 
 import argparse
 import ast
 import importlib
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
-from ..distributions.initial_std import Constant, Moped, Relative
+from ..checkpoints.kinds import POSTERIORS, PRIORS, STARTING_STDS
+from ..distributions.initial_std import Constant, PosteriorStd
 from ..distributions.prior import Prior
-from ..distributions.priors import Gaussian, Laplace, Pretrained, ScaleMixture
 from ..draws.estimators import ESTIMATORS
-from ..errors import BnnifyError, CheckpointError
+from ..errors import ArgumentError, BnnifyError, CheckpointError
+from ..modules.posterior import PosteriorFamily
 
 
 def factory(name: str, arguments: Mapping[str, Any]) -> Callable[[], nn.Module]:
+    """Return a function that makes the model that ``name``, as ``package.module:factory``, and its arguments say."""
     module_name, _, factory_name = name.partition(":")
 
     def make() -> nn.Module:
@@ -43,6 +45,7 @@ def factory(name: str, arguments: Mapping[str, Any]) -> Callable[[], nn.Module]:
 
 
 def json_object(text: str) -> dict[str, Any]:
+    """Read a JSON object, the keyword arguments of a factory."""
     value = json.loads(text)
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError("is no JSON object such as '{\"width\": 64}'")
@@ -50,7 +53,7 @@ def json_object(text: str) -> dict[str, Any]:
 
 
 def setting(parse: Callable[[str], Any]) -> Callable[[str], tuple[str, Any]]:
-    """A value, or ``PATTERN=VALUE``; an equals sign inside parentheses belongs to the value."""
+    """Return a parser of ``VALUE`` and ``PATTERN=VALUE``; an equals sign in parentheses belongs to the value."""
 
     def parse_setting(text: str) -> tuple[str, Any]:
         pattern, separator, value = text.partition("=")
@@ -65,39 +68,57 @@ def setting(parse: Callable[[str], Any]) -> Callable[[str], tuple[str, Any]]:
 
 
 def merged(given: Sequence[tuple[str, Any]]) -> Any:
-    """Settings in the order of the command line; the one without a pattern comes last, wherever it was given."""
-    named = [(pattern, value) for pattern, value in given if pattern != "*"]
-    general = [value for pattern, value in given if pattern == "*"]
-    return {**dict(named), **({"*": general[-1]} if general else {})} if named else general[-1]
+    """Return one value, or a mapping from globs to values in the order of the command line.
+
+    The value without a pattern comes last, wherever it was given; of several the last one holds.
+    """
+    by_pattern = {pattern: value for pattern, value in given if pattern != "*"}
+    everywhere = [value for pattern, value in given if pattern == "*"]
+    if not by_pattern:
+        return everywhere[-1]
+    if everywhere:
+        by_pattern["*"] = everywhere[-1]
+    return by_pattern
 
 
 def prior(text: str) -> Prior:
-    return _called(text, _PRIORS)
+    """Make the prior that ``text`` writes as a call, such as ``Gaussian(std=0.1)``."""
+    return _called(text, PRIORS)
 
 
-def std(text: str) -> Any:
+def std(text: str) -> PosteriorStd:
+    """Make the rule for σ that ``text`` writes as a number or as a call, such as ``Relative(0.1)``."""
     try:
-        return Constant(float(text))
+        number = float(text)
     except ValueError:
-        return _called(text, _RULES)
+        return _called(text, STARTING_STDS)
+    return Constant(number)
+
+
+def posterior(text: str) -> PosteriorFamily:
+    """Make the posterior that ``text`` names: ``mean-field`` or ``point``."""
+    _check_known(text, POSTERIORS)
+    return POSTERIORS[text]()
 
 
 def estimator(text: str) -> str:
-    if text not in ESTIMATORS:
-        raise ValueError(f"known are {', '.join(ESTIMATORS)}")
+    """Return ``text``, which must be the name of an estimator."""
+    _check_known(text, ESTIMATORS)
     return text
 
 
-def _called(text: str, kinds: Mapping[str, Any]) -> Any:
-    """What a call such as ``Gaussian(std=0.1)`` makes, written as in Python and in the report."""
+def _check_known(name: str, known: Iterable[str]) -> None:
+    if name not in known:
+        raise ArgumentError(f"known are {', '.join(known)}")
+
+
+def _called(text: str, kinds: Mapping[str, Callable[..., Any]]) -> Any:
+    """Make what a call such as ``Gaussian(std=0.1)`` makes; its arguments are literals, and nothing is evaluated."""
     call = ast.parse(text, mode="eval").body
-    if isinstance(call, ast.Name):
+    if not isinstance(call, ast.Call):  # a name without parentheses
         call = ast.Call(call, [], [])
-    if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in kinds):
-        raise ValueError(f"known are {', '.join(kinds)}")
+    name = ast.unparse(call.func)
+    _check_known(name, kinds)
     positional = [ast.literal_eval(argument) for argument in call.args]
-    return kinds[call.func.id](*positional, **{str(k.arg): ast.literal_eval(k.value) for k in call.keywords})
-
-
-_PRIORS = {kind.__name__: kind for kind in (Gaussian, Laplace, Pretrained, ScaleMixture)}
-_RULES = {kind.__name__: kind for kind in (Moped, Relative)}
+    named = {str(argument.arg): ast.literal_eval(argument.value) for argument in call.keywords}
+    return kinds[name](*positional, **named)

@@ -18,10 +18,12 @@ from ..analysis.summary import QUANTILES, ParameterSummary, print_table, summari
 from ..checkpoints.convert_checkpoint import convert_checkpoint
 from ..checkpoints.foreign.layout import Layout
 from ..checkpoints.foreign.read_write import write
+from ..checkpoints.kinds import POSTERIORS
 from ..checkpoints.own_format import PosteriorFile, open_posterior, write_posterior
 from ..checkpoints.save_load import save
+from ..draws.estimators import ESTIMATORS
 from ..errors import BnnifyError, CheckpointError
-from .arguments import estimator, factory, json_object, merged, prior, setting, std
+from .arguments import estimator, factory, json_object, merged, posterior, prior, setting, std
 
 _EXAMPLES = {
     "convert": """examples:
@@ -99,9 +101,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     how.add_argument("--prior", action="append", type=setting(prior), help="such as 'Gaussian(std=0.1)'")
     how.add_argument("--std", action="append", type=setting(std), help="σ to start with: 0.01, 'Relative(0.1)', …")
-    how.add_argument(
-        "--estimator", action="append", type=setting(estimator), help="reparameterization, local, flipout or point"
-    )
+    how.add_argument("--posterior", action="append", type=setting(posterior), help=" or ".join(POSTERIORS))
+    how.add_argument("--estimator", action="append", type=setting(estimator), help=", ".join(ESTIMATORS))
     how.add_argument("--select", action="append", metavar="GLOB", help="convert these parameters or modules only")
     how.add_argument("--exclude", action="append", metavar="GLOB", help="leave these alone")
     how.add_argument("--strict", action="store_true", help="refuse a model with layers of unknown or unsupported types")
@@ -159,7 +160,12 @@ def _convert(options: argparse.Namespace) -> None:
     output = options.output or default
     if not options.dry_run:
         _check_output(output, options.checkpoint, options.force)
-    settings = {"prior": options.prior, "posterior_std": options.std, "estimator": options.estimator}
+    settings = {
+        "prior": options.prior,
+        "posterior_std": options.std,
+        "posterior": options.posterior,
+        "estimator": options.estimator,
+    }
     bnn = convert_checkpoint(
         options.checkpoint,
         factory(options.model, options.model_args) if options.model else None,

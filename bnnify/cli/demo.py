@@ -146,8 +146,7 @@ def certain(network: nn.Module, images: Tensor) -> Prediction:
 
 def _draw(path: Path, test: Digits, prediction: Prediction) -> None:
     plt = pyplot()
-    assert prediction.predictive_entropy is not None  # of a classification
-    order = prediction.predictive_entropy.argsort()
+    order = torch.special.entr(prediction.mean).sum(1).argsort()
     figure, rows = plt.subplots(2, 8, figsize=(10, 3.4), layout="constrained")
     for row, name, chosen in zip(rows, ("most sure", "least sure"), (order[:8], order[-8:]), strict=True):
         for axes, index in zip(row, chosen.tolist(), strict=True):

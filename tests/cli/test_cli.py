@@ -141,6 +141,7 @@ def test_a_module_of_ones_own_class_converts_by_the_model_without_trust(model, t
 def test_the_settings_of_the_command_line_are_those_of_the_library(model, ending):
     pytest.importorskip("safetensors")
     settings = ["--prior", "Gaussian(std=0.5)", "--std", "2.*=Moped(0.1)", "--std", "0.03", "--estimator", "0=flipout"]
+    settings += ["--posterior", "2.*=point", "--posterior", "mean-field"]
     assert main(["convert", "model.pt", *MADE, *settings, "--exclude", "2.bias", "-o", "out" + ending]) == 0
     found = bnnify.load("out" + ending, model)
     wanted = bnnify.convert(
@@ -148,6 +149,7 @@ def test_the_settings_of_the_command_line_are_those_of_the_library(model, ending
         exclude="2.bias",
         prior=bnnify.Gaussian(std=0.5),
         posterior_std={"2.*": bnnify.Moped(0.1), "*": 0.03},
+        posterior={"2.*": bnnify.Point()},
         estimator={"0": "flipout"},
     )
     assert str(found.report).replace("excluded", "not selected") == str(wanted.report).replace(
@@ -297,6 +299,7 @@ def test_a_wrong_command_line_exits_with_two(capsys):
         ["convert", "model.pt", "--prior", "Gaussian(std=0)"],
         ["convert", "model.pt", "--prior", "__import__('os').system('true')"],
         ["convert", "model.pt", "--estimator", "best"],
+        ["convert", "model.pt", "--posterior", "best"],
         ["convert", "model.pt", "--model-args", "[1]"],
         ["prune", "model.pt", "much"],
         ["dance"],

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
 from ...errors import CheckpointError
+from ...torch_internals import Convolution, non_persistent_buffers
 from .builders import builders, library_named
 from .shapes import Difference, Shapes, shapes_of
 
@@ -204,7 +204,7 @@ def _compute_buffers(model: nn.Module) -> None:
     """Give values to the buffers that no state_dict holds, where a module of timm says how."""
     for module in model.modules():
         if compute := getattr(module, "init_non_persistent_buffers", None):
-            for name in module._non_persistent_buffers_set:
+            for name in non_persistent_buffers(module):
                 if (buffer := module._buffers[name]) is not None and buffer.is_meta:
                     module._buffers[name] = torch.empty_like(buffer, device="cpu")
             compute()
@@ -212,7 +212,7 @@ def _compute_buffers(model: nn.Module) -> None:
 
 def _adapt_input(model: nn.Module, channels: int, what: str) -> None:
     """Give the first convolution another number of input channels, as people do by replacing it."""
-    first = next((module for module in model.modules() if isinstance(module, _ConvNd)), None)
+    first = next((module for module in model.modules() if isinstance(module, Convolution)), None)
     if first is None or first.groups != 1 or first.transposed or channels < 1:
         raise CheckpointError(f"{what}: the model does not begin with a convolution that could be adapted.")
     first.in_channels = channels

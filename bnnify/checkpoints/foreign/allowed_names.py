@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...torch_internals import set_module_versions
 from .archive import Refusal
 from .checked import as_key, as_size, of_type
 from .records import Instance, Name
@@ -91,9 +92,9 @@ class Vocabulary:
             what.state = state
         elif type(what) is OrderedDict:
             # The versions of the modules, which a state_dict carries as an attribute.
-            metadata = of_type(state, dict).get("_metadata")
-            if metadata is not None:
-                what._metadata = of_type(metadata, dict, OrderedDict)  # type: ignore[attr-defined]
+            versions = of_type(state, dict).get("_metadata")
+            if versions is not None:
+                set_module_versions(what, of_type(versions, dict, OrderedDict))
         elif type(what) is dict:  # argparse.Namespace, read as a dict
             what.update(of_type(state, dict))
         elif not isinstance(what, Tensor):  # a tensor's attributes are not weights

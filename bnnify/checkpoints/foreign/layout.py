@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ...errors import CheckpointError
+from ...torch_internals import module_versions, set_module_versions
 from .archive import Refusal
 from .prefixes import common_prefix, is_weight, prefix_by_names, within
 from .records import record_in
@@ -100,11 +101,11 @@ def put_back(layout: Layout, state_dict: Mapping[str, Any], rest: Mapping[str, A
         others = others.get(key, {})
     whole: dict[str, Any] = OrderedDict((layout.prefix + name, state_dict[name]) for name in names)
     whole.update(others)
-    metadata = getattr(state_dict, "_metadata", None)
-    if metadata is not None:
+    versions = module_versions(state_dict)
+    if versions is not None:
         wrapper = {"": {"version": 1}} if layout.prefix else {}
-        names_of_modules = {(layout.prefix + name).removesuffix("."): value for name, value in metadata.items()}
-        whole._metadata = OrderedDict(wrapper | names_of_modules)  # type: ignore[attr-defined]
+        names_of_modules = {(layout.prefix + name).removesuffix("."): value for name, value in versions.items()}
+        set_module_versions(whole, OrderedDict(wrapper | names_of_modules))
     return _replaced(rest, layout.keys, whole)
 
 

@@ -14,10 +14,10 @@ import types
 from collections import OrderedDict
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...torch_internals import activation
 from .archive import Refusal
 from .records import MAX_NAMES, Instance, Name
 
@@ -132,7 +132,7 @@ def _resolve(dotted: str) -> Any:
     """The class or activation function of torch or torchvision that has the name."""
     module_name, _, attribute = dotted.rpartition(".")
     if module_name == "torch._C._nn" and attribute in _ACTIVATIONS:
-        return getattr(torch._C._nn, attribute)
+        return activation(attribute)
     if module_name == "torch.nn.functional":
         function = vars(F).get(attribute)
         if isinstance(function, types.FunctionType) and function.__module__ == module_name:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ...torch_internals import module_versions, set_module_versions
 from .records import record_in
 
 # The names of what wraps a model, as its parameters' names begin with them.
@@ -77,14 +78,15 @@ def within(found: Mapping[str, Any], prefix: str) -> dict[str, Any]:
         for name, value in found.items()
         if name.startswith(prefix) and _can_be_taken(name, value)
     )
-    metadata = getattr(found, "_metadata", None)
-    if metadata is not None:
-        # The metadata has the modules' names: `module` for the prefix `module.`.
-        state_dict._metadata = OrderedDict(  # type: ignore[attr-defined]
+    versions = module_versions(found)
+    if versions is not None:
+        # They stand under the modules' names: `module` for the prefix `module.`.
+        renamed = (
             (f"{name}.".removeprefix(prefix).removesuffix(".") if name else "", value)
-            for name, value in metadata.items()
-            if f"{name}.".startswith(prefix) and _is_metadata(name, value)
+            for name, value in versions.items()
+            if f"{name}.".startswith(prefix) and _is_version(name, value)
         )
+        set_module_versions(state_dict, OrderedDict(renamed))
     return state_dict
 
 
@@ -96,7 +98,7 @@ def _can_be_taken(name: str, value: Any) -> bool:
     return is_weight(name, value) and record_in(value) is None
 
 
-def _is_metadata(name: Any, value: Any) -> bool:
+def _is_version(name: Any, value: Any) -> bool:
     """Whether load_state_dict can do with it: it compares versions without a look at what they are."""
     return (
         isinstance(name, str)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ...errors import CheckpointError
+from ...torch_internals import save_in_old_format
 from ..atomic import replace_atomically
 from . import hugging_face as folder
 from . import program_file
@@ -105,7 +106,7 @@ def write(path: str | os.PathLike[str], layout: Layout, state_dict: Mapping[str,
                 safetensors.torch.save_file(_unshared(content), file.name, metadata)
         else:
             with replace_atomically(path) as file:
-                torch.save(content, file, _use_new_zipfile_serialization=layout.kind == "torch")
+                (torch.save if layout.kind == "torch" else save_in_old_format)(content, file)
 
 
 def not_finite(state_dict: Mapping[str, Any]) -> list[str]:
