@@ -19,7 +19,8 @@ from ..modules.settings import slots_of
 from ..torch_internals import non_persistent_buffers
 from .architectures.transformers_model import load_by_config
 from .load_weights import load_weights
-from .own_format import Origin, PosteriorFile, open_posterior, write_posterior
+from .own_format import open_posterior, write_posterior
+from .posterior_file import Origin, PosteriorFile
 from .settings_data import can_be_saved
 
 

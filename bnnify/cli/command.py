@@ -19,7 +19,8 @@ from ..checkpoints.convert_checkpoint import convert_checkpoint
 from ..checkpoints.foreign.layout import Layout
 from ..checkpoints.foreign.read_write import write
 from ..checkpoints.kinds import POSTERIORS
-from ..checkpoints.own_format import PosteriorFile, open_posterior, write_posterior
+from ..checkpoints.own_format import open_posterior, write_posterior
+from ..checkpoints.posterior_file import PosteriorFile
 from ..checkpoints.save_load import save
 from ..draws.estimators import ESTIMATORS
 from ..errors import BnnifyError, CheckpointError
