@@ -1,4 +1,4 @@
-"""From a checkpoint of any kind to a converted model."""
+"""Convert the model in a checkpoint of any kind."""
 
 __all__ = ["convert_checkpoint"]
 
@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import nn
 
+from ..checks import check_module, check_path, describe
 from ..convert import convert
-from ..errors import CheckpointError
+from ..errors import ArgumentTypeError, CheckpointError
 from ..model import BayesianModel
 from .architectures.recipe import Recipe
 from .architectures.recognition import recognise
@@ -50,11 +51,13 @@ def convert_checkpoint(
         The converted model. Its ``origin`` says where the weights came from, and :func:`bnnify.save` writes that down.
 
     Raises:
+        ArgumentTypeError: ``make_model`` is no function that returns a model.
         CheckpointError: The file cannot be read, its model is not recognised or does not fit, or a weight is not
             finite.
         ConversionError: The model cannot be converted; see :func:`bnnify.convert`.
     """
-    model = None if make_model is None else build_without_values(make_model)
+    check_path("convert_checkpoint(path)", path)
+    model = None if make_model is None else _made(make_model)
     checkpoint = read(path, key=key, names=None if model is None else model.state_dict().keys(), trust=trust)
     if own_record(checkpoint) is not None:
         raise CheckpointError(
@@ -88,8 +91,18 @@ def convert_checkpoint(
     return bnn
 
 
+def _made(make_model: Callable[[], nn.Module]) -> nn.Module:
+    if isinstance(make_model, nn.Module) or not callable(make_model):
+        raise ArgumentTypeError(
+            f"make_model must be a function that returns the model, not {describe(make_model)}. Pass lambda: model."
+        )
+    model = build_without_values(make_model)
+    check_module("What make_model returns", model)
+    return model
+
+
 def _by_config(checkpoint: Checkpoint, config: Mapping[str, Any]) -> tuple[nn.Module, Checkpoint, list[str]]:
-    """The model of transformers that ``config`` describes, its weights under its own names, and the names left over."""
+    """Make the model of transformers that ``config`` describes; list the names left over."""
     loaded, unused = load_by_config(config, checkpoint.state_dict)
     state_dict = loaded.state_dict()
     layout = replace(checkpoint.layout, names=tuple(name for name in checkpoint.layout.names if name in state_dict))

@@ -105,7 +105,7 @@ def open_posterior(path: str | os.PathLike[str]) -> PosteriorFile:
         _check_tensors(file)
     except (AttributeError, KeyError, TypeError, ValueError, BnnifyError) as error:
         raise CheckpointError(
-            f"`{path}` is damaged: {type(error).__name__}: {error}. Convert the model again."
+            f"`{path}` is damaged: {type(error).__name__}: {str(error).rstrip('.')}. Convert the model again."
         ) from error
     return file
 

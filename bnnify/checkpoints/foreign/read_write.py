@@ -222,7 +222,7 @@ def _explained(path: Path, verb: str = "read") -> Iterator[None]:
     except Refusal as refusal:
         raise CheckpointError(_one_line(f"Cannot {verb} `{path}`: {refusal}")) from refusal
     except Exception as error:
-        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200].rstrip('.')}"
         if verb == "read":
             # What garbage leads to is without number: a damaged file is as good an explanation as the file deserves.
             reason = f"it is damaged or not a checkpoint ({reason}). Get the file again, or save model.state_dict()"
