@@ -16,7 +16,7 @@ from .architectures.recipe import Recipe
 from .architectures.recognition import recognise
 from .architectures.shapes import abridged, printable
 from .architectures.transformers_model import load_by_config
-from .foreign.read_write import Foreign, not_finite, read
+from .foreign.read_write import Checkpoint, not_finite, read
 from .load_weights import load_weights
 from .own_format import Origin
 from .save_load import build_without_values, without_values
@@ -83,7 +83,7 @@ def convert_checkpoint(
     return bnn
 
 
-def _by_config(foreign: Foreign, config: Mapping[str, Any]) -> tuple[nn.Module, Foreign, list[str]]:
+def _by_config(foreign: Checkpoint, config: Mapping[str, Any]) -> tuple[nn.Module, Checkpoint, list[str]]:
     """The model of transformers that ``config`` describes, its weights under its own names, and the names left over."""
     loaded, unused = load_by_config(config, foreign.state_dict)
     state_dict = loaded.state_dict()

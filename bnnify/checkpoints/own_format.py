@@ -28,7 +28,7 @@ from .architectures.shapes import abridged, printable
 from .atomic import replace_atomically
 from .foreign.formats import import_safetensors
 from .foreign.layout import Layout
-from .foreign.read_write import Foreign, read
+from .foreign.read_write import Checkpoint, read
 from .settings_data import initial_std_from_data, settings_as_data, settings_from_data
 
 FORMAT = 4
@@ -239,7 +239,7 @@ def _optional(make: Callable[[Any], Any], data: Any) -> Any:
     return None if data is None else make(data)
 
 
-def _read_own(path: str | os.PathLike[str]) -> Foreign:
+def _read_own(path: str | os.PathLike[str]) -> Checkpoint:
     """The content of a file under the names that it has; what it kept of another file may hold state_dicts too."""
     try:
         return read(path, key=None if Path(path).suffix == ".safetensors" else "state_dict", names=())

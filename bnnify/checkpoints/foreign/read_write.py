@@ -1,6 +1,6 @@
 """Reading any checkpoint safely, and writing a plain state_dict back as it was found."""
 
-__all__ = ["Foreign", "not_finite", "read", "write"]
+__all__ = ["Checkpoint", "not_finite", "read", "write"]
 
 import math
 import os
@@ -18,7 +18,7 @@ from ..atomic import replace_atomically
 from . import hugging_face as folder
 from . import program_file
 from .archive import Archive, Refusal
-from .content import Foreign, from_content
+from .content import Checkpoint, from_content
 from .formats import OpenFile, import_safetensors, is_safetensors, read_legacy, read_safetensors, read_zip
 from .layout import Layout, find, put_back
 
@@ -45,7 +45,7 @@ def read(
     key: str | None = None,
     names: Collection[str] | None = None,
     trust: bool = False,
-) -> Foreign:
+) -> Checkpoint:
     """Read a checkpoint of unknown origin.
 
     A state_dict or a training checkpoint that torch.save wrote in any of its formats; a pickled module, of torch or
@@ -126,14 +126,14 @@ def _is_finite(tensor: Tensor) -> bool:
     return all(map(math.isfinite, (bound.item() for bound in torch.aminmax(tensor.detach()))))
 
 
-def _read_file(path: Path, key: str | None, names: Collection[str] | None, trust: bool) -> Foreign:
+def _read_file(path: Path, key: str | None, names: Collection[str] | None, trust: bool) -> Checkpoint:
     with OpenFile(path) as source:
         head = source.head(64)
         # First, because the length with which it begins may happen to begin as one of the others does.
         if path.suffix == ".safetensors" or is_safetensors(source):
             tensors, metadata = read_safetensors(source)
             state_dict, layout, rest = find(tensors, "safetensors", key, names)
-            return Foreign(state_dict, layout, {**rest, _SAFETENSORS_METADATA: metadata} if metadata else rest)
+            return Checkpoint(state_dict, layout, {**rest, _SAFETENSORS_METADATA: metadata} if metadata else rest)
         if head.startswith(b"PK"):
             return _read_archive(source, key, names, trust)
         if head.startswith(b"\x80"):
@@ -147,12 +147,12 @@ def _read_file(path: Path, key: str | None, names: Collection[str] | None, trust
     )
 
 
-def _read_archive(source: OpenFile, key: str | None, names: Collection[str] | None, trust: bool) -> Foreign:
+def _read_archive(source: OpenFile, key: str | None, names: Collection[str] | None, trust: bool) -> Checkpoint:
     archive = Archive(source.file, source.size)
     if program_file.is_program(archive):
         module = program_file.read_program(source, archive, trust)
         state_dict = module.state_dict()
-        return Foreign(state_dict, Layout("torch", (), "", tuple(state_dict)), {}, module)
+        return Checkpoint(state_dict, Layout("torch", (), "", tuple(state_dict)), {}, module)
     if "data.pkl" not in archive:
         raise Refusal("it is a zip archive, but torch.save did not write it. Extract the checkpoint from it first.")
     content = _unpickle_freely(source.path) if trust else read_zip(source, archive)
@@ -172,7 +172,7 @@ def _read_shards(
     names: Collection[str] | None,
     trust: bool,
     config: Mapping[str, Any] | None,
-) -> Foreign:
+) -> Checkpoint:
     """One state_dict from several files, each of which has the names that the index says."""
     tensors: dict[str, Tensor] = {}
     kind = "torch"
@@ -190,7 +190,7 @@ def _read_shards(
     state_dict, layout, rest = find(tensors, kind, key, names)
     if metadata:
         rest = {**rest, _SAFETENSORS_METADATA: metadata}
-    return Foreign(state_dict, layout, rest, None, config)
+    return Checkpoint(state_dict, layout, rest, None, config)
 
 
 def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
