@@ -1,4 +1,4 @@
-"""The names and shapes of the models that recipes make, found out once in a process."""
+"""Cache the names and shapes of the models that recipes make."""
 
 __all__ = ["Kernels", "kernels_of", "shapes_of_recipe", "shapes_unless_far"]
 
@@ -17,38 +17,38 @@ _MAX_UNMATCHED = 12
 
 # By recipe: the shapes of its model (None: the builder refuses), and the first matrices and kernels of a model whose
 # builder was given up.
-_known: dict[str, Shapes | None] = {}
-_begun: dict[str, list[tuple[int, ...]]] = {}
+_full_shapes: dict[str, Shapes | None] = {}
+_partial_shapes: dict[str, list[tuple[int, ...]]] = {}
 
 
 def kernels_of(shapes: Shapes) -> Kernels:
-    """How often each shape occurs, without the input channels of kernels."""
+    """Count the shapes, without the input channels of kernels."""
     return Counter(map(_kernel, shapes.values()))
 
 
 def shapes_of_recipe(recipe: Recipe | None) -> Shapes | None:
-    """The shapes of the recipe's model, or None where the builder refuses."""
-    if recipe is not None and str(recipe) not in _known:
+    """Return the shapes of the recipe's model, or None where the builder refuses."""
+    if recipe is not None and str(recipe) not in _full_shapes:
         try:
-            _known[str(recipe)] = recipe.shapes()
+            _full_shapes[str(recipe)] = recipe.shapes()
         except CheckpointError:
-            _known[str(recipe)] = None
-    return None if recipe is None else _known[str(recipe)]
+            _full_shapes[str(recipe)] = None
+    return None if recipe is None else _full_shapes[str(recipe)]
 
 
 def shapes_unless_far(recipe: Recipe, kernels: Kernels) -> Shapes | None:
-    """The same, or None where the model is far from a file with these kernels."""
+    """Return the shapes of the recipe's model, or None where it is far from a file with these kernels."""
     name = str(recipe)
-    if name not in _known:
+    if name not in _full_shapes:
         remembered, unmatched = _UnmatchedKernels(kernels), _UnmatchedKernels(kernels)
         try:
-            for shape in _begun.get(name, ()):
+            for shape in _partial_shapes.get(name, ()):
                 remembered.add(shape)
-            _known[name] = recipe.shapes(unmatched.add)
+            _full_shapes[name] = recipe.shapes(unmatched.add)
         except CheckpointError:
-            _begun[name] = max(_begun.get(name, []), unmatched.made, key=len)
+            _partial_shapes[name] = max(_partial_shapes.get(name, []), unmatched.made, key=len)
             return None
-    return _known[name]
+    return _full_shapes[name]
 
 
 class _UnmatchedKernels:

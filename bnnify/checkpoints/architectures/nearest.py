@@ -1,4 +1,4 @@
-"""What to tell the user of a file that no builder fits: which comes nearest, and how near."""
+"""Describe the builder that comes nearest to a file that none fits."""
 
 __all__ = ["describe_nearest"]
 
@@ -9,11 +9,11 @@ from .known_shapes import shapes_of_recipe
 from .recipe import Recipe
 from .shapes import Difference, Shapes, abridged, printable
 
-# Of so many families one model is made, and of the likeliest one so many, to find the nearest builder.
-_FAMILIES, _RELATIVES = 5, 6
-# Similarities of a file's names to those of a model: from which it is called near, from which on its relatives are
-# looked at, and from which on no further library is asked.
-_NEAR, _WORTH_A_LOOK, _ENOUGH = 0.25, 0.1, 0.5
+# The families of which one model is made, and the builders of the nearest family that are tried.
+_MAX_FAMILIES, _MAX_CANDIDATES = 5, 6
+# Similarities of a file's names to those of a model: from which it is called near, from which on the other builders
+# of its family are tried, and from which on no further library is asked.
+_NEAR, _FAMILY_IS_TRIED, _ENOUGH = 0.25, 0.1, 0.5
 
 
 def describe_nearest(readings: Sequence[Shapes], libraries: Sequence[str]) -> str:
@@ -39,9 +39,10 @@ def _nearest(given: Shapes, libraries: Sequence[str]) -> tuple[str, Difference]:
         likely = _likely_families(library, given)
         for members in likely:
             name, best = _nearer(name, best, Recipe(library, members[0]), given)
-        relatives = next((members for members in likely if name == f"{library} {members[0]}"), ())
-        for builder in relatives[:_RELATIVES] if best.similarity > _WORTH_A_LOOK else ():
-            name, best = _nearer(name, best, Recipe(library, builder), given)
+        if best.similarity > _FAMILY_IS_TRIED:
+            candidates = next((members for members in likely if name == f"{library} {members[0]}"), ())
+            for builder in candidates[:_MAX_CANDIDATES]:
+                name, best = _nearer(name, best, Recipe(library, builder), given)
     return name, best
 
 
@@ -56,4 +57,4 @@ def _likely_families(library: str, given: Shapes) -> list[tuple[str, ...]]:
     ranked = sorted(
         (-len(attributes & words), len(words), members) for members, words in families(library, given).items()
     )
-    return [members for rank, _, members in ranked if -2 * rank >= max(1, len(attributes))][:_FAMILIES]
+    return [members for rank, _, members in ranked if -2 * rank >= max(1, len(attributes))][:_MAX_FAMILIES]

@@ -105,7 +105,7 @@ def _notes(recipe: Recipe, given: Shapes) -> tuple[str, ...]:
 
 
 def _adaptations(recipe: Recipe) -> int:
-    """How far from the builder as it stands. Of several recipes the nearest is taken, and then the shortest name."""
+    """Count the departures from the builder's defaults. The recipe with the fewest wins, then the shortest name."""
     return len(recipe.arguments) + (recipe.in_channels is not None)
 
 

@@ -1,4 +1,4 @@
-"""What a state_dict looks like from outside: names and shapes, and how two of them differ."""
+"""Compare state_dicts by names and shapes."""
 
 __all__ = ["COUNT", "Difference", "Shapes", "abridged", "printable", "shapes_of"]
 
@@ -24,7 +24,10 @@ def shapes_of(state_dict: Mapping[Any, Any]) -> Shapes:
 
 @dataclass(frozen=True)
 class Difference:
-    """How the tensors of a file differ from those of a model; false where they do not. Prints as part of a sentence."""
+    """The difference between a file and a model in names and shapes; false if there is none.
+
+    ``str`` gives a part of a sentence.
+    """
 
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
@@ -44,33 +47,33 @@ class Difference:
 
     @property
     def is_of_few_shapes(self) -> bool:
-        """Whether the names agree, and most shapes too."""
+        """True if all names and at least two thirds of the shapes agree."""
         return not self.missing and not self.unexpected and 3 * len(self.reshaped) <= len(self.model)
 
     @property
     def fitting(self) -> int:
-        """How many of the model's tensors are in the file, with their shape."""
+        """Number of the model's tensors that the file has in the same shape."""
         return sum(self.file.get(name) == shape for name, shape in self.model.items())
 
     @property
     def named(self) -> int:
-        """How many names the file has, counts of batches aside."""
+        """Number of names in the file, counts of batches aside."""
         return sum(not name.endswith(COUNT) for name in self.file)
 
     @property
     def shared(self) -> int:
-        """How many of them the model has too."""
+        """Number of the file's names that the model has too, counts of batches aside."""
         return sum(name in self.model and not name.endswith(COUNT) for name in self.file)
 
     @property
     def similarity(self) -> float:
-        """From 0 to 1: the cosine between the two sets of names."""
+        """Cosine between the two sets of names, from 0 to 1."""
         own = sum(not name.endswith(COUNT) for name in self.model)
         return self.shared / math.sqrt(max(1, own * self.named))
 
     @property
     def agreement(self) -> float:
-        """From 0 to 1: how much of both is in common, by name and by shape."""
+        """Share of the names and shapes that both have in common, from 0 to 1."""
         shared = len(self.model.keys() & self.file.keys())
         return (shared + self.fitting) / max(1, 2 * len(self.model.keys() | self.file.keys()))
 
@@ -84,7 +87,8 @@ class Difference:
             "unexpected": map(printable, self.unexpected),
             "of another shape": reshaped,
         }
-        return "; ".join(f"{kind}: {listing}" for kind, names in kinds.items() if (listing := abridged(names)))
+        listings = {kind: abridged(names) for kind, names in kinds.items()}
+        return "; ".join(f"{kind}: {listing}" for kind, listing in listings.items() if listing)
 
 
 def printable(name: str) -> str:
@@ -94,5 +98,6 @@ def printable(name: str) -> str:
 
 def abridged(names: Iterable[str]) -> str:
     """The first three of ``names``, and how many more there are."""
-    first, rest = (names := list(names))[:3], len(names[3:])
-    return ", ".join(first) + (f" and {rest} more" if rest else "")
+    names = list(names)
+    text = ", ".join(names[:3])
+    return f"{text} and {len(names) - 3} more" if len(names) > 3 else text
