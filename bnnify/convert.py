@@ -63,9 +63,10 @@ def convert(
 
     Args:
         model: Any module, on any device. It is deep-copied unless ``inplace``.
-        select: What to convert instead: a glob, a list of globs, or ``(qualified_name, module) -> bool``. A glob that
-            matches a module (``"layer4"``, ``"encoder.*"``) takes the layers in it; one that matches a parameter
-            (``"fc.weight"``, ``"*.scale"``) takes exactly that parameter, whatever holds it, frozen or not.
+        select: The layers or parameters to convert instead: a glob, a list of globs, or
+            ``(qualified_name, module) -> bool``. A glob that matches a module (``"layer4"``, ``"encoder.*"``) takes the
+            layers in it; one that matches a parameter (``"fc.weight"``, ``"*.scale"``) takes exactly that parameter,
+            whatever holds it, frozen or not.
         exclude: A glob or a list of globs: what to leave alone of what would be converted. Default: ``()``, nothing.
         prior: p(w). Default: ``Pretrained()``, centred on the pretrained weights, which holds each weight near where it
             is. A layer whose weights are not trained yet, such as a new head, needs one with room:
@@ -73,7 +74,7 @@ def convert(
         posterior_std: How σ starts: a number, ``Relative(fraction)``, ``Moped(delta)``, or a ``FisherStd``, which is
             made from data or from Adam's state. Default: ``Relative(0.2, full_width=32)``, a fifth of each tensor's rms
             and less for layers of few units.
-        posterior: What stands beside the mean. ``Point()`` is nothing: there is no noise, and ``-log p(w)`` takes the
+        posterior: The family of q(w). ``Point()`` is all at the mean: there is no noise, and ``-log p(w)`` takes the
             place of the KL, so that training finds the maximum a posteriori. Default: ``MeanField()``.
         estimator: Where the noise is put: ``"reparameterization"``, one weight sample per forward; ``"local"``, on each
             element of the output; ``"flipout"``, a weight sample with random signs for each example. These two are
