@@ -5,6 +5,7 @@ __all__ = [
     "check_integer",
     "check_module",
     "check_num_samples",
+    "check_path",
     "check_positive",
     "check_tensor",
     "describe",
@@ -12,6 +13,7 @@ __all__ = [
 ]
 
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from numbers import Integral, Real
@@ -70,6 +72,12 @@ def check_num_samples(num_samples: Any) -> None:
     """Raise an ArgumentError unless ``num_samples`` is a positive integer."""
     if isinstance(num_samples, bool) or not isinstance(num_samples, Integral) or num_samples < 1:
         raise ArgumentError(f"num_samples must be a positive integer, not {num_samples!r}.")
+
+
+def check_path(name: str, value: Any) -> None:
+    """Raise an ArgumentTypeError unless ``value``, which was given as ``name``, can name a file."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise ArgumentTypeError(f"{name} must be a path, not {describe(value)}.")
 
 
 def check_positive(name: str, value: Any) -> None:

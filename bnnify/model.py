@@ -78,7 +78,7 @@ class BayesianModel(nn.Module):
             >>> same
             True
         """
-        return Draw(bayesian_parameters(self), outputs_of=self.module)
+        return Draw(list(bayesian_parameters(self)), outputs_of=self.module)
 
     def sample(self, *args: Any, num_samples: int, **kwargs: Any) -> Any:
         """Call ``num_samples`` networks from the posterior, with gradient and in the current train/eval mode.

@@ -80,6 +80,23 @@ CALLS = {
         lambda: bnnify.FisherStd.estimate("model", [], num_data=1, likelihood="logits"),
         "must be a torch.nn.Module",
     ),
+    "save": (
+        lambda: bnnify.save(nn.Linear(4, 3), "x.pt"),
+        "save takes a converted model, not a Linear.*bnnify.convert",
+    ),
+    "save(path)": (lambda: bnnify.save(converted(), None), r"save\(path\) must be a path, not None"),
+    "load(path)": (lambda: bnnify.load(None), r"load\(path\) must be a path, not None"),
+    "load(model)": (lambda: bnnify.load("x.pt", "resnet18"), r"load\(model\) must be a torch.nn.Module"),
+    "load_weights": (lambda: bnnify.load_weights(None, {}), r"load_weights\(model\) must be a torch.nn.Module"),
+    "convert_checkpoint(path)": (lambda: bnnify.convert_checkpoint(None), r"convert_checkpoint\(path\) must be a path"),
+    "make_model": (
+        lambda: bnnify.convert_checkpoint("x.pt", nn.Linear(4, 3)),
+        "make_model must be a function that returns the model, not a Linear. Pass lambda: model",
+    ),
+    "make_model()": (
+        lambda: bnnify.convert_checkpoint("x.pt", lambda: 3),
+        "What make_model returns must be a torch.nn.Module, not 3",
+    ),
     "from_adam(model)": (lambda: from_adam("model"), "must be a torch.nn.Module"),
     "from_adam(batch_size)": (lambda: from_adam(batch_size=LOADER), r"batch_size\) must be a number"),
 }

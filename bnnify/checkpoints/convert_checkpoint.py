@@ -1,4 +1,4 @@
-"""From a checkpoint of any kind to a converted model."""
+"""Convert the model in a checkpoint of any kind."""
 
 __all__ = ["convert_checkpoint"]
 
@@ -9,16 +9,18 @@ from typing import Any
 
 from torch import nn
 
+from ..checks import check_module, check_path, describe
 from ..convert import convert
-from ..errors import CheckpointError
+from ..errors import ArgumentTypeError, CheckpointError
 from ..model import BayesianModel
 from .architectures.recipe import Recipe
 from .architectures.recognition import recognise
 from .architectures.shapes import abridged, printable
 from .architectures.transformers_model import load_by_config
-from .foreign.read_write import Foreign, not_finite, read
+from .foreign.read_write import Checkpoint, not_finite, read
 from .load_weights import load_weights
-from .own_format import Origin
+from .own_format import own_record
+from .posterior_file import Origin
 from .save_load import build_without_values, without_values
 
 
@@ -49,42 +51,59 @@ def convert_checkpoint(
         The converted model. Its ``origin`` says where the weights came from, and :func:`bnnify.save` writes that down.
 
     Raises:
+        ArgumentTypeError: ``make_model`` is no function that returns a model.
         CheckpointError: The file cannot be read, its model is not recognised or does not fit, or a weight is not
             finite.
         ConversionError: The model cannot be converted; see :func:`bnnify.convert`.
     """
-    model = None if make_model is None else build_without_values(make_model)
-    foreign = read(path, key=key, names=None if model is None else model.state_dict().keys(), trust=trust)
-    if names := not_finite(foreign.state_dict):
+    check_path("convert_checkpoint(path)", path)
+    model = None if make_model is None else _made(make_model)
+    checkpoint = read(path, key=key, names=None if model is None else model.state_dict().keys(), trust=trust)
+    if own_record(checkpoint) is not None:
+        raise CheckpointError(
+            f"`{path}` was written by bnnify, and its model is Bayesian already. bnnify.load makes that model, "
+            "`bnnify-cli inspect` describes it, and `bnnify-cli collapse` writes the plain weights."
+        )
+    if names := not_finite(checkpoint.state_dict):
         raise CheckpointError(
             f"`{path}` has weights that are NaN or infinite: {abridged(names)}. It was saved after the "
             "training had diverged; use an earlier checkpoint."
         )
     recipe: Recipe | None = None
-    notes = [f"left out, as it is no plain data: {abridged(foreign.left_out)}"] if foreign.left_out else []
-    if model is None and foreign.config is not None:
-        model, foreign, unused = _by_config(foreign, foreign.config)
+    notes = [f"left out, as it is no plain data: {abridged(checkpoint.left_out)}"] if checkpoint.left_out else []
+    if model is None and checkpoint.config is not None:
+        model, checkpoint, unused = _by_config(checkpoint, checkpoint.config)
         notes += [f"left out, as the model has no place for it: {abridged(map(printable, unused))}"] if unused else []
-    elif model is None and foreign.module is None:
-        found = recognise(foreign.state_dict)
+    elif model is None and checkpoint.module is None:
+        found = recognise(checkpoint.state_dict)
         model, recipe = build_without_values(found.recipe.build), found.recipe
         if found.prefix:
-            foreign = read(path, key=key, names=model.state_dict().keys(), trust=trust)
+            checkpoint = read(path, key=key, names=model.state_dict().keys(), trust=trust)
         notes += [f"{', '.join(found.same)} would have the same tensors"] if found.same else []
         notes += found.notes
-    if beside := foreign.beside:
+    if beside := checkpoint.beside:
         notes.append(f"beside the model, and not converted: {abridged(map(printable, beside))}")
-    unconverted: Any = foreign.module if model is None else model  # a file without a module has had its model made
+    unconverted: Any = checkpoint.module if model is None else model  # a file without a module has had its model made
     bnn = convert(unconverted, inplace=True, **options)
     if model is not None:
-        load_weights(bnn, foreign.state_dict, share=for_writing)
-    bnn.origin = Origin(recipe, foreign.config, foreign.layout, foreign.rest, tuple(notes))
+        load_weights(bnn, checkpoint.state_dict, share=for_writing)
+    bnn.origin = Origin(recipe, checkpoint.config, checkpoint.layout, checkpoint.rest, tuple(notes))
     return bnn
 
 
-def _by_config(foreign: Foreign, config: Mapping[str, Any]) -> tuple[nn.Module, Foreign, list[str]]:
-    """The model of transformers that ``config`` describes, its weights under its own names, and the names left over."""
-    loaded, unused = load_by_config(config, foreign.state_dict)
+def _made(make_model: Callable[[], nn.Module]) -> nn.Module:
+    if isinstance(make_model, nn.Module) or not callable(make_model):
+        raise ArgumentTypeError(
+            f"make_model must be a function that returns the model, not {describe(make_model)}. Pass lambda: model."
+        )
+    model = build_without_values(make_model)
+    check_module("What make_model returns", model)
+    return model
+
+
+def _by_config(checkpoint: Checkpoint, config: Mapping[str, Any]) -> tuple[nn.Module, Checkpoint, list[str]]:
+    """Make the model of transformers that ``config`` describes; list the names left over."""
+    loaded, unused = load_by_config(config, checkpoint.state_dict)
     state_dict = loaded.state_dict()
-    layout = replace(foreign.layout, names=tuple(name for name in foreign.layout.names if name in state_dict))
-    return without_values(loaded), replace(foreign, state_dict=state_dict, layout=layout), unused
+    layout = replace(checkpoint.layout, names=tuple(name for name in checkpoint.layout.names if name in state_dict))
+    return without_values(loaded), replace(checkpoint, state_dict=state_dict, layout=layout), unused

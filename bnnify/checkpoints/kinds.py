@@ -9,7 +9,7 @@ from ..modules.point import Point
 
 PRIORS = {kind.__name__: kind for kind in (Gaussian, Laplace, Pretrained, ScaleMixture)}
 STARTING_STDS = {kind.__name__: kind for kind in (Constant, Moped, Relative)}
-POSTERIORS = {"mean-field": MeanField, "point": Point}
+POSTERIORS: dict[str, type[MeanField] | type[Point]] = {"mean-field": MeanField, "point": Point}
 """The posteriors under the names that they have on the command line."""
 
 # A prior, rule or posterior of the user's own has no place in a file that must load without running code.

@@ -1,20 +1,20 @@
-"""Original weights into a converted model, so that ρ and the prior follow them."""
+"""Load original weights into a converted model, so that ρ and the prior follow them."""
 
 __all__ = ["load_weights"]
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_module
 from ..draws.companions import INITIAL_STD, PRIOR_MEAN, PriorMean
 from ..errors import CheckpointError
 from ..model import BayesianModel
-from ..modules.bayesian_class import allow_replacement, plain_class
+from ..modules.bayesian_class import plain_class
 from ..modules.parameters import BayesianParameter, bayesian_parameters, is_derived
 from ..modules.settings import slots_of
 from ..torch_internals import (
@@ -26,6 +26,7 @@ from ..torch_internals import (
 )
 from .architectures.shapes import COUNT, abridged
 from .foreign.prefixes import without_wrappers
+from .tensor_places import TensorPlace, places_of, put
 
 
 def load_weights(model: nn.Module, state_dict: Mapping[str, Any], *, share: bool = False) -> None:
@@ -45,6 +46,7 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Any], *, share: bool
             what trains the one would move the other. Default: ``False``.
 
     Raises:
+        ArgumentTypeError: ``model`` is no module.
         CheckpointError: Anything else is missing, unexpected, or of another shape; or a buffer that no state_dict holds
             has no value, because it was made on the meta device. Nothing has been loaded then.
     """
@@ -53,60 +55,30 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Any], *, share: bool
             f"load_weights takes a state_dict, a mapping of names to tensors; the {type(state_dict).__name__} given is "
             "none. bnnify.convert_checkpoint reads a file."
         )
+    check_module("load_weights(model)", model)
     root = model.module if isinstance(model, BayesianModel) else model
     _refuse_valueless_buffers(root)
     state_dict = without_wrappers(state_dict, root.state_dict().keys())
-    places = _places(root)
+    places = places_of(root)
     absent = _assign(root, state_dict, places)
     with torch.no_grad():
         for tensor, holders in places.items():
-            given = next((now for holder in holders if (now := holder.tensor) is not tensor), tensor)
-            _put(holders, given if _must_be_replaced(tensor, given) else tensor.copy_(given))
+            found = [holder.tensor for holder in holders if holder.tensor is not tensor]
+            given = found[0] if found else tensor
+            put(holders, given if _must_be_replaced(tensor, given) else tensor.copy_(given))
         for parameter in bayesian_parameters(root):
             _start_anew(parameter, absent, share)
         for holders in places.values():
-            _put(holders, holders[0].tensor)  # on the meta device, what was started anew is new
-
-
-@dataclass(frozen=True)
-class _Holder:
-    """A place of a parameter or buffer: a module, the attribute there, and a name of the two together."""
-
-    module: nn.Module
-    attribute: str
-    name: str
-
-    @property
-    def tensor(self) -> Any:
-        return self.module._parameters.get(self.attribute, self.module._buffers.get(self.attribute))
-
-
-def _places(root: nn.Module) -> dict[Tensor, list[_Holder]]:
-    """Every parameter and buffer of ``root`` with its places, under all of their names."""
-    places: dict[Tensor, list[_Holder]] = {}
-    for prefix, module in root.named_modules(remove_duplicate=False):
-        for attribute, tensor in (*module._parameters.items(), *module._buffers.items()):
-            if tensor is not None:
-                holder = _Holder(module, attribute, f"{prefix}.{attribute}".removeprefix("."))
-                places.setdefault(tensor, []).append(holder)
-    return places
-
-
-def _put(holders: Iterable[_Holder], tensor: Any) -> None:
-    """Let all places hold ``tensor``, as places of a tied one do."""
-    for holder in holders:
-        if holder.tensor is not tensor:
-            with allow_replacement(holder.module):
-                setattr(holder.module, holder.attribute, tensor)
+            put(holders, holders[0].tensor)  # on the meta device, what was started anew is new
 
 
 def _must_be_replaced(tensor: Tensor, given: Any) -> bool:
-    """Whether ``tensor`` cannot take the values of ``given``: it has no memory, or its module gives it another form."""
+    """Tell whether ``tensor`` cannot take the values of ``given``: it has no memory, or another form."""
     expanded = tensor.layout == torch.strided and tensor.numel() > 1 and 0 in tensor.stride()
     return given is None or tensor.is_meta or tensor.shape != given.shape or tensor.layout != torch.strided or expanded
 
 
-def _assign(root: nn.Module, state_dict: Mapping[str, Any], places: Mapping[Tensor, list[_Holder]]) -> set[str]:
+def _assign(root: nn.Module, state_dict: Mapping[str, Any], places: Mapping[Tensor, list[TensorPlace]]) -> set[str]:
     """Let torch put what ``state_dict`` holds in its places, as the hooks and loaders of the modules want it.
 
     Returns:
@@ -123,14 +95,16 @@ def _assign(root: nn.Module, state_dict: Mapping[str, Any], places: Mapping[Tens
     except Exception as error:  # of a hook or loader of a module's own
         errors.append(f"{type(error).__name__}: {error}")
     missing = set(found.missing_keys)
-    given = {id(tensor) for tensor, holders in places.items() if any(h.name not in missing for h in holders)}
-    absent = missing - {h.name for tensor, holders in places.items() if id(tensor) in given for h in holders}
-    derived = {h.name for holders in places.values() for h in holders if is_derived(h.module, h.attribute)}
+    given = {id(tensor) for tensor, holders in places.items() if any(place.name not in missing for place in holders)}
+    absent = missing - {place.name for tensor, holders in places.items() if id(tensor) in given for place in holders}
+    derived = {
+        place.name for holders in places.values() for place in holders if is_derived(place.module, place.attribute)
+    }
     # torch itself counts from zero where an old file has no count of batches.
     needed = sorted(name for name in absent - derived if not name.endswith(COUNT))
     if needed or found.unexpected_keys or errors:
         for tensor, holders in places.items():
-            _put(holders, tensor)
+            put(holders, tensor)
         undo()
         complaints = {
             "missing": needed,
@@ -144,7 +118,7 @@ def _assign(root: nn.Module, state_dict: Mapping[str, Any], places: Mapping[Tens
 
 
 def _undo(root: nn.Module) -> Callable[[], None]:
-    """A function that puts back what a load changes beside putting tensors in their places."""
+    """Return a function that puts back what a load changes beside putting tensors in their places."""
     modules = list(root.modules())
     pruned = [(slot.state, slot.state.has_pruned) for module in modules for slot in slots_of(module).values()]
     # A state and a loader of a module's own may write where they want to.
@@ -170,8 +144,8 @@ def _has_its_own(module: nn.Module, method: str) -> bool:
     return not function.__module__.startswith("torch.")
 
 
-def _with_dtypes_of(places: Mapping[Tensor, list[_Holder]], given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """``given``, in which integers that are to be weights are floating-point numbers."""
+def _with_dtypes_of(places: Mapping[Tensor, list[TensorPlace]], given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return ``given`` with floating-point numbers for integers that are to be weights."""
     own = {holder.name: tensor for tensor, holders in places.items() for holder in holders}
     integers = {
         name: value.to(own[name].dtype)
@@ -186,7 +160,7 @@ def _with_dtypes_of(places: Mapping[Tensor, list[_Holder]], given: Mapping[str, 
     return made
 
 
-def _reshaped(places: Mapping[Tensor, list[_Holder]], state_dict: Mapping[str, Any]) -> list[str]:
+def _reshaped(places: Mapping[Tensor, list[TensorPlace]], state_dict: Mapping[str, Any]) -> list[str]:
     return [
         f"{holder.name} {tuple(state_dict[holder.name].shape)} for {tuple(tensor.shape)}"
         for tensor, holders in places.items()
@@ -196,7 +170,7 @@ def _reshaped(places: Mapping[Tensor, list[_Holder]], state_dict: Mapping[str, A
 
 
 class _Incompatible(NamedTuple):
-    """What torch gives to hooks after loading, under the names that it has there."""
+    """Hold what torch gives to hooks after loading, under the names that it has there."""
 
     missing_keys: list[str]
     unexpected_keys: list[str]

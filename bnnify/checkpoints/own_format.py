@@ -1,34 +1,28 @@
-"""What one of bnnify's own files holds: tensors and, as plain data, how the model they belong to is Bayesian."""
+"""Write and read the files of bnnify: a state_dict and a record of plain data."""
 
-__all__ = ["Origin", "PosteriorFile", "open_posterior", "write_posterior"]
+__all__ = ["open_posterior", "own_record", "write_posterior"]
 
-import copy
 import json
-import math
 import os
 import pickle
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..distributions.gaussian import has_pruned
-from ..draws.companions import INITIAL_STD, PRIOR_MEAN, RHO, PriorMean
+from ..draws.companions import INITIAL_STD, PRIOR_MEAN
 from ..errors import BnnifyError, CheckpointError
-from ..model import BayesianModel
-from ..modules.class_change import NewPosterior, become_bayesian
-from ..modules.parameters import companions_of
-from ..modules.settings import PosteriorState, Settings
+from ..modules.settings import Settings
 from .architectures.recipe import Recipe
 from .architectures.shapes import abridged, printable
 from .atomic import replace_atomically
-from .foreign.formats import import_safetensors
-from .foreign.layout import Layout
-from .foreign.read_write import Foreign, read
+from .foreign.formats import SAFETENSORS_METADATA, import_safetensors
+from .foreign.layout import Layout, is_dense, place_of
+from .foreign.read_write import Checkpoint, read
+from .posterior_file import Origin, PosteriorFile
 from .settings_data import initial_std_from_data, settings_as_data, settings_from_data
 
 FORMAT = 4
@@ -36,93 +30,6 @@ FORMAT = 4
 format 2 the scale of a prior stood among the settings, and not among the tensors; up to format 3 a point posterior was
 the estimator "point".
 """
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where the weights of a converted model came from, so that a file of the same kind can be given back.
-
-    Attributes:
-        recipe: How to make the model again; None where only its author can.
-        config: The ``config.json`` of a Hugging Face model, from which transformers makes it.
-        layout: How the file was laid out that held the weights.
-        rest: What else that file held, such as the state of an optimizer.
-        notes: What the user should know of how the file was read; not written to files.
-    """
-
-    recipe: Recipe | None = None
-    config: Mapping[str, Any] | None = None
-    layout: Layout | None = None
-    rest: Mapping[str, Any] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class PosteriorFile:
-    """What a file of bnnify's holds.
-
-    Attributes:
-        path: The file.
-        state_dict: The original names plus ``*_rho``, ``*_prior_mean`` and ``*_initial_std``.
-        settings: How each Bayesian parameter is Bayesian, by name.
-        origin: Where the weights came from.
-    """
-
-    path: str | os.PathLike[str]
-    state_dict: dict[str, Tensor]
-    settings: dict[str, Settings]
-    origin: Origin
-
-    @property
-    def plain_state_dict(self) -> dict[str, Tensor]:
-        """The posterior means and everything that is not Bayesian, under the original names."""
-        derived = {name + ending for name, each in self.settings.items() for ending in companions_of(each)}
-        plain = copy.copy(self.state_dict)  # unlike a new dict, with what torch notes about the versions of the modules
-        for name in derived & plain.keys():
-            del plain[name]
-        return plain
-
-    def parameters_alone(self) -> BayesianModel:
-        """The Bayesian parameters in modules without a forward, for what needs no architecture.
-
-        They share their values with :attr:`state_dict`: pruning the one prunes the other. A prior mean that shares its
-        memory with the mean, as in a file that the command wrote, is copied there.
-        """
-        root, shared = nn.Module(), dict[tuple[Any, ...], nn.Parameter]()
-        for name in self.settings:
-            prior_mean = self.state_dict.get(name + PRIOR_MEAN)
-            if prior_mean is not None and _place(prior_mean) == _place(self.state_dict[name]):
-                self.state_dict[name + PRIOR_MEAN] = prior_mean.clone()
-
-        def parameter(name: str) -> nn.Parameter | None:
-            tensor = self.state_dict.get(name)
-            if tensor is None:
-                return None
-            return shared.setdefault(_place(tensor) or (name,), nn.Parameter(tensor, requires_grad=False))
-
-        posteriors: dict[nn.Module, dict[str, NewPosterior]] = {}
-        for name, settings in self.settings.items():
-            module = root
-            *path, attribute = name.split(".")
-            for part in path:
-                if part not in module._modules:
-                    module.add_module(part, nn.Module())
-                module = module._modules[part]  # type: ignore[assignment]
-            module.register_parameter(attribute, parameter(name))
-            found = {ending: parameter(name + ending) for ending in settings.posterior.companions}
-            companions = {ending: value for ending, value in found.items() if value is not None}
-            prior_mean = parameter(name + PRIOR_MEAN)
-            initial_std = self.state_dict.get(name + INITIAL_STD, torch.tensor([math.nan]))
-            posteriors.setdefault(module, {})[attribute] = NewPosterior(
-                settings,
-                companions,
-                None if prior_mean is None else PriorMean(prior_mean.data),
-                initial_std if settings.prior.needs_initial_std else None,
-                PosteriorState(RHO in companions and has_pruned(companions[RHO])),
-            )
-        for module, new in posteriors.items():
-            become_bayesian(module, new)
-        return BayesianModel(root)
 
 
 def write_posterior(
@@ -172,32 +79,44 @@ def open_posterior(path: str | os.PathLike[str]) -> PosteriorFile:
     Raises:
         CheckpointError: The file cannot be read, is not bnnify's, or is of a newer format.
     """
-    foreign = _read_own(path)
-    record = foreign.rest.get("bnnify")
+    checkpoint = _read_own(path)
+    record = own_record(checkpoint)
+    if isinstance(record, str):
+        record = _parsed(path, record)
     if not isinstance(record, Mapping):
-        record = _parsed(path, foreign.rest.get("__metadata__", {}).get("bnnify"))
+        raise _not_ours(path)
     _check_format(path, record)
     try:
         settings = {name: settings_from_data(data) for name, data in record["settings"].items()}
+        recipe, config, layout = (record.get(name) for name in ("recipe", "config", "layout"))
         origin = Origin(
-            _optional(Recipe.from_data, record.get("recipe")),
-            _optional(dict, record.get("config")),
-            _optional(Layout.from_data, record.get("layout")),
+            None if recipe is None else Recipe.from_data(recipe),
+            None if config is None else dict(config),
+            None if layout is None else Layout.from_data(layout),
             record.get("rest") or {},
         )
         for alias, name in (record.get("aliases") or {}).items():
-            foreign.state_dict[alias] = foreign.state_dict[name]
+            checkpoint.state_dict[alias] = checkpoint.state_dict[name]
         for name, data in record["settings"].items():
             known = initial_std_from_data(data)
             if known is not None and settings[name].prior.needs_initial_std:
-                foreign.state_dict[name + INITIAL_STD] = known
-        file = PosteriorFile(path, foreign.state_dict, settings, origin)
+                checkpoint.state_dict[name + INITIAL_STD] = known
+        file = PosteriorFile(path, checkpoint.state_dict, settings, origin)
         _check_tensors(file)
     except (AttributeError, KeyError, TypeError, ValueError, BnnifyError) as error:
         raise CheckpointError(
-            f"`{path}` is damaged: {type(error).__name__}: {error}. Convert the model again."
+            f"`{path}` is damaged: {type(error).__name__}: {str(error).rstrip('.')}. Convert the model again."
         ) from error
     return file
+
+
+def own_record(checkpoint: Checkpoint) -> Any:
+    """Return the record that bnnify wrote beside the weights, text in a safetensors file; None in other files."""
+    for place in (checkpoint.rest, checkpoint.rest.get(SAFETENSORS_METADATA)):
+        record = place.get("bnnify") if isinstance(place, Mapping) else None
+        if record is not None:
+            return record
+    return None
 
 
 def _check_format(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
@@ -235,12 +154,8 @@ def _kind(tensor: Any) -> Any:
     return (tensor.shape, tensor.dtype) if isinstance(tensor, Tensor) and tensor.is_floating_point() else None
 
 
-def _optional(make: Callable[[Any], Any], data: Any) -> Any:
-    return None if data is None else make(data)
-
-
-def _read_own(path: str | os.PathLike[str]) -> Foreign:
-    """The content of a file under the names that it has; what it kept of another file may hold state_dicts too."""
+def _read_own(path: str | os.PathLike[str]) -> Checkpoint:
+    """Read a file under the names that it has; what it kept of another file may hold state_dicts too."""
     try:
         return read(path, key=None if Path(path).suffix == ".safetensors" else "state_dict", names=())
     except CheckpointError:
@@ -248,13 +163,11 @@ def _read_own(path: str | os.PathLike[str]) -> Foreign:
         raise _not_ours(path) from None
 
 
-def _parsed(path: str | os.PathLike[str], record: Any) -> Mapping[str, Any]:
-    """The record in the metadata of a safetensors file."""
-    if record is None:
-        raise _not_ours(path)
+def _parsed(path: str | os.PathLike[str], text: str) -> Mapping[str, Any]:
+    """Return the record in the metadata of a safetensors file."""
     try:
-        parsed = json.loads(record)
-    except (TypeError, ValueError):
+        parsed = json.loads(text)
+    except ValueError:
         parsed = None
     if not isinstance(parsed, Mapping):
         raise CheckpointError(f"`{path}` is damaged: its record is not a JSON object. Convert the model again.")
@@ -268,7 +181,7 @@ def _not_ours(path: str | os.PathLike[str]) -> CheckpointError:
 
 
 def _write_safetensors(path: str | os.PathLike[str], state_dict: Mapping[str, Tensor], record: dict[str, Any]) -> None:
-    if others := [printable(name) for name, value in state_dict.items() if not _is_dense(value)]:
+    if others := [printable(name) for name, value in state_dict.items() if not is_dense(value) or value.is_quantized]:
         raise CheckpointError(
             f"Cannot write `{path}`: a .safetensors file holds nothing but dense tensors and text, and the model has "
             f"{abridged(others)}. Choose a name that ends in .bnn.pt."
@@ -288,18 +201,13 @@ def _write_safetensors(path: str | os.PathLike[str], state_dict: Mapping[str, Te
 
 
 def _aliases(state_dict: Mapping[str, Tensor]) -> dict[str, str]:
-    """For each further name of a tied parameter, the first one: a safetensors file has every tensor once."""
-    first: dict[Any, str] = {}
+    """Map each further name of a tied parameter to the first one: a safetensors file has every tensor once."""
+    first_names: dict[Any, str] = {}
+    aliases = {}
     for name, tensor in state_dict.items():
-        first.setdefault(_place(tensor) or name, name)
-    heads = {name: first[_place(tensor) or name] for name, tensor in state_dict.items()}
-    return {name: head for name, head in heads.items() if name != head}
-
-
-def _place(tensor: Tensor) -> tuple[Any, ...] | None:
-    """What two names of one tied parameter have in common; None for a tensor that takes no place."""
-    return (tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.numel() else None
-
-
-def _is_dense(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized
+        place = place_of(tensor) or name
+        if place in first_names:
+            aliases[name] = first_names[place]
+        else:
+            first_names[place] = name
+    return aliases

@@ -1,4 +1,4 @@
-"""A converted model into a file of bnnify's and out of it."""
+"""Write a converted model into a file of bnnify's, and read it."""
 
 __all__ = ["build_without_values", "load", "save", "without_values"]
 
@@ -10,16 +10,18 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..checks import check_module, check_path, describe
 from ..convert import collapse, convert_with
 from ..draws.companions import PRIOR_MEAN
-from ..errors import CheckpointError, ConversionError
+from ..errors import ArgumentTypeError, CheckpointError, ConversionError
 from ..model import BayesianModel
 from ..modules.parameters import BayesianParameter, bayesian_parameters
 from ..modules.settings import slots_of
 from ..torch_internals import non_persistent_buffers
 from .architectures.transformers_model import load_by_config
 from .load_weights import load_weights
-from .own_format import Origin, PosteriorFile, open_posterior, write_posterior
+from .own_format import open_posterior, write_posterior
+from .posterior_file import Origin, PosteriorFile
 from .settings_data import can_be_saved
 
 
@@ -31,9 +33,16 @@ def save(bnn: BayesianModel, path: str | os.PathLike[str]) -> None:
     ends in ``.safetensors`` gets a file of that format, in which a tied parameter stands once.
 
     Raises:
+        ArgumentTypeError: ``bnn`` is not a converted model.
         CheckpointError: A prior or a rule for σ is not one of bnnify's own, so that no file could restore it; the model
             holds something that :func:`load` would not read; or the file cannot be written.
     """
+    check_path("save(path)", path)
+    if not isinstance(bnn, BayesianModel):
+        raise ArgumentTypeError(
+            f"save takes a converted model, not {describe(bnn)}. Convert it first with bnnify.convert; torch.save "
+            "writes plain models."
+        )
     parameters = list(bayesian_parameters(bnn.module))
     for parameter in parameters:
         _check_savable(parameter)
@@ -59,6 +68,9 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> Bayesi
         CheckpointError: The file cannot be read, is not bnnify's, is of a newer format, does not say how to make its
             model, or does not fit the model.
     """
+    check_path("load(path)", path)
+    if model is not None:
+        check_module("load(model)", model)
     file = open_posterior(path)
     try:
         model = _make_model(file) if model is None else collapse(model)
@@ -83,7 +95,7 @@ def _make_model(file: PosteriorFile) -> nn.Module:
 
 
 def build_without_values(make_model: Callable[[], nn.Module]) -> nn.Module:
-    """The model on the meta device where that is enough, since its weights are to come from a file.
+    """Make a model on the meta device where that is enough, since its weights are to come from a file.
 
     It is not where a model has values that no state_dict holds, or looks at its values while it is made.
     """
@@ -92,11 +104,11 @@ def build_without_values(make_model: Callable[[], nn.Module]) -> nn.Module:
             model = make_model()
     except Exception:
         return make_model()
-    return make_model() if _lacks_values(model) else model
+    return make_model() if not isinstance(model, nn.Module) or _lacks_values(model) else model
 
 
 def without_values(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` with its parameters on the meta device, tied as they were, and its buffers as they are."""
+    """Return a copy of ``model`` with its parameters on the meta device, tied as they were."""
     memo = {
         id(parameter): nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
         for parameter in model.parameters()
@@ -105,7 +117,7 @@ def without_values(model: nn.Module) -> nn.Module:
 
 
 def _lacks_values(model: nn.Module) -> bool:
-    """Whether a buffer on the meta device is one that no state_dict holds."""
+    """Tell whether a buffer that no state_dict holds is on the meta device."""
     return any(
         buffer is not None and buffer.is_meta and name in non_persistent_buffers(module)
         for module in model.modules()
@@ -114,7 +126,7 @@ def _lacks_values(model: nn.Module) -> bool:
 
 
 def _left_behind(root: nn.Module) -> Iterator[str]:
-    """The names of what belongs to a parameter that is no longer there, such as a bias that was set to None."""
+    """Name what belongs to a parameter that is no longer there, such as a bias that was set to None."""
     for prefix, module in root.named_modules(remove_duplicate=False):
         for attribute, slot in slots_of(module).items():
             endings = (*slot.settings.posterior.companions, PRIOR_MEAN)

@@ -19,10 +19,14 @@ from ..draws.estimators import ESTIMATORS
 from ..errors import ArgumentError, BnnifyError, CheckpointError
 from ..modules.posterior import PosteriorFamily
 
+_FACTORY = "Give package.module:factory, where factory(**model_args) returns the model."
+
 
 def factory(name: str, arguments: Mapping[str, Any]) -> Callable[[], nn.Module]:
     """Return a function that makes the model that ``name``, as ``package.module:factory``, and its arguments say."""
     module_name, _, factory_name = name.partition(":")
+    if not module_name or not factory_name:
+        raise CheckpointError(f"--model {name} does not say what makes the model. {_FACTORY}")
 
     def make() -> nn.Module:
         # As with `python -m`: a module in the working directory can be named.
@@ -30,10 +34,9 @@ def factory(name: str, arguments: Mapping[str, Any]) -> Callable[[], nn.Module]:
         try:
             model = getattr(importlib.import_module(module_name), factory_name)(**arguments)
         except Exception as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = " ".join(str(error).split())[:200].rstrip(".")
             raise CheckpointError(
-                f"Cannot make a model with --model {name}: {type(error).__name__}: {reason}. "
-                "Give package.module:factory, where factory(**model_args) returns the model."
+                f"Cannot make a model with --model {name}: {type(error).__name__}: {reason}. {_FACTORY}"
             ) from error
         finally:
             sys.path.remove("")

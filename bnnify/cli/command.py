@@ -8,8 +8,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,33 +17,12 @@ from ..analysis.summary import QUANTILES, ParameterSummary, print_table, summari
 from ..checkpoints.convert_checkpoint import convert_checkpoint
 from ..checkpoints.foreign.layout import Layout
 from ..checkpoints.foreign.read_write import write
-from ..checkpoints.kinds import POSTERIORS
-from ..checkpoints.own_format import PosteriorFile, open_posterior, write_posterior
+from ..checkpoints.own_format import open_posterior, write_posterior
+from ..checkpoints.posterior_file import PosteriorFile
 from ..checkpoints.save_load import save
-from ..draws.estimators import ESTIMATORS
 from ..errors import BnnifyError, CheckpointError
-from .arguments import estimator, factory, json_object, merged, posterior, prior, setting, std
-
-_EXAMPLES = {
-    "convert": """examples:
-  bnnify-cli convert resnet18.pt
-  bnnify-cli convert model.safetensors -o model.bnn.safetensors --std 'Relative(0.1)' --exclude 'layer4.*'
-  bnnify-cli convert mine.ckpt --model package.module:factory --model-args '{"width": 64}'
-""",
-    "inspect": """examples:
-  bnnify-cli inspect resnet18.bnn.pt
-  bnnify-cli inspect resnet18.bnn.pt --json | jq .kl
-""",
-    "collapse": """example:
-  bnnify-cli collapse resnet18.bnn.pt -o resnet18-tuned.pt
-""",
-    "prune": """example:
-  bnnify-cli prune resnet18.bnn.pt 0.75 -o resnet18-sparse.bnn.pt
-""",
-    "demo": """example:
-  bnnify-cli demo --picture digits.png
-""",
-}
+from .arguments import factory, merged
+from .parser import make_parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, or 1 after an error, which is one line on standard error. A wrong command line exits with 2.
     """
-    options = _parser().parse_args(arguments)
+    runs = {"convert": _convert, "inspect": _inspect, "collapse": _collapse, "prune": _prune, "demo": _demo}
+    options = make_parser(runs).parse_args(arguments)
     try:
         with warnings.catch_warnings():
             if not options.debug:
@@ -79,78 +58,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _complain(text: str) -> int:
     print(f"bnnify-cli: {text}", file=sys.stderr)
     return 1
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="bnnify-cli", description="Turn a trained PyTorch model into a Bayesian one.")
-    parser.add_argument("--version", action="version", version=f"%(prog)s {version('bnnify')}")
-    _add_habits(parser, {"quiet": False, "debug": False})
-    commands = parser.add_subparsers(required=True, metavar="command", title="commands")
-
-    command = _command(commands, "convert", _convert, "convert a checkpoint, whatever wrote it")
-    command.add_argument("checkpoint", type=Path, help="a file of weights, or a Hugging Face model directory")
-    _add_output(command, "name.bnn.pt beside the checkpoint; a name in .safetensors gives that format")
-    model = command.add_argument_group("the model", "By default the architecture is recognised by its tensors.")
-    model.add_argument("--model", metavar="package.module:factory", help="what makes the model")
-    model.add_argument("--model-args", metavar="JSON", type=json_object, default={}, help="its keyword arguments")
-    model.add_argument("--key", help="where the state_dict stands in the file, if it holds several")
-    model.add_argument("--trust", action="store_true", help="unpickle freely: runs whatever code the file names")
-    how = command.add_argument_group(
-        "the posterior",
-        "A setting may be given per pattern, the first that fits holds: --std 'fc.*=0.01' --std 'Relative(0.1)'",
-    )
-    how.add_argument("--prior", action="append", type=setting(prior), help="such as 'Gaussian(std=0.1)'")
-    how.add_argument("--std", action="append", type=setting(std), help="σ to start with: 0.01, 'Relative(0.1)', …")
-    how.add_argument("--posterior", action="append", type=setting(posterior), help=" or ".join(POSTERIORS))
-    how.add_argument("--estimator", action="append", type=setting(estimator), help=", ".join(ESTIMATORS))
-    how.add_argument("--select", action="append", metavar="GLOB", help="convert these parameters or modules only")
-    how.add_argument("--exclude", action="append", metavar="GLOB", help="leave these alone")
-    how.add_argument("--strict", action="store_true", help="refuse a model with layers of unknown or unsupported types")
-    command.add_argument("--dry-run", action="store_true", help="show the report and write nothing")
-
-    command = _command(commands, "inspect", _inspect, "σ, signal-to-noise ratio and KL of each parameter")
-    command.add_argument("file", type=Path, help="a file that bnnify wrote")
-    command.add_argument("--json", action="store_true", help="as JSON")
-    command.add_argument("--plot", type=Path, metavar="PNG", help="draw signal-to-noise ratios and the pruning curve")
-
-    command = _command(commands, "collapse", _collapse, "write the posterior mean as a checkpoint like the original")
-    command.add_argument("file", type=Path, help="a file that bnnify wrote")
-    _add_output(command, "name.collapsed with the original's ending")
-
-    command = _command(commands, "prune", _prune, "set the weights with the least |μ|/σ to zero")
-    command.add_argument("file", type=Path, help="a file that bnnify wrote")
-    command.add_argument("fraction", type=float, help="of the Bayesian weights, from 0 to 1")
-    command.add_argument("--per-layer", action="store_true", help="of each parameter, rather than of all together")
-    _add_output(command, "name.pruned.bnn.pt")
-
-    command = _command(commands, "demo", _demo, "convert and fine-tune a small network that comes with bnnify")
-    command.add_argument("--picture", type=Path, metavar="PNG", help="draw what the network is unsure of")
-    return parser
-
-
-def _command(commands: Any, name: str, run: Callable[[Any], None], description: str) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = commands.add_parser(
-        name,
-        help=description,
-        description=f"{description[0].upper()}{description[1:]}.",
-        epilog=_EXAMPLES[name],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    _add_habits(command, dict.fromkeys(("quiet", "debug"), argparse.SUPPRESS))
-    command.set_defaults(run=run)
-    return command
-
-
-def _add_habits(parser: argparse.ArgumentParser, defaults: Mapping[str, Any]) -> None:
-    """The options that may stand before the command's name as well as after it."""
-    quiet, debug = "print nothing but errors", "show the traceback of an error"
-    parser.add_argument("-q", "--quiet", action="store_true", default=defaults["quiet"], help=quiet)
-    parser.add_argument("--debug", action="store_true", default=defaults["debug"], help=debug)
-
-
-def _add_output(command: argparse.ArgumentParser, default: str) -> None:
-    command.add_argument("-o", "--output", type=Path, help=f"the file to write; default: {default}")
-    command.add_argument("--force", action="store_true", help="write over an existing file")
 
 
 def _convert(options: argparse.Namespace) -> None:

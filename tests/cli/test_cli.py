@@ -28,11 +28,13 @@ def model(tmp_path, monkeypatch):
     (tmp_path / "my_models.py").write_text(
         "from torch import nn\n\n"
         "def small(width=3):\n    return nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 2))\n\n"
-        "number = int\n"
+        "number = int\n\n"
+        "def stopping():\n    raise ValueError('No.')\n"
     )
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
     torch.save({"state_dict": model.state_dict(), "epoch": 1}, tmp_path / "model.pt")
+    bnnify.save(bnnify.convert(model), tmp_path / "own.bnn.pt")
     monkeypatch.chdir(tmp_path)
     yield model
     sys.modules.pop("my_models", None)
@@ -233,7 +235,10 @@ def test_prune_sets_weights_to_zero_for_good(model, capsys):
     ("change", "message"),
     [
         ({"checkpoint": "absent.pt"}, "absent.pt"),
+        ({"checkpoint": "own.bnn.pt"}, "is Bayesian already. bnnify.load makes that model, `bnnify-cli inspect`"),
         ({"--model": "absent:small"}, "No module named 'absent'"),
+        ({"--model": "absent"}, "--model absent does not say what makes the model. Give package.module:factory"),
+        ({"--model": "my_models:stopping"}, "ValueError: No. Give package.module:factory"),
         ({"--model": "my_models:absent"}, "Cannot make a model with --model my_models:absent"),
         ({"--model": "my_models:number"}, "made a int, not a torch.nn.Module"),
         ({"--model": "torch.nn:Identity"}, "Identity"),
@@ -253,6 +258,7 @@ def test_errors_are_one_line_and_leave_no_file(model, tmp_path, capsys, change, 
     assert message in error
     assert error.startswith("bnnify-cli: ")
     assert error.count("\n") == 1
+    assert ".." not in error
     assert there(tmp_path) == before
 
 
@@ -310,11 +316,17 @@ def test_a_wrong_command_line_exits_with_two(capsys):
         assert capsys.readouterr().out == ""
 
 
-def test_help_has_an_example(capsys):
-    for command in ["convert", "inspect", "collapse", "prune", "demo"]:
-        with pytest.raises(SystemExit, match="0"):
-            main([command, "--help"])
-        assert f"  bnnify-cli {command}" in capsys.readouterr().out
+def test_a_sigma_that_is_a_number_but_none_that_can_be_is_refused_as_a_number(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["convert", "model.pt", "--std", "-1"])
+    assert "must be a positive, finite number, not -1.0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["convert", "inspect", "collapse", "prune", "demo"])
+def test_help_has_an_example(command, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    assert f"  bnnify-cli {command}" in capsys.readouterr().out
 
 
 def run(*arguments, code="", **options):

@@ -71,4 +71,6 @@ def library_named(name: str) -> tuple[Any, str]:
         root = importlib.import_module(name)
         return (importlib.import_module("torchvision.models") if name == "torchvision" else root), root.__version__
     except Exception as error:  # not only ImportError: a build for another torch fails with a RuntimeError
-        raise CheckpointError(f"{name} has the model's builder and cannot be imported: {error}") from error
+        raise CheckpointError(
+            f"{name} has the model's builder and cannot be imported: {str(error).rstrip('.')}."
+        ) from error

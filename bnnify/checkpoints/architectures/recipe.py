@@ -139,7 +139,7 @@ class Recipe:
                 model = _BUILD[self.library](self.builder, dict(self.arguments))
         except Exception as error:
             reason = str(error).partition("\n")[0][:200]
-            raise CheckpointError(f"{self} cannot be made: {type(error).__name__}: {reason}") from error
+            raise CheckpointError(f"{self} cannot be made: {type(error).__name__}: {reason.rstrip('.')}.") from error
         if self.in_channels is not None:
             _adapt_input(model, self.in_channels, str(self))
         return model

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...errors import CheckpointError
+from ...errors import CheckpointError, MissingLibraryError
 from .shapes import abridged, printable
 
 # They change which code is run, or where it comes from, and nothing about the weights.
@@ -93,9 +93,14 @@ def _class_of(config: Mapping[str, Any]) -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise CheckpointError("The library transformers is missing. Install it: pip install transformers") from error
+        raise MissingLibraryError("The model needs transformers: pip install transformers.") from error
     architectures = config.get("architectures")
-    name = architectures[0] if isinstance(architectures, list) and architectures else None
+    if not isinstance(architectures, list) or not architectures:
+        raise CheckpointError(
+            "config.json does not name the model's class: it has no `architectures`. Write it there, as in "
+            '"architectures": ["GPT2LMHeadModel"], or make the model yourself and pass --model.'
+        )
+    name = architectures[0]
     cls = getattr(transformers, name, None) if isinstance(name, str) and name.isidentifier() else None
     if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
         raise CheckpointError(
@@ -147,7 +152,7 @@ def _explained(cls: Any) -> Iterator[None]:
     except CheckpointError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split())[:300].rstrip(".")
         raise CheckpointError(
             f"transformers cannot make a {cls.__name__} from config.json: {type(error).__name__}: {reason}. Make the "
             "model yourself and pass --model."

@@ -1,5 +1,5 @@
 """Files of other people: read without running anything in them, and written back as they were."""
 
-__all__ = ["Foreign", "read", "write"]
+__all__ = ["Checkpoint", "read", "write"]
 
-from .read_write import Foreign, read, write
+from .read_write import Checkpoint, read, write

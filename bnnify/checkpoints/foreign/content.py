@@ -1,6 +1,6 @@
 """What a checkpoint holds, and where in what was unpickled the weights are."""
 
-__all__ = ["Foreign", "from_content"]
+__all__ = ["Checkpoint", "from_content"]
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from .records import is_module, modules_as_state_dicts, plain
 
 
 @dataclass(frozen=True)
-class Foreign:
+class Checkpoint:
     """What a checkpoint of somebody else holds.
 
     Attributes:
@@ -44,7 +44,7 @@ class Foreign:
         return [name for name, value in mapping.items() if isinstance(value, Tensor)]
 
 
-def from_content(content: Any, kind: str, key: str | None, names: Collection[str] | None) -> Foreign:
+def from_content(content: Any, kind: str, key: str | None, names: Collection[str] | None) -> Checkpoint:
     """The weights in what was unpickled: a module, or a state_dict somewhere in it.
 
     Where the model is known, only the tensors of a pickled module are needed, and its class may be anybody's.
@@ -62,14 +62,14 @@ def from_content(content: Any, kind: str, key: str | None, names: Collection[str
             others = {name: other for name, other in content.items() if name != place[0]} if place else {}
             rest, left_out = plain(others)
             state_dict = module.state_dict()
-            return Foreign(state_dict, Layout(kind, place, "", tuple(state_dict)), rest, module, left_out=left_out)
+            return Checkpoint(state_dict, Layout(kind, place, "", tuple(state_dict)), rest, module, left_out=left_out)
     return _found(content, kind, key, names)
 
 
-def _found(content: Any, kind: str, key: str | None, names: Collection[str] | None) -> Foreign:
+def _found(content: Any, kind: str, key: str | None, names: Collection[str] | None) -> Checkpoint:
     state_dict, layout, rest = find(content, kind, key, names)
     rest, left_out = plain(rest)
-    return Foreign(state_dict, layout, rest, left_out=left_out)
+    return Checkpoint(state_dict, layout, rest, left_out=left_out)
 
 
 def _place_of_module(content: Any, key: str | None) -> tuple[str, ...] | None:

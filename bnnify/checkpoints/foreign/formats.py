@@ -1,6 +1,14 @@
 """The file formats that hold tensors: torch's zip files, its older files, and safetensors."""
 
-__all__ = ["OpenFile", "import_safetensors", "is_safetensors", "read_legacy", "read_safetensors", "read_zip"]
+__all__ = [
+    "SAFETENSORS_METADATA",
+    "OpenFile",
+    "import_safetensors",
+    "is_safetensors",
+    "read_legacy",
+    "read_safetensors",
+    "read_zip",
+]
 
 import io
 import json
@@ -17,6 +25,7 @@ from .archive import Archive, Refusal
 from .records import record_in
 from .unpickler import Unpickler, View
 
+SAFETENSORS_METADATA = "__metadata__"
 _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
 _MAX_HEADER = 16 << 20

@@ -1,6 +1,6 @@
 """Where a state_dict stands in a checkpoint, and how to put one back there."""
 
-__all__ = ["Layout", "find", "has_state_dict", "put_back"]
+__all__ = ["Layout", "find", "has_state_dict", "is_dense", "place_of", "put_back"]
 
 import copy
 from collections import OrderedDict
@@ -91,9 +91,10 @@ def put_back(layout: Layout, state_dict: Mapping[str, Any], rest: Mapping[str, A
     """What :func:`find` found ``state_dict`` in: the reverse of it."""
     added = [name for name in state_dict if name not in set(layout.names) and not name.endswith(_COUNT)]
     names = [name for name in layout.names if name in state_dict]
-    given = {_place(state_dict[name]) for name in names}
+    given = {place_of(state_dict[name]) for name in names}
     for name in added:
-        if (place := _place(state_dict[name])) not in given:  # else it is another name of a tied parameter
+        place = place_of(state_dict[name])
+        if place is None or place not in given:  # else it is another name of a tied parameter
             names.append(name)
             given.add(place)
     others: Any = rest
@@ -119,14 +120,15 @@ def _candidates(
         return
     seen.add(id(content))
     values = content.items()
-    if any(map(_is_dense, content.values())) and all(is_weight(*item) for item in values):
+    if any(map(is_dense, content.values())) and all(is_weight(*item) for item in values):
         yield path, content
     elif len(path) < _MAX_DEPTH:
         for name, value in values:
             yield from _candidates(value, (*path, name), seen)
 
 
-def _is_dense(value: Any) -> bool:
+def is_dense(value: Any) -> bool:
+    """Tell whether ``value`` is a tensor of the usual kind, whose elements stand in memory as they are."""
     return isinstance(value, Tensor) and value.layout == torch.strided
 
 
@@ -174,10 +176,10 @@ def _fits(found: Mapping[str, Any], names: Collection[str]) -> bool:
     return all(prefix + name in found for name in names if not name.endswith(_COUNT))
 
 
-def _place(tensor: Any) -> Any:
-    """What two names of one tied parameter have in common."""
-    if not _is_dense(tensor) or tensor.numel() == 0:
-        return object()
+def place_of(tensor: Any) -> tuple[Any, ...] | None:
+    """Return what the names of one tied parameter have in common; None for what takes no place in memory."""
+    if not is_dense(tensor) or tensor.numel() == 0:
+        return None
     return tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride()
 
 

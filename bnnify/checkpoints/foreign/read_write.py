@@ -1,6 +1,6 @@
 """Reading any checkpoint safely, and writing a plain state_dict back as it was found."""
 
-__all__ = ["Foreign", "not_finite", "read", "write"]
+__all__ = ["Checkpoint", "not_finite", "read", "write"]
 
 import math
 import os
@@ -19,11 +19,18 @@ from ..atomic import replace_atomically
 from . import hugging_face as folder
 from . import program_file
 from .archive import Archive, Refusal
-from .content import Foreign, from_content
-from .formats import OpenFile, import_safetensors, is_safetensors, read_legacy, read_safetensors, read_zip
+from .content import Checkpoint, from_content
+from .formats import (
+    SAFETENSORS_METADATA,
+    OpenFile,
+    import_safetensors,
+    is_safetensors,
+    read_legacy,
+    read_safetensors,
+    read_zip,
+)
 from .layout import Layout, find, put_back
 
-_SAFETENSORS_METADATA = "__metadata__"
 # What a file of another kind begins with, and what to do about it.
 _OTHER_FILES = {
     b"version https://git-lfs": "it is a Git LFS pointer, not the weights. Run: git lfs pull",
@@ -46,7 +53,7 @@ def read(
     key: str | None = None,
     names: Collection[str] | None = None,
     trust: bool = False,
-) -> Foreign:
+) -> Checkpoint:
     """Read a checkpoint of unknown origin.
 
     A state_dict or a training checkpoint that torch.save wrote in any of its formats; a pickled module, of torch or
@@ -101,7 +108,7 @@ def write(path: str | os.PathLike[str], layout: Layout, state_dict: Mapping[str,
         content = put_back(layout, state_dict, rest)
         if layout.kind == "safetensors":
             safetensors = import_safetensors()
-            metadata = content.pop(_SAFETENSORS_METADATA, None)
+            metadata = content.pop(SAFETENSORS_METADATA, None)
             with replace_atomically(path) as file:
                 safetensors.torch.save_file(_unshared(content), file.name, metadata)
         else:
@@ -127,14 +134,14 @@ def _is_finite(tensor: Tensor) -> bool:
     return all(map(math.isfinite, (bound.item() for bound in torch.aminmax(tensor.detach()))))
 
 
-def _read_file(path: Path, key: str | None, names: Collection[str] | None, trust: bool) -> Foreign:
+def _read_file(path: Path, key: str | None, names: Collection[str] | None, trust: bool) -> Checkpoint:
     with OpenFile(path) as source:
         head = source.head(64)
         # First, because the length with which it begins may happen to begin as one of the others does.
         if path.suffix == ".safetensors" or is_safetensors(source):
             tensors, metadata = read_safetensors(source)
             state_dict, layout, rest = find(tensors, "safetensors", key, names)
-            return Foreign(state_dict, layout, {**rest, _SAFETENSORS_METADATA: metadata} if metadata else rest)
+            return Checkpoint(state_dict, layout, {**rest, SAFETENSORS_METADATA: metadata} if metadata else rest)
         if head.startswith(b"PK"):
             return _read_archive(source, key, names, trust)
         if head.startswith(b"\x80"):
@@ -148,12 +155,12 @@ def _read_file(path: Path, key: str | None, names: Collection[str] | None, trust
     )
 
 
-def _read_archive(source: OpenFile, key: str | None, names: Collection[str] | None, trust: bool) -> Foreign:
+def _read_archive(source: OpenFile, key: str | None, names: Collection[str] | None, trust: bool) -> Checkpoint:
     archive = Archive(source.file, source.size)
     if program_file.is_program(archive):
         module = program_file.read_program(source, archive, trust)
         state_dict = module.state_dict()
-        return Foreign(state_dict, Layout("torch", (), "", tuple(state_dict)), {}, module)
+        return Checkpoint(state_dict, Layout("torch", (), "", tuple(state_dict)), {}, module)
     if "data.pkl" not in archive:
         raise Refusal("it is a zip archive, but torch.save did not write it. Extract the checkpoint from it first.")
     content = _unpickle_freely(source.path) if trust else read_zip(source, archive)
@@ -173,7 +180,7 @@ def _read_shards(
     names: Collection[str] | None,
     trust: bool,
     config: Mapping[str, Any] | None,
-) -> Foreign:
+) -> Checkpoint:
     """One state_dict from several files, each of which has the names that the index says."""
     tensors: dict[str, Tensor] = {}
     kind = "torch"
@@ -183,15 +190,15 @@ def _read_shards(
             # The names are needed as they stand in the file.
             part = _read_file(path, None, (), trust)
         kind = part.layout.kind
-        metadata = part.rest.get(_SAFETENSORS_METADATA)
+        metadata = part.rest.get(SAFETENSORS_METADATA)
         for name in part.state_dict if expected is None else expected:
             if name not in part.state_dict:
                 raise Refusal(f"its shard `{path.name}` lacks `{name}`. Get the files again.")
             tensors[name] = part.state_dict[name]
     state_dict, layout, rest = find(tensors, kind, key, names)
     if metadata:
-        rest = {**rest, _SAFETENSORS_METADATA: metadata}
-    return Foreign(state_dict, layout, rest, None, config)
+        rest = {**rest, SAFETENSORS_METADATA: metadata}
+    return Checkpoint(state_dict, layout, rest, None, config)
 
 
 def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -215,7 +222,7 @@ def _explained(path: Path, verb: str = "read") -> Iterator[None]:
     except Refusal as refusal:
         raise CheckpointError(_one_line(f"Cannot {verb} `{path}`: {refusal}")) from refusal
     except Exception as error:
-        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200].rstrip('.')}"
         if verb == "read":
             # What garbage leads to is without number: a damaged file is as good an explanation as the file deserves.
             reason = f"it is damaged or not a checkpoint ({reason}). Get the file again, or save model.state_dict()"

@@ -1,0 +1,115 @@
+"""What one of bnnify's own files holds: tensors, how they are Bayesian, and where they came from."""
+
+__all__ = ["Origin", "PosteriorFile"]
+
+import copy
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..distributions.gaussian import has_pruned
+from ..draws.companions import INITIAL_STD, PRIOR_MEAN, RHO, PriorMean
+from ..model import BayesianModel
+from ..modules.class_change import NewPosterior, become_bayesian
+from ..modules.parameters import companions_of
+from ..modules.settings import PosteriorState, Settings
+from .architectures.recipe import Recipe
+from .foreign.layout import Layout, place_of
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the weights of a converted model came from, so that a file of the same kind can be given back.
+
+    Attributes:
+        recipe: How to make the model again; None where only its author can.
+        config: The ``config.json`` of a Hugging Face model, from which transformers makes it.
+        layout: How the file was laid out that held the weights.
+        rest: What else that file held, such as the state of an optimizer.
+        notes: What the user should know of how the file was read; not written to files.
+    """
+
+    recipe: Recipe | None = None
+    config: Mapping[str, Any] | None = None
+    layout: Layout | None = None
+    rest: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PosteriorFile:
+    """What a file of bnnify's holds.
+
+    Attributes:
+        path: The file.
+        state_dict: The original names plus ``*_rho``, ``*_prior_mean`` and ``*_initial_std``.
+        settings: How each Bayesian parameter is Bayesian, by name.
+        origin: Where the weights came from.
+    """
+
+    path: str | os.PathLike[str]
+    state_dict: dict[str, Tensor]
+    settings: dict[str, Settings]
+    origin: Origin
+
+    @property
+    def plain_state_dict(self) -> dict[str, Tensor]:
+        """Return the posterior means and everything that is not Bayesian, under the original names."""
+        derived = {name + ending for name, each in self.settings.items() for ending in companions_of(each)}
+        plain = copy.copy(self.state_dict)  # unlike a new dict, with what torch notes about the versions of the modules
+        for name in derived & plain.keys():
+            del plain[name]
+        return plain
+
+    def parameters_alone(self) -> BayesianModel:
+        """Make modules without a forward that hold the Bayesian parameters, for what needs no architecture.
+
+        They share their values with :attr:`state_dict`: pruning the one prunes the other. A prior mean that shares its
+        memory with the mean, as in a file that the command wrote, is copied there.
+        """
+        root, shared = nn.Module(), dict[tuple[Any, ...], nn.Parameter]()
+        for name in self.settings:
+            prior_mean = self.state_dict.get(name + PRIOR_MEAN)
+            if prior_mean is not None and place_of(prior_mean) == place_of(self.state_dict[name]):
+                self.state_dict[name + PRIOR_MEAN] = prior_mean.clone()
+
+        def parameter(name: str) -> nn.Parameter | None:
+            tensor = self.state_dict.get(name)
+            if tensor is None:
+                return None
+            return shared.setdefault(place_of(tensor) or (name,), nn.Parameter(tensor, requires_grad=False))
+
+        posteriors: dict[nn.Module, dict[str, NewPosterior]] = {}
+        for name, settings in self.settings.items():
+            path, _, attribute = name.rpartition(".")
+            module = _submodule(root, path)
+            module.register_parameter(attribute, parameter(name))
+            found = {ending: parameter(name + ending) for ending in settings.posterior.companions}
+            companions = {ending: value for ending, value in found.items() if value is not None}
+            prior_mean = parameter(name + PRIOR_MEAN)
+            initial_std = self.state_dict.get(name + INITIAL_STD, torch.tensor([math.nan]))
+            posteriors.setdefault(module, {})[attribute] = NewPosterior(
+                settings,
+                companions,
+                None if prior_mean is None else PriorMean(prior_mean.data),
+                initial_std if settings.prior.needs_initial_std else None,
+                PosteriorState(RHO in companions and has_pruned(companions[RHO])),
+            )
+        for module, new in posteriors.items():
+            become_bayesian(module, new)
+        return BayesianModel(root)
+
+
+def _submodule(root: nn.Module, path: str) -> nn.Module:
+    """Return the submodule of ``root`` at a dotted path, which is made of empty modules where it is not there."""
+    module = root
+    for part in path.split(".") if path else ():
+        if part not in module._modules:
+            module.add_module(part, nn.Module())
+        module = module.get_submodule(part)
+    return module

@@ -1,0 +1,44 @@
+"""The places of a model in which parameters and buffers stand; a tied one has several."""
+
+__all__ = ["TensorPlace", "places_of", "put"]
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..modules.bayesian_class import allow_replacement
+
+
+@dataclass(frozen=True)
+class TensorPlace:
+    """Where a parameter or buffer stands: a module, an attribute of it, and a name of the two together."""
+
+    module: nn.Module
+    attribute: str
+    name: str
+
+    @property
+    def tensor(self) -> Any:
+        """Return what stands there now."""
+        return self.module._parameters.get(self.attribute, self.module._buffers.get(self.attribute))
+
+
+def places_of(root: nn.Module) -> dict[Tensor, list[TensorPlace]]:
+    """Map every parameter and buffer of ``root`` to its places, one for each of its names."""
+    places: dict[Tensor, list[TensorPlace]] = {}
+    for prefix, module in root.named_modules(remove_duplicate=False):
+        for attribute, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None:
+                place = TensorPlace(module, attribute, f"{prefix}.{attribute}".removeprefix("."))
+                places.setdefault(tensor, []).append(place)
+    return places
+
+
+def put(places: Iterable[TensorPlace], tensor: Any) -> None:
+    """Let all places hold ``tensor``, as places of a tied one do."""
+    for place in places:
+        if place.tensor is not tensor:
+            with allow_replacement(place.module):
+                setattr(place.module, place.attribute, tensor)
