@@ -13,7 +13,6 @@ from .checks import check_module
 from .distributions.initial_std import DEFAULT_POSTERIOR_STD, NamedPosteriorStd, PosteriorStd
 from .distributions.prior import Prior
 from .distributions.priors import Pretrained
-from .draws.estimators import DEFAULT
 from .errors import ConversionError
 from .model import BayesianModel
 from .modules.class_change import NewPosterior, become_bayesian, become_plain, recompute_on_read
@@ -22,7 +21,6 @@ from .modules.conversion_report import conversion_report, nothing_to_convert, re
 from .modules.estimator_choice import fit_estimators
 from .modules.holders import Holder, holders_by_parameter
 from .modules.initial_posterior import initial_posterior
-from .modules.mean_field import MeanField
 from .modules.parameters import is_bayesian, is_derived
 from .modules.posterior import PosteriorFamily
 from .modules.present_posteriors import present_posterior, refuse_changes
@@ -39,8 +37,8 @@ from .modules.selection import (
 from .modules.settings import Settings, slots_of
 from .report import Reason
 
-DEFAULT_PRIOR = Pretrained()
-DEFAULT_POSTERIOR = MeanField()
+DEFAULTS = Settings(Pretrained(), DEFAULT_POSTERIOR_STD)
+"""The settings of a parameter for which no option was given."""
 
 
 def convert(
@@ -63,9 +61,10 @@ def convert(
 
     Args:
         model: Any module, on any device. It is deep-copied unless ``inplace``.
-        select: What to convert instead: a glob, a list of globs, or ``(qualified_name, module) -> bool``. A glob that
-            matches a module (``"layer4"``, ``"encoder.*"``) takes the layers in it; one that matches a parameter
-            (``"fc.weight"``, ``"*.scale"``) takes exactly that parameter, whatever holds it, frozen or not.
+        select: The layers or parameters to convert instead: a glob, a list of globs, or
+            ``(qualified_name, module) -> bool``. A glob that matches a module (``"layer4"``, ``"encoder.*"``) takes the
+            layers in it; one that matches a parameter (``"fc.weight"``, ``"*.scale"``) takes exactly that parameter,
+            whatever holds it, frozen or not.
         exclude: A glob or a list of globs: what to leave alone of what would be converted. Default: ``()``, nothing.
         prior: p(w). Default: ``Pretrained()``, centred on the pretrained weights, which holds each weight near where it
             is. A layer whose weights are not trained yet, such as a new head, needs one with room:
@@ -73,7 +72,7 @@ def convert(
         posterior_std: How σ starts: a number, ``Relative(fraction)``, ``Moped(delta)``, or a ``FisherStd``, which is
             made from data or from Adam's state. Default: ``Relative(0.2, full_width=32)``, a fifth of each tensor's rms
             and less for layers of few units.
-        posterior: What stands beside the mean. ``Point()`` is nothing: there is no noise, and ``-log p(w)`` takes the
+        posterior: The family of q(w). ``Point()`` is all at the mean: there is no noise, and ``-log p(w)`` takes the
             place of the KL, so that training finds the maximum a posteriori. Default: ``MeanField()``.
         estimator: Where the noise is put: ``"reparameterization"``, one weight sample per forward; ``"local"``, on each
             element of the output; ``"flipout"``, a weight sample with random signs for each example. These two are
@@ -116,22 +115,16 @@ def convert(
     if not chosen and (not already or select is not None or any(value is not UNSET for value in given.values())):
         raise ConversionError(nothing_to_convert(root, why_not))
     found: dict[str, dict[Tensor, Any]] = {option: resolve(option, value, chosen) for option, value in given.items()}
-    asked = {p: found["estimator"].get(p, already[p].estimator if p in already else DEFAULT) for p in chosen}
-    families = {
-        p: found["posterior"].get(p, already[p].posterior if p in already else DEFAULT_POSTERIOR) for p in chosen
-    }
-    estimators = fit_estimators(asked, chosen, families, estimator)
-    refuse_changes(already, holders, why_not, found, estimators)
-    wanted = {
-        parameter: Settings(
-            found["prior"].get(parameter, DEFAULT_PRIOR),
-            found["posterior_std"].get(parameter, DEFAULT_POSTERIOR_STD),
-            estimators[parameter][0],
-            families[parameter],
-            fallback_reason=estimators[parameter][1],
+    settings = {
+        parameter: replace(
+            already.get(parameter, DEFAULTS),
+            **{option: values[parameter] for option, values in found.items() if parameter in values},
         )
-        for parameter in chosen.keys() - already.keys()
+        for parameter in chosen
     }
+    fitted = fit_estimators(settings, chosen, estimator)
+    refuse_changes(already, holders, why_not, found, fitted)
+    wanted = {parameter: fitted[parameter] for parameter in chosen.keys() - already.keys()}
     return _convert(model, root, holders, wanted, why_not, strict)
 
 
@@ -151,13 +144,7 @@ def convert_with(model: nn.Module, settings: Mapping[str, Settings], *, inplace:
     chosen: dict[Tensor, Settings] = {}
     for name, each in settings.items():
         chosen.setdefault(by_name[name], each)  # of a tied one the first name counts
-    asked = {parameter: each.estimator for parameter, each in chosen.items()}
-    families = {parameter: each.posterior for parameter, each in chosen.items()}
-    estimators = fit_estimators(asked, {parameter: holders[parameter] for parameter in chosen}, families)
-    wanted = {
-        parameter: replace(each, estimator=estimators[parameter][0], fallback_reason=estimators[parameter][1])
-        for parameter, each in chosen.items()
-    }
+    wanted = fit_estimators(chosen, holders)
     not_selected = WhyNot(Reason.NOT_SELECTED, Reason.NOT_SELECTED.value)
     return _convert(model, root, holders, wanted, dict.fromkeys(holders, not_selected), strict=False)
 

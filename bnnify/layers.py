@@ -73,7 +73,7 @@ class LinearReparameterization(_Reparameterization, bayesian_class(nn.Linear, _B
             deviation). Default: ``1.0``.
         posterior_mu_init: The means start as N(posterior_mu_init, 0.1²). Default: ``0.0``.
         posterior_rho_init: ρ starts as N(posterior_rho_init, 0.1²). Default: ``-3.0``.
-        bias: Whether there is a bias, Bayesian too. Default: ``True``.
+        bias: Have a bias, Bayesian too. Default: ``True``.
 
     Shape:
         Input ``(*, in_features)``; returns an output ``(*, out_features)`` and the KL, a scalar in nats.

@@ -91,7 +91,7 @@ class Moped:
 
 @dataclass(frozen=True)
 class Constant:
-    """The same σ for every weight; a bare number given as ``posterior_std`` means this."""
+    """σ = std for every weight; a bare number given as ``posterior_std`` means this."""
 
     std: float
 

@@ -25,7 +25,7 @@ class DrawnNetwork(Protocol):
     Attributes:
         table: The mean and the sample of each parameter, by the :class:`~bnnify.draws.slot.Active` of the place.
         forward_of: The module for one forward of which it was made, if any.
-        may_run_again: Whether a parameter was read in a region that may be run again in backward.
+        may_run_again: True once a parameter was read in a region that may be run again in backward.
         outputs_without_graph: Those that were computed while it was in effect.
     """
 
@@ -42,7 +42,7 @@ class Entered:
         draw: The draw that was entered.
         number: Later ones have higher numbers.
         token: Belongs to the context in which it was entered; None after it was left.
-        is_left: Whether it was left from another context, as by the task that closes an abandoned generator.
+        is_left: True once it was left from another context, as by the task that closes an abandoned generator.
         undo: Called on leaving.
     """
 

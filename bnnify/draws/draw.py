@@ -55,7 +55,7 @@ class Draw:
             backward pass. Default: none.
         forward_of: The module for one forward of which the draw is made; it leaves a parameter for which another draw
             is already in effect to that draw. Default: none, and the draw covers all parameters.
-        traced: Whether the code that enters the draw is being compiled, with the draw in its graph. It has to say so
+        traced: True if the code that enters the draw is being compiled, with the draw in its graph. It has to say so
             itself: where the compiler gives up on that code, it still compiles what is called from there. Default:
             whether this call is being compiled.
     """

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..torch_internals import in_transform
-from .sharding import sharded_noise
+from .sharding import is_distributed, sharded_noise
 
 
 def noise_like(tensor: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -14,7 +14,7 @@ def noise_like(tensor: Tensor, generator: torch.Generator | None = None) -> Tens
 
     The random numbers are those of ``generator``, on the device of the tensor. Default: ``None``, the program's own.
     """
-    if hasattr(tensor, "full_tensor"):
+    if is_distributed(tensor):
         return sharded_noise(tensor, generator)
     if torch.compiler.is_compiling():
         # Contiguous, whatever strides the compiler gives the tensor: see below.

@@ -19,7 +19,7 @@ class Replay:
 
     Attributes:
         draws: The draws that were in effect in the forward, the innermost last.
-        number: What was entered under a higher number than this came later, in the backward pass itself.
+        number: Draws with a higher number were entered later, in the backward pass itself.
     """
 
     def __init__(self) -> None:

@@ -1,12 +1,17 @@
 """Sharded parameters (FSDP2 and other DTensors): their noise, and the forms in which they are read."""
 
-__all__ = ["is_sharding", "is_unsharded_form", "reshard", "sharded_noise", "unsharded"]
+__all__ = ["is_distributed", "is_sharding", "is_unsharded_form", "reshard", "sharded_noise", "unsharded"]
 
 import weakref
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+
+
+def is_distributed(tensor: Any) -> bool:
+    """Tell, without importing DTensor, whether ``tensor`` is one."""
+    return hasattr(tensor, "full_tensor")
 
 
 def sharded_noise(tensor: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -33,7 +38,7 @@ def sharded_noise(tensor: Tensor, generator: torch.Generator | None = None) -> T
 def is_unsharded_form(value: Tensor, mean: Tensor) -> bool:
     """Tell whether FSDP has put the gathered parameter in the place of the sharded one that was sampled."""
     return (
-        hasattr(mean, "full_tensor")
+        is_distributed(mean)
         and isinstance(value, nn.Parameter)
         and getattr(value, "device_mesh", None) != mean.device_mesh  # type: ignore[attr-defined]
         and value.shape == mean.shape

@@ -28,7 +28,7 @@ class Active(threading.local):
             share one graph, and before each call: the compiler takes a property that is implemented in C for an
             attribute, which it neither looks into nor takes for a constant.
         traced: The entry of a draw that is made in compiled code; None everywhere else.
-        replaced: Whether a read found another value in the place of the parameter.
+        replaced: True once a read found another value in the place of the parameter.
     """
 
     entry = property(_Lookup().__getitem__)

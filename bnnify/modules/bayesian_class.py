@@ -14,6 +14,7 @@ from torch.fx import GraphModule
 
 from ..draws.companions import INITIAL_STD
 from ..draws.estimators import ESTIMATORS, check_input
+from ..draws.sharding import is_distributed
 from ..draws.slot import unsampled
 from ..errors import DrawError
 from ..torch_internals import FLAT_WEIGHTS
@@ -98,7 +99,7 @@ def _make_class(
         if name in slots_of(self) and before is not None and before is not parameter:
             if parameter is None:  # a bias that is done away with
                 remove_companions(self, name)
-            elif not hasattr(parameter, "full_tensor"):  # as which tensor parallelism puts it here, in pieces
+            elif not is_distributed(parameter):  # as which tensor parallelism puts it here, in pieces
                 _refuse_replacement(self, name)
         plain.register_parameter(self, name, parameter)
 

@@ -3,6 +3,7 @@
 __all__ = ["fit_estimators"]
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -10,45 +11,45 @@ from ..draws.estimators import DEFAULT, ESTIMATORS
 from ..errors import ConversionError
 from .holders import Holder
 from .known_forwards import known_forward
-from .posterior import PosteriorFamily, as_posterior
+from .posterior import as_posterior
 from .selection import UNSET, Setting, resolve
-from .settings import slots_of
+from .settings import Settings, slots_of
 
 
 def fit_estimators(
-    asked: Mapping[Tensor, str],
-    chosen: Mapping[Tensor, Sequence[Holder]],
-    posteriors: Mapping[Tensor, PosteriorFamily],
-    given: Setting[str] = UNSET,
-) -> dict[Tensor, tuple[str, str]]:
+    settings: Mapping[Tensor, Settings], holders: Mapping[Tensor, Sequence[Holder]], given: Setting[str] = UNSET
+) -> dict[Tensor, Settings]:
     """Choose the estimator of each parameter; with it comes the reason, if it is not the one that was asked for.
 
     Args:
-        asked: The estimator that each chosen parameter should have.
-        chosen: The parameters that are to be Bayesian, each with every place that holds it.
-        posteriors: The posterior that each of them gets.
-        given: The option from which they come, in which no glob may be useless. Default: none was given.
+        settings: The settings that were asked for, of the parameters that are to be Bayesian.
+        holders: Every place that holds a parameter, of these and of others.
+        given: The option from which the estimators come, in which no glob may be useless. Default: none was given.
 
     Raises:
         ConversionError: An estimator is unknown, or a glob names it for nothing but what cannot have it.
     """
-    for estimator in asked.values():
+    chosen = {parameter: holders[parameter] for parameter in settings}
+    for parameter, wanted in settings.items():
+        estimator, posterior = wanted.estimator, wanted.posterior
         if not isinstance(estimator, str) or estimator not in ESTIMATORS:
             hint = " A point is a posterior: posterior=bnnify.Point()." if estimator == "point" else ""
             raise ConversionError(
                 f"Unknown estimator {estimator!r}: known are {', '.join(map(repr, ESTIMATORS))}.{hint}"
             )
-    for parameter, posterior in posteriors.items():
-        if ESTIMATORS[asked[parameter]] is not None and not as_posterior(posterior).allows_estimators:
+        if ESTIMATORS[estimator] is not None and not as_posterior(posterior).allows_estimators:
             raise ConversionError(
-                f"Cannot use estimator={asked[parameter]!r} for `{chosen[parameter][0].names[0]}`, which has "
+                f"Cannot use estimator={estimator!r} for `{chosen[parameter][0].names[0]}`, which has "
                 f"posterior={posterior}: it is for MeanField() alone. Give it {DEFAULT!r}."
             )
+    asked = {parameter: wanted.estimator for parameter, wanted in settings.items()}
     why_not = {parameter: _why_not(parameter, asked, chosen) for parameter in chosen}
     if isinstance(given, Mapping):
         _refuse_useless(given, why_not, chosen)
     return {
-        parameter: (DEFAULT, f"{asked[parameter]}: {reason}") if reason else (asked[parameter], "")
+        parameter: replace(settings[parameter], estimator=DEFAULT, fallback_reason=f"{asked[parameter]}: {reason}")
+        if reason
+        else replace(settings[parameter], fallback_reason="")
         for parameter, reason in why_not.items()
     }
 

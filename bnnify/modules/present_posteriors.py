@@ -32,7 +32,7 @@ def refuse_changes(
     holders: Mapping[Tensor, Sequence[Holder]],
     why_not: Mapping[Tensor, WhyNot | None],
     found: Mapping[str, Mapping[Tensor, Any]],
-    estimators: Mapping[Tensor, tuple[str, str]],
+    fitted: Mapping[Tensor, Settings],
 ) -> None:
     """Refuse an option that would change the posterior of a parameter that is Bayesian already.
 
@@ -50,7 +50,7 @@ def refuse_changes(
             option, has = "posterior_std", "a σ, which has had its start"
         elif parameter in found["posterior"] and _differ(found["posterior"][parameter], own.posterior):
             option, has = "posterior", f"posterior={own.posterior}"
-        elif parameter in found["estimator"] and estimators[parameter][0] != own.estimator:
+        elif parameter in found["estimator"] and fitted[parameter].estimator != own.estimator:
             option, has = "estimator", f"estimator={own.estimator!r}"
         if has:
             cls = plain_class(type(place.module)).__name__

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..draws.companions import INITIAL_STD, PRIOR_MEAN
+from ..draws.sharding import is_distributed
 from ..errors import ConversionError
+from ..torch_internals import FakeTensor
 from .parameters import is_bayesian
 
 # By qualified class name, so that looking for a class never imports the part of torch that defines it.
@@ -106,7 +108,7 @@ def is_quantized(parameter: Tensor) -> bool:
 
 def _is_foreign(parameter: Tensor) -> bool:
     """Tell whether it is of a tensor subclass with a computation of its own, such as torchao's quantized ones."""
-    known = hasattr(parameter, "full_tensor") or hasattr(parameter, "fake_mode")  # DTensor, FakeTensor
+    known = is_distributed(parameter) or isinstance(parameter, FakeTensor)
     return not known and type(parameter).__torch_dispatch__ is not Tensor.__torch_dispatch__
 
 

@@ -22,7 +22,7 @@ class Layer:
     Attributes:
         type: The class, or a glob of the class's qualified name for one whose library need not be installed.
         names: The names of the parameters, or a function that gives them for an instance.
-        by_default: Whether ``convert`` takes them without a ``select``.
+        by_default: True if ``convert`` takes them without a ``select``.
         units_dim: The dimension of the weights along which the layer's output units lie, or a function that gives it.
     """
 

@@ -178,7 +178,7 @@ def _unknown(place: Holder, known: Sequence[str]) -> WhyNot:
 
 
 _FEW = 4
-"""How many names of parameters a sentence lists."""
+"""The number of names of parameters that a sentence lists."""
 
 
 def _first_unmatched(patterns: Patterns, holders: Mapping[Tensor, Sequence[Holder]]) -> str | None:

@@ -30,8 +30,8 @@ def quiet_subclass(
     Args:
         plain: The class; its metaclass may be any.
         name: The name of the subclass.
-        namespace: What stands in it.
-        metaclass_namespace: What its metaclass has beyond that of ``plain``. Default: ``None``, nothing.
+        namespace: The attributes of the subclass.
+        metaclass_namespace: The attributes that its metaclass adds to that of ``plain``. Default: ``None``, none.
 
     Example::
 
