@@ -18,16 +18,16 @@ _MAX_UNMATCHED = 12
 # By recipe: the shapes of its model (None: the builder refuses), and the first matrices and kernels of a model whose
 # builder was given up.
 _known: dict[str, Shapes | None] = {}
-_begun: dict[str, list[tuple[int, ...]]] = {}
+_partial_shapes: dict[str, list[tuple[int, ...]]] = {}
 
 
 def kernels_of(shapes: Shapes) -> Kernels:
-    """How often each shape occurs, without the input channels of kernels."""
+    """Count how often each shape occurs, without the input channels of kernels."""
     return Counter(map(_kernel, shapes.values()))
 
 
 def shapes_of_recipe(recipe: Recipe | None) -> Shapes | None:
-    """The shapes of the recipe's model, or None where the builder refuses."""
+    """Return the shapes of the recipe's model, or None where the builder refuses."""
     if recipe is not None and str(recipe) not in _known:
         try:
             _known[str(recipe)] = recipe.shapes()
@@ -37,16 +37,16 @@ def shapes_of_recipe(recipe: Recipe | None) -> Shapes | None:
 
 
 def shapes_unless_far(recipe: Recipe, kernels: Kernels) -> Shapes | None:
-    """The same, or None where the model is far from a file with these kernels."""
+    """Return the shapes of the recipe's model, or None where it is far from a file with these kernels."""
     name = str(recipe)
     if name not in _known:
         remembered, unmatched = _UnmatchedKernels(kernels), _UnmatchedKernels(kernels)
         try:
-            for shape in _begun.get(name, ()):
+            for shape in _partial_shapes.get(name, ()):
                 remembered.add(shape)
             _known[name] = recipe.shapes(unmatched.add)
         except CheckpointError:
-            _begun[name] = max(_begun.get(name, []), unmatched.made, key=len)
+            _partial_shapes[name] = max(_partial_shapes.get(name, []), unmatched.made, key=len)
             return None
     return _known[name]
 
@@ -70,5 +70,5 @@ class _UnmatchedKernels:
 
 
 def _kernel(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A shape without the input channels of a kernel, which a file may have adapted."""
+    """Return a shape without the input channels of a kernel, which a file may have adapted."""
     return shape if len(shape) < 3 else (shape[0], *shape[2:])
