@@ -1,4 +1,4 @@
-"""What one of bnnify's own files holds: tensors, how they are Bayesian, and where they came from."""
+"""The content of one of bnnify's own files: tensors, how they are Bayesian, and where they came from."""
 
 __all__ = ["Origin", "PosteriorFile"]
 
@@ -24,7 +24,7 @@ from .foreign.layout import Layout, place_of
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the weights of a converted model came from, so that a file of the same kind can be given back.
+    """The file that the weights of a converted model came from, so that one of the same kind can be given back.
 
     Attributes:
         recipe: How to make the model again; None where only its author can.
@@ -43,7 +43,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class PosteriorFile:
-    """What a file of bnnify's holds.
+    """The content of a file of bnnify's.
 
     Attributes:
         path: The file.

@@ -1,4 +1,4 @@
-"""How parameters are Bayesian, as the plain data that stand in a file."""
+"""Turn the settings of Bayesian parameters into the plain data that stand in a file, and back."""
 
 __all__ = ["can_be_saved", "initial_std_from_data", "settings_as_data", "settings_from_data"]
 

@@ -13,7 +13,7 @@ from ..modules.bayesian_class import allow_replacement
 
 @dataclass(frozen=True)
 class TensorPlace:
-    """Where a parameter or buffer stands: a module, an attribute of it, and a name of the two together."""
+    """One place of a parameter or buffer: a module, an attribute of it, and a name of the two together."""
 
     module: nn.Module
     attribute: str

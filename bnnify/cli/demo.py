@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..analysis.plots import pyplot
 from ..convert import convert
-from ..errors import BnnifyError
+from ..errors import MissingLibraryError
 from ..model import BayesianModel
 from ..prediction.averages import Prediction
 from ..training.elbo import elbo
@@ -38,7 +38,7 @@ def demo(picture: Path | None = None, quiet: bool = False) -> None:
         quiet: Print nothing.
 
     Raises:
-        BnnifyError: A library that only the demo needs is not installed.
+        MissingLibraryError: A library that only the demo needs is not installed.
     """
     try:
         from rich.console import Console
@@ -46,7 +46,7 @@ def demo(picture: Path | None = None, quiet: bool = False) -> None:
         from rich.table import Table
         from torchmetrics.functional.classification import multiclass_calibration_error
     except ImportError as error:
-        raise BnnifyError(f"The demo needs {error.name}: pip install 'bnnify[cli]'.") from error
+        raise MissingLibraryError(f"The demo needs {error.name}: pip install 'bnnify[cli]'.") from error
     if picture is not None:
         pyplot()  # rather now than after the training
     torch.manual_seed(0)
@@ -93,7 +93,7 @@ def _mean(nats: Tensor | None) -> str:
 
 
 def load_digits() -> tuple[nn.Module, Digits, Digits]:
-    """The pretrained network, the digits that it was trained on, and the others."""
+    """Load the pretrained network, the digits that it was trained on, and the others."""
     with (files("bnnify") / "data" / "digits.pt").open("rb") as file:
         content = torch.load(file, weights_only=True)
     network = make_network()
@@ -107,7 +107,7 @@ def load_digits() -> tuple[nn.Module, Digits, Digits]:
 
 
 def make_network() -> nn.Sequential:
-    """A small convolutional network for digits of 8×8 pixels."""
+    """Make a small convolutional network for digits of 8×8 pixels."""
     return nn.Sequential(
         nn.Conv2d(1, 16, 3, padding=1),
         nn.ReLU(),
@@ -137,7 +137,7 @@ def fine_tune(bnn: BayesianModel, train: Digits, after_epoch: Callable[[], objec
 
 
 def certain(network: nn.Module, images: Tensor) -> Prediction:
-    """The prediction of a network without a posterior: all of its entropy is within the one network."""
+    """Make the prediction of a network without a posterior: all of its entropy is within the one network."""
     with torch.no_grad():
         probabilities = network(images).softmax(1)
     entropy = torch.special.entr(probabilities).sum(1)

@@ -42,7 +42,7 @@ def make_parser(runs: Mapping[str, Callable[[argparse.Namespace], None]]) -> arg
     """
     parser = argparse.ArgumentParser(prog="bnnify-cli", description="Turn a trained PyTorch model into a Bayesian one.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('bnnify')}")
-    _add_habits(parser, {"quiet": False, "debug": False})
+    _add_common_options(parser, {"quiet": False, "debug": False})
     commands = parser.add_subparsers(required=True, metavar="command", title="commands")
 
     command = _command(commands, "convert", runs["convert"], "convert a checkpoint, whatever wrote it")
@@ -96,13 +96,13 @@ def _command(commands: Any, name: str, run: Callable[[Any], None], description: 
         epilog=_EXAMPLES[name],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    _add_habits(command, dict.fromkeys(("quiet", "debug"), argparse.SUPPRESS))
+    _add_common_options(command, dict.fromkeys(("quiet", "debug"), argparse.SUPPRESS))
     command.set_defaults(run=run)
     return command
 
 
-def _add_habits(parser: argparse.ArgumentParser, defaults: Mapping[str, Any]) -> None:
-    """The options that may stand before the command's name as well as after it."""
+def _add_common_options(parser: argparse.ArgumentParser, defaults: Mapping[str, Any]) -> None:
+    """Add the options that may stand before the command's name as well as after it."""
     quiet, debug = "print nothing but errors", "show the traceback of an error"
     parser.add_argument("-q", "--quiet", action="store_true", default=defaults["quiet"], help=quiet)
     parser.add_argument("--debug", action="store_true", default=defaults["debug"], help=debug)

@@ -466,12 +466,12 @@ def test_a_model_directory_becomes_a_model(tmp_path, capfd):
 @pytest.mark.parametrize(
     ("config", "complaint"),
     [
-        ({}, "class None"),
+        ({}, "has no `architectures`"),
         ({"architectures": ["os"]}, "class 'os'"),
         ({"architectures": ["AutoModel"]}, "class 'AutoModel'"),
         ({"architectures": ["BertConfig"]}, "class 'BertConfig'"),
         ({"architectures": ["Nothing"]}, "class 'Nothing'"),
-        ({"architectures": 3}, "class None"),
+        ({"architectures": 3}, "has no `architectures`"),
         (tiny_config(quantization_config={"bits": 4}), "quantized"),
         (tiny_config(num_hidden_layers=10**9), "num_hidden_layers=1000000000"),
         (tiny_config(num_hidden_layers="x"), "cannot make a BertModel"),

@@ -536,13 +536,6 @@ def test_weights_that_transformers_would_start_at_random_are_refused_by_name(arc
         bnnify.convert_checkpoint(tmp_path)
 
 
-def test_a_config_that_does_not_name_a_class_is_refused(tmp_path):
-    publish(masked_bert(), tmp_path)
-    change_config(tmp_path, architectures=None)
-    with pytest.raises(bnnify.CheckpointError, match="does not name the model's class: it has no `architectures`"):
-        bnnify.convert_checkpoint(tmp_path)
-
-
 def test_weights_of_another_shape_are_refused_by_name(tmp_path):
     publish(masked_bert(), tmp_path, drop=(DECODER,))
     change_config(tmp_path, vocab_size=VOCABULARY + 1)

@@ -251,7 +251,7 @@ def test_a_prefix_that_all_names_share_is_looked_through(prefix):
 def test_of_an_unknown_file_few_models_are_made(monkeypatch):
     """Making all of them takes minutes; here a model is looked at to the first kernel that the file does not have."""
     made = []
-    monkeypatch.setattr(known_shapes, "_full_shapes", {})
+    monkeypatch.setattr(known_shapes, "_known", {})
     monkeypatch.setattr(known_shapes, "_partial_shapes", {})
     shapes = Recipe.shapes
     monkeypatch.setattr(Recipe, "shapes", lambda self, *watch: (shapes(self, *watch), made.append(str(self)))[0])

@@ -16,7 +16,7 @@ from ...errors import CheckpointError
 
 @functools.cache
 def builders(library: str) -> tuple[str, ...]:
-    """The names of a library's models. The quantized ones of torchvision hold no float weights and are left out.
+    """Name a library's models. The quantized ones of torchvision hold no float weights and are left out.
 
     Raises:
         CheckpointError: The library is not installed.
@@ -26,7 +26,7 @@ def builders(library: str) -> tuple[str, ...]:
 
 
 def likely_builders(library: str, names: Collection[str]) -> tuple[str, ...]:
-    """The library's builders, without those of timm whose first layer is not among the ``names`` of a state_dict."""
+    """Name the library's builders, without those of timm whose first layer is not among ``names``, of a state_dict."""
     if library != "timm":
         return builders(library)
     firsts = _first_layers().items()
@@ -35,7 +35,7 @@ def likely_builders(library: str, names: Collection[str]) -> tuple[str, ...]:
 
 @functools.cache
 def _first_layers() -> dict[str, tuple[str, ...]]:
-    """The first layers of each of timm's models, as far as timm says."""
+    """Name the first layers of each of timm's models, as far as timm says."""
     timm, layers = library_named("timm")[0], {}
     for builder in builders("timm"):
         first = getattr(timm.models.get_pretrained_cfg(builder), "first_conv", None) or ()
@@ -44,7 +44,7 @@ def _first_layers() -> dict[str, tuple[str, ...]]:
 
 
 def families(library: str, names: Collection[str]) -> dict[tuple[str, ...], frozenset[str]]:
-    """The same by the module that defines them, each with the words in the source of that module.
+    """Group the likely builders by the module that defines them; map each group to the words in that module's source.
 
     The attributes of a family's models are among these words: a look at the source costs less than making a model. In
     torchvision a family has one kind of backbone, whose names a model takes over.
@@ -66,7 +66,7 @@ def _words_of(module: str) -> frozenset[str]:
 
 
 def library_named(name: str) -> tuple[Any, str]:
-    """The module with a library's models, and its version."""
+    """Return the module with a library's models, and the library's version."""
     try:
         root = importlib.import_module(name)
         return (importlib.import_module("torchvision.models") if name == "torchvision" else root), root.__version__

@@ -1,4 +1,4 @@
-"""Cache the names and shapes of the models that recipes make."""
+"""The names and shapes of the models that recipes make, found out once in a process."""
 
 __all__ = ["Kernels", "kernels_of", "shapes_of_recipe", "shapes_unless_far"]
 
@@ -17,38 +17,38 @@ _MAX_UNMATCHED = 12
 
 # By recipe: the shapes of its model (None: the builder refuses), and the first matrices and kernels of a model whose
 # builder was given up.
-_full_shapes: dict[str, Shapes | None] = {}
+_known: dict[str, Shapes | None] = {}
 _partial_shapes: dict[str, list[tuple[int, ...]]] = {}
 
 
 def kernels_of(shapes: Shapes) -> Kernels:
-    """Count the shapes, without the input channels of kernels."""
+    """Count how often each shape occurs, without the input channels of kernels."""
     return Counter(map(_kernel, shapes.values()))
 
 
 def shapes_of_recipe(recipe: Recipe | None) -> Shapes | None:
     """Return the shapes of the recipe's model, or None where the builder refuses."""
-    if recipe is not None and str(recipe) not in _full_shapes:
+    if recipe is not None and str(recipe) not in _known:
         try:
-            _full_shapes[str(recipe)] = recipe.shapes()
+            _known[str(recipe)] = recipe.shapes()
         except CheckpointError:
-            _full_shapes[str(recipe)] = None
-    return None if recipe is None else _full_shapes[str(recipe)]
+            _known[str(recipe)] = None
+    return None if recipe is None else _known[str(recipe)]
 
 
 def shapes_unless_far(recipe: Recipe, kernels: Kernels) -> Shapes | None:
     """Return the shapes of the recipe's model, or None where it is far from a file with these kernels."""
     name = str(recipe)
-    if name not in _full_shapes:
+    if name not in _known:
         remembered, unmatched = _UnmatchedKernels(kernels), _UnmatchedKernels(kernels)
         try:
             for shape in _partial_shapes.get(name, ()):
                 remembered.add(shape)
-            _full_shapes[name] = recipe.shapes(unmatched.add)
+            _known[name] = recipe.shapes(unmatched.add)
         except CheckpointError:
             _partial_shapes[name] = max(_partial_shapes.get(name, []), unmatched.made, key=len)
             return None
-    return _full_shapes[name]
+    return _known[name]
 
 
 class _UnmatchedKernels:
@@ -70,5 +70,5 @@ class _UnmatchedKernels:
 
 
 def _kernel(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A shape without the input channels of a kernel, which a file may have adapted."""
+    """Return a shape without the input channels of a kernel, which a file may have adapted."""
     return shape if len(shape) < 3 else (shape[0], *shape[2:])

@@ -9,15 +9,15 @@ from .known_shapes import shapes_of_recipe
 from .recipe import Recipe
 from .shapes import Difference, Shapes, abridged, printable
 
-# The families of which one model is made, and the builders of the nearest family that are tried.
+# Of so many families one model is made, and of the likeliest one so many, to find the nearest builder.
 _MAX_FAMILIES, _MAX_CANDIDATES = 5, 6
-# Similarities of a file's names to those of a model: from which it is called near, from which on the other builders
-# of its family are tried, and from which on no further library is asked.
-_NEAR, _FAMILY_IS_TRIED, _ENOUGH = 0.25, 0.1, 0.5
+# Similarities of a file's names to those of a model: from which it is called near, from which on its relatives are
+# looked at, and from which on no further library is asked.
+_NEAR, _WORTH_A_LOOK, _ENOUGH = 0.25, 0.1, 0.5
 
 
 def describe_nearest(readings: Sequence[Shapes], libraries: Sequence[str]) -> str:
-    """A sentence on the builder whose model has most in common with one of the ``readings`` of a file's names.
+    """Describe in a sentence the builder whose model has most in common with one of the ``readings`` of a file's names.
 
     The readings are the names as they are, and without a prefix that they share.
     """
@@ -31,7 +31,7 @@ def describe_nearest(readings: Sequence[Shapes], libraries: Sequence[str]) -> st
 
 
 def _nearest(given: Shapes, libraries: Sequence[str]) -> tuple[str, Difference]:
-    """The builder that is nearest to ``given``, and how its model differs."""
+    """Find the builder that is nearest to ``given``, and how its model differs."""
     name, best = "", Difference.between({}, given)
     for library in libraries:
         if best.similarity > _ENOUGH:
@@ -39,10 +39,9 @@ def _nearest(given: Shapes, libraries: Sequence[str]) -> tuple[str, Difference]:
         likely = _likely_families(library, given)
         for members in likely:
             name, best = _nearer(name, best, Recipe(library, members[0]), given)
-        if best.similarity > _FAMILY_IS_TRIED:
-            candidates = next((members for members in likely if name == f"{library} {members[0]}"), ())
-            for builder in candidates[:_MAX_CANDIDATES]:
-                name, best = _nearer(name, best, Recipe(library, builder), given)
+        relatives = next((members for members in likely if name == f"{library} {members[0]}"), ())
+        for builder in relatives[:_MAX_CANDIDATES] if best.similarity > _WORTH_A_LOOK else ():
+            name, best = _nearer(name, best, Recipe(library, builder), given)
     return name, best
 
 
@@ -52,7 +51,7 @@ def _nearer(name: str, best: Difference, recipe: Recipe, given: Shapes) -> tuple
 
 
 def _likely_families(library: str, given: Shapes) -> list[tuple[str, ...]]:
-    """The families whose source has at least half of the attributes in the names of ``given``; the likeliest first."""
+    """List the families whose source has at least half of the attributes in ``given``'s names; the likeliest first."""
     attributes = {part for name in given for part in name.split(".")[:-1] if not part.isdigit()}
     ranked = sorted(
         (-len(attributes & words), len(words), members) for members, words in families(library, given).items()

@@ -1,4 +1,4 @@
-"""How to make a model again: a builder of torchvision or timm, and plain arguments."""
+"""Make a model again with a builder of torchvision or timm, and plain arguments."""
 
 __all__ = ["Recipe"]
 
@@ -34,7 +34,7 @@ _ARGUMENTS: dict[str, dict[str, int | bool]] = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to make a model again, as plain data that a file may hold.
+    """Says how to make a model again, as plain data that a file may hold.
 
     A recipe from a file is only as trustworthy as the file, so it can do little: it calls builders that the library
     lists, with sizes from a fixed set and below fixed bounds, and never loads weights. Before making a model with
@@ -57,7 +57,7 @@ class Recipe:
     in_channels: int | None = None
 
     def __post_init__(self) -> None:
-        if self.library not in tuple(_ARGUMENTS):
+        if not isinstance(self.library, str) or self.library not in _ARGUMENTS:
             raise CheckpointError(f"No recipe for a model of {self.library!r:.60}: only of {' or '.join(_ARGUMENTS)}.")
         if not isinstance(self.builder, str) or not isinstance(self.arguments, Mapping):
             raise CheckpointError("A recipe needs the name of a builder and a mapping of arguments.")
@@ -90,7 +90,7 @@ class Recipe:
         return self._make()
 
     def shapes(self, watch: Callable[[tuple[int, ...]], None] | None = None) -> Shapes:
-        """The names and shapes of the model's ``state_dict``, found without memory for its weights.
+        """Return the shapes in the model's ``state_dict``, by name, found without memory for its weights.
 
         Args:
             watch: Called with each matrix or kernel that the builder makes; what it raises ends the construction.
@@ -105,7 +105,7 @@ class Recipe:
             raise CheckpointError(f"The weights are not those of {self}: {difference}.")
 
     def as_data(self) -> dict[str, Any]:
-        """The recipe as plain data, for a file."""
+        """Return the recipe as plain data, for a file."""
         return {
             "library": self.library,
             "builder": self.builder,
@@ -115,7 +115,7 @@ class Recipe:
 
     @staticmethod
     def from_data(data: Any) -> "Recipe":
-        """The recipe in a file.
+        """Make the recipe of the data in a file.
 
         Raises:
             CheckpointError: The data is no recipe, asks for more than a recipe may, or names an unknown builder.
@@ -205,7 +205,8 @@ def _compute_buffers(model: nn.Module) -> None:
     for module in model.modules():
         if compute := getattr(module, "init_non_persistent_buffers", None):
             for name in non_persistent_buffers(module):
-                if (buffer := module._buffers[name]) is not None and buffer.is_meta:
+                buffer = module._buffers[name]
+                if buffer is not None and buffer.is_meta:
                     module._buffers[name] = torch.empty_like(buffer, device="cpu")
             compute()
 

@@ -69,7 +69,7 @@ def recognise(state_dict: Mapping[str, Any]) -> Recognition:
 
 
 def _without_shared_prefixes(given: Shapes) -> Iterator[Shapes]:
-    """``given``, and the same without the attributes with which all names begin, one after the other."""
+    """Yield ``given``, and the same without the attributes with which all names begin, one more at a time."""
     for _ in range(_MAX_PREFIXES):
         yield given
         starts = {name.partition(".")[0] for name in given}
@@ -79,7 +79,7 @@ def _without_shared_prefixes(given: Shapes) -> Iterator[Shapes]:
 
 
 def _match(given: Shapes, libraries: list[str]) -> Recognition | None:
-    """The builder of the first library that has one for ``given``."""
+    """Find the builder of the first library that has one for ``given``."""
     kernels = kernels_of(given)
     for library in libraries:
         recipes = (Recipe(library, builder) for builder in likely_builders(library, given))
@@ -91,7 +91,7 @@ def _match(given: Shapes, libraries: list[str]) -> Recognition | None:
 
 
 def _notes(recipe: Recipe, given: Shapes) -> tuple[str, ...]:
-    """Where torchvision makes its pretrained models otherwise than models without weights."""
+    """Note where torchvision makes its pretrained models otherwise than models without weights."""
     if recipe.library == "torchvision" and recipe.builder in ("googlenet", "inception_v3"):
         return ("transform_input is False here; torchvision's pretrained weights go with transform_input=True.",)
     own = shapes_of_recipe(recipe) or ()
@@ -105,12 +105,12 @@ def _notes(recipe: Recipe, given: Shapes) -> tuple[str, ...]:
 
 
 def _adaptations(recipe: Recipe) -> int:
-    """Count the departures from the builder's defaults. The recipe with the fewest wins, then the shortest name."""
+    """Count what a recipe changes. Of several, the one with the least is taken, and then the shortest name."""
     return len(recipe.arguments) + (recipe.in_channels is not None)
 
 
 def _fitted(recipe: Recipe, given: Shapes, kernels: Kernels) -> Recipe | None:
-    """The recipe with the arguments that make the model of ``given``, if there are such."""
+    """Return the recipe with the arguments that make the model of ``given``, or None if there are none."""
     shapes = shapes_unless_far(recipe, kernels)
     for adapt in _ADAPTATIONS:
         if shapes is None or not (difference := Difference.between(shapes, given)):
@@ -126,7 +126,7 @@ def _fitted(recipe: Recipe, given: Shapes, kernels: Kernels) -> Recipe | None:
 
 
 def _with_other_parts(recipe: Recipe, difference: Difference) -> Recipe | None:
-    """Auxiliary heads left away or added; in timm, no head at all."""
+    """Leave auxiliary heads away or add them; in timm, leave away the head."""
     missing, unexpected = difference.missing, difference.unexpected
     if recipe.library == "timm":
         return _with(recipe, num_classes=0) if missing and not unexpected else None
@@ -138,7 +138,7 @@ def _with_other_parts(recipe: Recipe, difference: Difference) -> Recipe | None:
 
 
 def _with_other_input(recipe: Recipe, difference: Difference) -> Recipe | None:
-    """A first convolution for other than three channels."""
+    """Make the first convolution for other than three channels."""
     for name in difference.reshaped:
         own, file = difference.model[name], difference.file[name]
         if len(own) == len(file) > 2 and own[1] == 3 and (own[0], *own[2:]) == (file[0], *file[2:]):
@@ -147,20 +147,21 @@ def _with_other_input(recipe: Recipe, difference: Difference) -> Recipe | None:
 
 
 def _with_other_image(recipe: Recipe, difference: Difference) -> Recipe | None:
-    """A vision transformer for images of another size: one position for each patch, and some for its tokens."""
+    """Make a vision transformer for images of another size: one position for each patch, and some for its tokens."""
     argument = "img_size" if recipe.library == "timm" else "image_size"
     patch = next((shape[-1] for shape in difference.model.values() if len(shape) == 4), 1)
     for name in difference.reshaped:
         trial = shapes_of_recipe(_with(recipe, **{argument: 5 * patch})) if "pos_embed" in name else None
         sizes = zip(difference.model[name], (trial or {}).get(name, ()), difference.file[name], strict=False)
         for own, tried, file in sizes:
-            if own != tried and (patches := file - (tried - 25)) > 0:
+            patches = file - (tried - 25)
+            if own != tried and patches > 0:
                 return _with(recipe, **{argument: math.isqrt(patches) * patch})
     return None
 
 
 def _with_other_count(argument: str, recipe: Recipe, difference: Difference) -> Recipe | None:
-    """A head for another number of classes or keypoints: its sizes are multiples of it."""
+    """Make a head for another number of classes or keypoints: its sizes are multiples of it."""
     trial = shapes_of_recipe(_with(recipe, **{argument: 7})) or {}
     for name in difference.reshaped:
         sizes = zip(difference.model[name], trial.get(name, ()), difference.file[name], strict=False)
@@ -180,7 +181,7 @@ _ADAPTATIONS = (
 
 
 def _with(recipe: Recipe, **arguments: int) -> Recipe | None:
-    """The recipe with other arguments, or None where they are beyond what a recipe may ask for."""
+    """Return the recipe with other arguments, or None where they are beyond what a recipe may ask for."""
     channels = arguments.pop("in_channels", recipe.in_channels)
     try:
         return replace(recipe, arguments={**recipe.arguments, **arguments}, in_channels=channels)

@@ -1,4 +1,4 @@
-"""Compare state_dicts by names and shapes."""
+"""The names and shapes in a state_dict, and how those of two differ."""
 
 __all__ = ["COUNT", "Difference", "Shapes", "abridged", "printable", "shapes_of"]
 
@@ -16,7 +16,7 @@ COUNT = "num_batches_tracked"
 
 
 def shapes_of(state_dict: Mapping[Any, Any]) -> Shapes:
-    """The shapes of the tensors in ``state_dict``; whatever else it holds is left out."""
+    """Return the shapes of the tensors in ``state_dict``; whatever else it holds is left out."""
     # A nested tensor has no shape, and is no weight of any model.
     tensors = {name: value for name, value in state_dict.items() if isinstance(value, Tensor) and not value.is_nested}
     return {name: tuple(tensor.shape) for name, tensor in tensors.items() if isinstance(name, str)}
@@ -24,10 +24,7 @@ def shapes_of(state_dict: Mapping[Any, Any]) -> Shapes:
 
 @dataclass(frozen=True)
 class Difference:
-    """The difference between a file and a model in names and shapes; false if there is none.
-
-    ``str`` gives a part of a sentence.
-    """
+    """The difference of a file's tensors from a model's; false where there is none. Prints as part of a sentence."""
 
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
@@ -47,33 +44,33 @@ class Difference:
 
     @property
     def is_of_few_shapes(self) -> bool:
-        """True if all names and at least two thirds of the shapes agree."""
+        """Tell whether the names agree, and most shapes too."""
         return not self.missing and not self.unexpected and 3 * len(self.reshaped) <= len(self.model)
 
     @property
     def fitting(self) -> int:
-        """Number of the model's tensors that the file has in the same shape."""
+        """Count the tensors of the model that are in the file, with their shape."""
         return sum(self.file.get(name) == shape for name, shape in self.model.items())
 
     @property
     def named(self) -> int:
-        """Number of names in the file, counts of batches aside."""
+        """Count the names in the file, without counts of batches."""
         return sum(not name.endswith(COUNT) for name in self.file)
 
     @property
     def shared(self) -> int:
-        """Number of the file's names that the model has too, counts of batches aside."""
+        """Count those of them that the model has too."""
         return sum(name in self.model and not name.endswith(COUNT) for name in self.file)
 
     @property
     def similarity(self) -> float:
-        """Cosine between the two sets of names, from 0 to 1."""
+        """Return the cosine between the two sets of names, from 0 to 1."""
         own = sum(not name.endswith(COUNT) for name in self.model)
         return self.shared / math.sqrt(max(1, own * self.named))
 
     @property
     def agreement(self) -> float:
-        """Share of the names and shapes that both have in common, from 0 to 1."""
+        """Return how much of both is in common, by name and by shape, from 0 to 1."""
         shared = len(self.model.keys() & self.file.keys())
         return (shared + self.fitting) / max(1, 2 * len(self.model.keys() | self.file.keys()))
 
@@ -81,23 +78,23 @@ class Difference:
         return bool(self.missing or self.unexpected or self.reshaped)
 
     def __str__(self) -> str:
-        reshaped = [f"{printable(name)} {self.file[name]} for {self.model[name]}" for name in self.reshaped]
         kinds = {
-            "missing": map(printable, self.missing),
-            "unexpected": map(printable, self.unexpected),
-            "of another shape": reshaped,
+            "missing": [printable(name) for name in self.missing],
+            "unexpected": [printable(name) for name in self.unexpected],
+            "of another shape": [
+                f"{printable(name)} {self.file[name]} for {self.model[name]}" for name in self.reshaped
+            ],
         }
-        listings = {kind: abridged(names) for kind, names in kinds.items()}
-        return "; ".join(f"{kind}: {listing}" for kind, listing in listings.items() if listing)
+        return "; ".join(f"{kind}: {abridged(names)}" for kind, names in kinds.items() if names)
 
 
 def printable(name: str) -> str:
-    """A name from a file, fit for one line of a terminal."""
+    """Return a name from a file as it may stand in one line of a terminal."""
     return f"`{name[:80].encode('unicode_escape').decode('ascii')}`"
 
 
 def abridged(names: Iterable[str]) -> str:
-    """The first three of ``names``, and how many more there are."""
+    """List the first three of ``names``, and say how many more there are."""
     names = list(names)
-    text = ", ".join(names[:3])
-    return f"{text} and {len(names) - 3} more" if len(names) > 3 else text
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

@@ -33,7 +33,7 @@ _SPARE_ELEMENTS = 16 << 20
 
 
 def model_from_config(config: Mapping[str, Any], device: str = "meta") -> nn.Module:
-    """The model that a ``config.json`` describes, on the meta device by default: its weights are in the checkpoint.
+    """Make the model that a ``config.json`` describes, on the meta device by default: its weights are in the file.
 
     Its class is looked up in the installed ``transformers``; code beside the weights or on a hub is not used.
 
@@ -46,7 +46,7 @@ def model_from_config(config: Mapping[str, Any], device: str = "meta") -> nn.Mod
 
 
 def load_by_config(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> tuple[nn.Module, list[str]]:
-    """The model that ``config`` describes with the weights of ``state_dict``, loaded as ``from_pretrained`` does.
+    """Make the model that ``config`` describes and load ``state_dict`` into it as ``from_pretrained`` does.
 
     So names and tensors of older or other layouts are brought into those of the model, ties are made, and what the
     config says of the dtype holds.
@@ -125,7 +125,7 @@ def _cleaned(value: Any) -> Any:
 
 
 def _refuse_endless(config: Any) -> None:
-    """A model on the meta device costs nothing but the time to make its layers."""
+    """Refuse thousands of layers: on the meta device they take no memory, but the time to make them."""
     for key, value in config.items():
         if isinstance(value, dict):
             _refuse_endless(value)
@@ -161,7 +161,7 @@ def _explained(cls: Any) -> Iterator[None]:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Without the library's progress bars and its report on what was loaded."""
+    """Suppress the library's progress bars and its report on what was loaded."""
     from transformers.utils import logging as its_logging
 
     verbosity, bars = its_logging.get_verbosity(), its_logging.is_progress_bar_enabled()

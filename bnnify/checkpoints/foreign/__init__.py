@@ -1,4 +1,4 @@
-"""Files of other people: read without running anything in them, and written back as they were."""
+"""Read files of unknown origin without running anything in them, and write them back as they were."""
 
 __all__ = ["Checkpoint", "read", "write"]
 

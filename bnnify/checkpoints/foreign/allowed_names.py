@@ -1,4 +1,4 @@
-"""What a pickle may name, and what becomes of it: plain data, tensors, and inert records of all else."""
+"""The names that a pickle may have, and what becomes of them: plain data, tensors, and inert records of all else."""
 
 __all__ = ["Storage", "Vocabulary", "storage_dtype"]
 
@@ -57,7 +57,7 @@ class Storage:
 
 
 class Vocabulary:
-    """What one file may name, and how much its tensors may hold together.
+    """Makes what one file names, and bounds what its tensors may hold together.
 
     Args:
         size: The length of the file.
@@ -79,7 +79,7 @@ class Vocabulary:
         return Name(dotted)
 
     def make(self, called: Any, arguments: tuple[Any, ...]) -> Any:
-        """What a call gives: data and tensors from the table above, and a record of any other call."""
+        """Make what a call gives: data and tensors by the table below, and a record of any other call."""
         name = of_type(called, Name, Instance).name
         if isinstance(called, Name) and name in _MAKERS:
             return _MAKERS[name](self, *arguments)
@@ -163,7 +163,7 @@ def _byte_array(_: Vocabulary, content: Any = b"", encoding: Any = "latin-1") ->
 
 
 def _number(_: Vocabulary, dtype: Any, content: Any) -> Any:
-    """A NumPy scalar as a Python number, if it is one."""
+    """Make a Python number of a NumPy scalar, if it is a number."""
     dtype = of_type(dtype, Instance)
     code, order = dtype.arguments[0], dtype.state[1]
     if code not in _FORMATS or order not in ("<", "|", "="):
@@ -173,7 +173,7 @@ def _number(_: Vocabulary, dtype: Any, content: Any) -> Any:
 
 
 def _sparse(layout: Any, indices: Any, second: Any, third: Any, *more: Any) -> Tensor:
-    """A sparse tensor, such as an adjacency matrix among the buffers; its indices are compared with its size."""
+    """Make a sparse tensor, such as an adjacency matrix among the buffers; its indices are compared with its size."""
     of_type(layout, torch.layout)
     compressed = layout != torch.sparse_coo
     parts = [of_type(part, Tensor, nn.Parameter).detach() for part in (indices, second)]

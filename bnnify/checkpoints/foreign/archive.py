@@ -64,13 +64,13 @@ class Archive:
         return name in self._places
 
     def read(self, name: str) -> bytes:
-        """The content of a record."""
+        """Return the content of a record."""
         start, size = self.place(name)
         self.file.seek(start)
         return self.file.read(size)
 
     def place(self, name: str) -> tuple[int, int]:
-        """Where a record starts in the file, and how long it is; its checksum has been compared."""
+        """Return where a record starts in the file, and its length, once its checksum has been compared."""
         if name not in self._places:
             raise Refusal(f"its entry `{name}` is missing: it is damaged. Get the file again.")
         start, size, expected = self._places[name]
@@ -96,7 +96,7 @@ class Archive:
 
 
 def _directory_offset(file: BinaryIO, size: int) -> int:
-    """Where the list of entries starts, once it is known to be short enough to be read."""
+    """Return where the list of entries starts, once it is known to be short enough to be read."""
     file.seek(max(0, size - _END.size))
     end = file.read()
     if not end.startswith(b"PK\x05\x06") or len(end) < _END.size:

@@ -23,7 +23,7 @@ def as_size(value: Any) -> int:
 
 
 def as_key(value: Any) -> Any:
-    """``value``, once it is known that hashing it is quick, cannot recurse and cannot be made to collide."""
+    """Return ``value``, once it is known that hashing it is quick, cannot recurse and cannot be made to collide."""
     if type(value) is tuple and len(value) <= 16:
         for element in value:
             if type(element) is tuple:

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, and where in what was unpickled the weights are."""
+"""The content of a checkpoint, and the weights in what was unpickled."""
 
 __all__ = ["Checkpoint", "from_content"]
 
@@ -16,7 +16,7 @@ from .records import is_module, modules_as_state_dicts, plain
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint of somebody else holds.
+    """The content of a checkpoint of unknown origin.
 
     Attributes:
         state_dict: The model's weights under the model's names, on the CPU; mapped from the file if it can be.
@@ -37,7 +37,7 @@ class Checkpoint:
 
     @property
     def beside(self) -> list[str]:
-        """The names of the tensors that stood in one mapping with the weights, and are not the model's."""
+        """Name the tensors that stood in one mapping with the weights, and are not the model's."""
         mapping: Any = self.rest
         for key in self.layout.keys:
             mapping = mapping.get(key, {}) if isinstance(mapping, Mapping) else {}
@@ -45,7 +45,7 @@ class Checkpoint:
 
 
 def from_content(content: Any, kind: str, key: str | None, names: Collection[str] | None) -> Checkpoint:
-    """The weights in what was unpickled: a module, or a state_dict somewhere in it.
+    """Find the weights in what was unpickled: a module, or a state_dict somewhere in it.
 
     Where the model is known, only the tensors of a pickled module are needed, and its class may be anybody's.
     """
@@ -73,7 +73,7 @@ def _found(content: Any, kind: str, key: str | None, names: Collection[str] | No
 
 
 def _place_of_module(content: Any, key: str | None) -> tuple[str, ...] | None:
-    """The key of a mapping under which a module stands, ``()`` if it is the whole content, None if there is none."""
+    """Find the key under which a module stands, ``()`` if it is the whole content; None if there is none."""
     if isinstance(content, Mapping):
         usual = (key,) if key is not None else ("model", "module", "net", "network", "state_dict")
         return next(((name,) for name in usual if _is_module(content.get(name))), None)

@@ -60,13 +60,13 @@ class OpenFile:
         self.file.close()
 
     def head(self, length: int) -> bytes:
-        """The first bytes of the file."""
+        """Read the first bytes of the file."""
         self.file.seek(0)
         return self.file.read(length)
 
 
 def read_zip(source: OpenFile, archive: Archive) -> Any:
-    """What torch.save wrote as a zip file, mapped into memory."""
+    """Read what torch.save wrote as a zip file, mapped into memory."""
     if "byteorder" in archive and archive.read("byteorder") != b"little":
         raise Refusal("it was written on a big-endian machine. Load it there and save it as safetensors.")
     mapped: Any = None
@@ -90,7 +90,7 @@ def read_zip(source: OpenFile, archive: Archive) -> Any:
 
 
 def read_legacy(source: OpenFile) -> Any:
-    """What torch.save wrote before 1.6, read into memory."""
+    """Read what torch.save wrote before 1.6 into memory."""
     loaded: dict[str, torch.UntypedStorage] = {}
     views: dict[str, torch.UntypedStorage] = {}
     bytes_left = source.size
@@ -145,7 +145,7 @@ def _fill(source: OpenFile, keys: list[Any], loaded: dict[str, torch.UntypedStor
 
 
 def read_safetensors(source: OpenFile) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a safetensors file, mapped into memory, and its metadata."""
+    """Read the tensors of a safetensors file, mapped into memory, and its metadata."""
     length = int.from_bytes(source.head(8), "little")
     if length > min(_MAX_HEADER, source.size - 8):
         raise Refusal("its header is longer than it can be: it was cut off or damaged. Get the file again.")
@@ -159,7 +159,7 @@ def read_safetensors(source: OpenFile) -> tuple[dict[str, Tensor], dict[str, str
 
 
 def import_safetensors() -> Any:
-    """The library safetensors."""
+    """Import the library safetensors."""
     try:
         import safetensors
         import safetensors.torch
@@ -176,6 +176,6 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def is_safetensors(source: OpenFile) -> bool:
-    """Whether it looks like a safetensors file: the length of a header and its opening brace."""
+    """Tell whether it looks like a safetensors file: the length of a header and its opening brace."""
     head = source.head(9)
     return len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") <= source.size

@@ -15,7 +15,7 @@ _MAX_JSON = 16 << 20
 
 
 def shards_of_folder(path: Path) -> tuple[dict[Path, Collection[str] | None], dict[str, Any] | None]:
-    """The files with the weights in a model directory, each with the names to take from it, and its config.
+    """List the files with the weights in a model directory, each with the names to take from it; read its config.
 
     The config is None where there is none, or one of another library, such as timm's.
     """
@@ -31,18 +31,18 @@ def shards_of_folder(path: Path) -> tuple[dict[Path, Collection[str] | None], di
 
 
 def shards_of_index(path: Path) -> dict[Path, Collection[str] | None]:
-    """The files that an index names, all beside it, each with the names to take from it."""
+    """List the files that an index names, all beside it, each with the names to take from it."""
     names = _read_json(path).get("weight_map")
     if not isinstance(names, dict) or not names:
         raise Refusal("it is no index of weights: it has no `weight_map`. Name the checkpoint file.")
-    shards: dict[Path, Collection[str] | None] = {}
+    shards: dict[Path, list[str]] = {}
     for name, file in names.items():
-        shards.setdefault(_within(path.parent, file), []).append(name)  # type: ignore[union-attr]
-    return shards
+        shards.setdefault(_within(path.parent, file), []).append(name)
+    return dict(shards)
 
 
 def _within(folder: Path, name: Any) -> Path:
-    """The file ``name`` in ``folder``, and no other, wherever links lead."""
+    """Return the file ``name`` in ``folder``, and no other, wherever links lead."""
     if not isinstance(name, str) or not name or name in (".", "..") or set(name) & set("/\\:\0"):
         raise Refusal(f"it names the file {name!r}, which does not stand beside it. Get the files again.")
     if not name.endswith((".safetensors", ".bin", ".pt", ".pth")):

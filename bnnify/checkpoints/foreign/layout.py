@@ -1,4 +1,4 @@
-"""Where a state_dict stands in a checkpoint, and how to put one back there."""
+"""Find a state_dict in a checkpoint, and put one back there."""
 
 __all__ = ["Layout", "find", "has_state_dict", "is_dense", "place_of", "put_back"]
 
@@ -26,7 +26,7 @@ _KINDS = ("torch", "torch-legacy", "safetensors")
 
 @dataclass(frozen=True)
 class Layout:
-    """How a file held its weights.
+    """The place of the weights in a file.
 
     Attributes:
         kind: ``"torch"`` (the zip format), ``"torch-legacy"`` or ``"safetensors"``.
@@ -42,12 +42,12 @@ class Layout:
     names: tuple[str, ...] = ()
 
     def as_data(self) -> dict[str, Any]:
-        """The layout as plain data."""
+        """Return the layout as plain data."""
         return {"kind": self.kind, "keys": list(self.keys), "prefix": self.prefix, "names": list(self.names)}
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> "Layout":
-        """The layout that gave ``data``.
+        """Make the layout that gave ``data``.
 
         Raises:
             CheckpointError: Nothing of this version could have given it.
@@ -62,7 +62,7 @@ class Layout:
 def find(
     content: Any, kind: str, key: str | None, names: Collection[str] | None
 ) -> tuple[dict[str, Tensor], Layout, Any]:
-    """The state_dict in what a file held, its layout, and the rest of the content.
+    """Find the state_dict in what a file held; return it, its layout, and the rest of the content.
 
     Args:
         content: What the file held.
@@ -83,12 +83,12 @@ def find(
 
 
 def has_state_dict(content: Any) -> bool:
-    """Whether there is a mapping of names to tensors in ``content``."""
+    """Tell whether there is a mapping of names to tensors in ``content``."""
     return next(_candidates(content), None) is not None
 
 
 def put_back(layout: Layout, state_dict: Mapping[str, Any], rest: Mapping[str, Any]) -> dict[str, Any]:
-    """What :func:`find` found ``state_dict`` in: the reverse of it."""
+    """Put ``state_dict`` back where :func:`find` found it, among the ``rest``."""
     added = [name for name in state_dict if name not in set(layout.names) and not name.endswith(_COUNT)]
     names = [name for name in layout.names if name in state_dict]
     given = {place_of(state_dict[name]) for name in names}
@@ -113,7 +113,7 @@ def put_back(layout: Layout, state_dict: Mapping[str, Any], rest: Mapping[str, A
 def _candidates(
     content: Any, path: tuple[str, ...] = (), seen: set[int] | None = None
 ) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
-    """Each mapping of names to tensors that is reached through mappings with names as keys."""
+    """Yield each mapping of names to tensors that is reached through mappings with names as keys."""
     # A few mappings that hold each other a thousand times have more paths than can be walked.
     seen = set() if seen is None else seen
     if id(content) in seen or not isinstance(content, Mapping) or not all(isinstance(name, str) for name in content):
@@ -133,7 +133,7 @@ def is_dense(value: Any) -> bool:
 
 
 def _is_mixed(content: Any) -> bool:
-    """Whether the weights stand beside the epoch and the like, in one mapping."""
+    """Tell whether the weights stand beside the epoch and the like, in one mapping."""
     return isinstance(content, Mapping) and any(
         isinstance(name, str) and "." in name and isinstance(value, Tensor) for name, value in content.items()
     )
@@ -142,8 +142,7 @@ def _is_mixed(content: Any) -> bool:
 def _choose(
     candidates: Mapping[tuple[str, ...], Mapping[str, Any]], key: str | None, names: Any, content: Any
 ) -> tuple[str, ...]:
-    """Which state_dict is meant: the one asked for, the only one, the only one that fits the names, or the only one
-    under a usual key."""
+    """Choose the state_dict asked for, the only one, the only one that fits the names, or that under a usual key."""
     listing = ", ".join(f"`{'.'.join(keys)}`" for keys in list(candidates)[:8]) + (", …" if len(candidates) > 8 else "")
     if key is not None:
         for keys in candidates:
@@ -184,7 +183,7 @@ def place_of(tensor: Any) -> tuple[Any, ...] | None:
 
 
 def _replaced(content: Any, keys: tuple[str, ...], value: Any) -> Any:
-    """A copy of nested mappings in which ``value`` stands under ``keys``."""
+    """Return a copy of nested mappings in which ``value`` stands under ``keys``."""
     if not keys:
         return value
     result = copy.copy(content)

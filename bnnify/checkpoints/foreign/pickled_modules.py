@@ -37,7 +37,7 @@ _TRUST = (
 
 
 def build_module(instance: Instance) -> nn.Module:
-    """The module that ``instance`` is the record of, out of its DataParallel wrapper.
+    """Build the module that ``instance`` is the record of, out of its DataParallel wrapper.
 
     Raises:
         Refusal: It holds something else than a trained module of torch or torchvision does.
@@ -129,7 +129,7 @@ class _Builder:
 
 
 def _resolve(dotted: str) -> Any:
-    """The class or activation function of torch or torchvision that has the name."""
+    """Find the class or activation function of torch or torchvision that has the name."""
     module_name, _, attribute = dotted.rpartition(".")
     if module_name == "torch._C._nn" and attribute in _ACTIVATIONS:
         return activation(attribute)

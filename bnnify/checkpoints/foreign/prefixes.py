@@ -1,4 +1,4 @@
-"""What the names of a state_dict begin with, and the state_dict without it."""
+"""Find the prefix with which the names of a state_dict begin, and remove it."""
 
 __all__ = ["common_prefix", "is_weight", "prefix_by_names", "within", "without_wrappers"]
 
@@ -18,7 +18,7 @@ _MAX_WRAPPERS = 6
 
 
 def prefix_by_names(found: Mapping[str, Any], names: Collection[str]) -> str:
-    """The prefix under which most of ``names`` are there."""
+    """Find the prefix under which most of ``names`` are there."""
     counts: Counter[str] = Counter()
     own = set(names)
     for name in found:
@@ -28,7 +28,7 @@ def prefix_by_names(found: Mapping[str, Any], names: Collection[str]) -> str:
 
 
 def without_wrappers(state_dict: Mapping[str, Any], names: Collection[str]) -> Mapping[str, Any]:
-    """``state_dict`` without the prefixes of wrappers, as long as all of its names begin with one and none is ours.
+    """Remove the prefixes of wrappers, as long as all names begin with one and none is the model's own.
 
     Args:
         state_dict: Tensors by name.
@@ -39,7 +39,7 @@ def without_wrappers(state_dict: Mapping[str, Any], names: Collection[str]) -> M
 
 
 def common_prefix(found: Mapping[str, Any], content: Any, own: Collection[str] = ()) -> str:
-    """The wrappers that every name begins with, up to where one of the model's ``own`` names is found.
+    """Find the wrappers that every name begins with, up to where one of the model's ``own`` names is found.
 
     In a Lightning checkpoint one of them is the attribute of the LightningModule that is the model, whatever its name;
     losses and metrics may stand beside it.
@@ -62,7 +62,7 @@ def _is_below(prefix: str, name: str) -> bool:
 
 
 def _prefix_of_matrices(found: Mapping[str, Any], prefix: str) -> str | None:
-    """``model.`` if there is one, else the one attribute under which everything is that has two dimensions or more."""
+    """Return ``model.`` if there is one, else the one attribute under which all matrices and kernels are."""
     if any(_is_below(prefix + "model.", name) for name in found):
         return prefix + "model."
     tensors = {name: value for name, value in found.items() if isinstance(value, Tensor) and value.ndim > 1}
@@ -72,7 +72,7 @@ def _prefix_of_matrices(found: Mapping[str, Any], prefix: str) -> str | None:
 
 
 def within(found: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """The weights whose names begin with ``prefix``, without it, and the versions of the modules there."""
+    """Return the weights whose names begin with ``prefix``, without it, and the versions of the modules there."""
     state_dict: dict[str, Any] = OrderedDict(
         (name[len(prefix) :], value.detach() if isinstance(value, Tensor) else value)
         for name, value in found.items()
@@ -99,7 +99,7 @@ def _can_be_taken(name: str, value: Any) -> bool:
 
 
 def _is_version(name: Any, value: Any) -> bool:
-    """Whether load_state_dict can do with it: it compares versions without a look at what they are."""
+    """Tell whether load_state_dict can do with it: it compares versions without a look at what they are."""
     return (
         isinstance(name, str)
         and isinstance(value, dict)

@@ -50,12 +50,12 @@ _DROPPED: dict[str, Any] = {"metadata": {}, "guards_code": [], "torch_version": 
 
 
 def is_program(archive: Archive) -> bool:
-    """Whether the archive is one that torch.export.save wrote."""
+    """Tell whether the archive is one that torch.export.save wrote."""
     return "archive_format" in archive or "serialized_exported_program.json" in archive or _MODEL in archive
 
 
 def read_program(source: OpenFile, archive: Archive, trust: bool) -> nn.Module:
-    """The module of an exported program.
+    """Read the module of an exported program.
 
     Raises:
         Refusal: It has parts that could not be loaded without running them, or is of a torch before 2.8.

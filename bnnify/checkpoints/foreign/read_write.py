@@ -1,4 +1,4 @@
-"""Reading any checkpoint safely, and writing a plain state_dict back as it was found."""
+"""Read any checkpoint safely, and write a plain state_dict back as it was found."""
 
 __all__ = ["Checkpoint", "not_finite", "read", "write"]
 
@@ -16,8 +16,7 @@ from torch import Tensor
 from ...errors import CheckpointError
 from ...torch_internals import save_in_old_format
 from ..atomic import replace_atomically
-from . import hugging_face as folder
-from . import program_file
+from . import hugging_face, program_file
 from .archive import Archive, Refusal
 from .content import Checkpoint, from_content
 from .formats import (
@@ -79,12 +78,12 @@ def read(
         if "\0" in str(path):
             raise Refusal("its name has a NUL character.")
         if path.is_dir():
-            shards, config = folder.shards_of_folder(path)
+            shards, config = hugging_face.shards_of_folder(path)
             if config is not None and names is None:
                 names = ()  # transformers needs them as they stand in the file
             return _read_shards(shards, key, names, trust, config)
         if path.name.endswith(".index.json"):
-            return _read_shards(folder.shards_of_index(path), key, names, trust, None)
+            return _read_shards(hugging_face.shards_of_index(path), key, names, trust, None)
         return _read_file(path, key, names, trust)
 
 
@@ -117,7 +116,7 @@ def write(path: str | os.PathLike[str], layout: Layout, state_dict: Mapping[str,
 
 
 def not_finite(state_dict: Mapping[str, Any]) -> list[str]:
-    """The names of the tensors that have a NaN or an infinity in them."""
+    """Name the tensors that have a NaN or an infinity in them."""
     return [name for name, value in state_dict.items() if isinstance(value, Tensor) and not _is_finite(value)]
 
 
@@ -168,7 +167,7 @@ def _read_archive(source: OpenFile, key: str | None, names: Collection[str] | No
 
 
 def _unpickle_freely(path: Path) -> Any:
-    """For those who trust the file: this runs whatever it names."""
+    """Run whatever the file names, for those who trust it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return torch.load(path, map_location="cpu", weights_only=False)
@@ -181,7 +180,7 @@ def _read_shards(
     trust: bool,
     config: Mapping[str, Any] | None,
 ) -> Checkpoint:
-    """One state_dict from several files, each of which has the names that the index says."""
+    """Join several files, each of which has the names that the index says, into one state_dict."""
     tensors: dict[str, Tensor] = {}
     kind = "torch"
     metadata: Any = None
@@ -214,7 +213,7 @@ def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @contextmanager
 def _explained(path: Path, verb: str = "read") -> Iterator[None]:
-    """Every failure within as one line that names the file."""
+    """Turn every failure in the block into an error of one line that names the file."""
     try:
         yield
     except CheckpointError:
@@ -230,5 +229,5 @@ def _explained(path: Path, verb: str = "read") -> Iterator[None]:
 
 
 def _one_line(text: str) -> str:
-    """``text`` without what a file could do to a terminal."""
+    """Return ``text`` without what a file could do to a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text)[:900]

@@ -38,13 +38,13 @@ class Instance:
 
 
 def plain(value: Any) -> tuple[Any, list[str]]:
-    """``value`` without all that is no plain data, and what was left out, each as its place and its class."""
+    """Return ``value`` without what is no plain data, and what was left out, each as its place and its class."""
     walk = _Plain()
     return walk.visit(value, ""), walk.left_out
 
 
 def record_in(value: Any) -> str | None:
-    """The name that ``value`` is a record of, or the first record that stands in it, if it is a mapping."""
+    """Return the class that ``value`` is a record of, or the first record that stands in it, if it is a mapping."""
     for item in (value, *(value.values() if isinstance(value, dict) else ())):
         if isinstance(item, (Instance, Name)):
             return item.name
@@ -52,7 +52,7 @@ def record_in(value: Any) -> str | None:
 
 
 def modules_as_state_dicts(content: Any, done: dict[int, Any] | None = None) -> Any:
-    """``content`` with a state_dict in the place of each pickled module that has tensors, whatever its class.
+    """Put a state_dict in the place of each pickled module that has tensors, whatever its class.
 
     Modules are looked for in ``content`` itself and in mappings of it.
     """
@@ -101,7 +101,7 @@ class _Plain:
 
 
 def _class_unless_plain(value: Any) -> str | None:
-    """The class of what is no plain data; of a tuple, as a key may be, that of the first such part."""
+    """Name the class of what is no plain data; of a tuple, as a key may be, that of the first such part."""
     for part in value if type(value) is tuple else (value,):
         if isinstance(part, (Instance, Name)):
             return part.name
@@ -111,13 +111,13 @@ def _class_unless_plain(value: Any) -> str | None:
 
 
 def is_module(value: Any) -> bool:
-    """Whether ``value`` is the record of a module: its state has the registries that every module has."""
+    """Tell whether ``value`` is the record of a module: its state has the registries that every module has."""
     state = value.state if isinstance(value, Instance) else None
     return type(state) is dict and all(isinstance(state.get(name), dict) for name in _REGISTRIES)
 
 
 def _state_dict_of(instance: Instance) -> dict[str, Tensor]:
-    """The parameters and persistent buffers in the record of a module; empty if it is the record of something else.
+    """Return the parameters and persistent buffers in the record of a module; nothing for that of something else.
 
     Raises:
         Refusal: A module in it contains itself, or its modules have too many names.
@@ -134,7 +134,8 @@ def _state_dict_of(instance: Instance) -> dict[str, Tensor]:
         if id(module) in open_modules or left < 0:
             raise Refusal("its modules are registered in each other too often. Save model.state_dict() instead.")
         open_modules.add(id(module))
-        unsaved = found if isinstance(found := state.get("_non_persistent_buffers_set"), set) else ()
+        unsaved = state.get("_non_persistent_buffers_set")
+        unsaved = unsaved if isinstance(unsaved, set) else ()
         for name, tensor in (*state["_parameters"].items(), *state["_buffers"].items()):
             if isinstance(tensor, Tensor) and name not in unsaved:
                 tensors[f"{prefix}{name}"] = tensor.detach()

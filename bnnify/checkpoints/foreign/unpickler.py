@@ -1,4 +1,4 @@
-"""Reading pickles without running them: what a file names is never imported, and becomes data or an inert record.
+"""Read pickles without running them: what a file names is never imported, and becomes data or an inert record.
 
 torch's own ``weights_only`` unpickler runs no foreign code either, but it allocates and hashes what a file asks for:
 ``bytearray(10**11)``, a dict keyed by a deeply nested tuple.
@@ -45,7 +45,7 @@ class Unpickler:
         self.vocabulary = Vocabulary(size)
 
     def load(self) -> Any:
-        """The object that the next pickle describes.
+        """Make the object that the next pickle describes.
 
         Raises:
             Refusal: It is quantized or damaged, or larger than a checkpoint can be.
@@ -153,7 +153,7 @@ def _set_items(what: Any, items: Iterable[tuple[Any, Any]]) -> None:
 
 
 def _text(value: str) -> Any:
-    """A string of Python 2, which pickletools takes for Latin-1."""
+    """Decode a string of Python 2, which pickletools takes for Latin-1."""
     data = value.encode("latin-1")
     try:
         return data.decode()
