@@ -9,11 +9,10 @@ from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
-from .checks import check_module
 from .distributions.initial_std import DEFAULT_POSTERIOR_STD, NamedPosteriorStd, PosteriorStd
 from .distributions.prior import Prior
 from .distributions.priors import Pretrained
-from .errors import ConversionError
+from .errors import ConversionError, check_module
 from .model import BayesianModel
 from .modules.class_change import NewPosterior, become_bayesian, become_plain, recompute_on_read
 from .modules.computed_weights import detached_hook_weights

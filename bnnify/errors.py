@@ -1,4 +1,7 @@
-"""The typed errors of bnnify: each names the module, file or argument, says what was found and what to do."""
+"""The typed errors of bnnify, and the checks of arguments that raise them.
+
+Each names the module, file or argument, says what was found and what to do.
+"""
 
 __all__ = [
     "ArgumentError",
@@ -8,7 +11,25 @@ __all__ = [
     "ConversionError",
     "DrawError",
     "MissingLibraryError",
+    "as_number",
+    "check_integer",
+    "check_module",
+    "check_num_samples",
+    "check_path",
+    "check_positive",
+    "check_tensor",
+    "describe",
+    "needing",
 ]
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from numbers import Integral, Real
+from typing import Any
+
+from torch import Tensor, nn
 
 
 class BnnifyError(Exception):
@@ -37,3 +58,82 @@ class CheckpointError(BnnifyError, ValueError):
 
 class MissingLibraryError(BnnifyError, ImportError):
     """A library that only this function needs is not installed."""
+
+
+def describe(value: Any) -> str:
+    """A few words for a value in an error: its type, a tensor's shape, and what it is if that is short."""
+    if isinstance(value, Tensor):
+        return f"a {type(value).__name__} of shape {tuple(value.shape)}"
+    if value is None or isinstance(value, (bool, int, float, complex)):
+        return repr(value)
+    if isinstance(value, str):
+        return f"the string {value[:40]!r}"
+    if isinstance(value, (list, tuple)):
+        return f"a {type(value).__name__} of {len(value)}"
+    return f"a {value.__name__} (the class itself)" if isinstance(value, type) else f"a {type(value).__name__}"
+
+
+def as_number(name: str, value: Any, hint: str = "") -> Any:
+    """A real number, or the one number in a tensor without dimensions, that was given as ``name``.
+
+    Raises:
+        ArgumentTypeError: It is something else; ``hint`` is a sentence on what to pass.
+    """
+    if isinstance(value, Tensor) and value.ndim == 0 and not value.is_complex():
+        return value.item()
+    if isinstance(value, (int, float, Real)):
+        return value
+    raise ArgumentTypeError(f"{name} must be a number, not {describe(value)}. {hint}".strip())
+
+
+def check_integer(name: str, value: Any) -> None:
+    """Raise an ArgumentTypeError unless ``value``, which was given as ``name``, is an integer."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise ArgumentTypeError(f"{name} must be an integer, not {describe(value)}.")
+
+
+def check_module(name: str, value: Any) -> None:
+    """Raise an ArgumentTypeError unless ``value``, which was given as ``name``, is a module."""
+    if not isinstance(value, nn.Module):
+        raise ArgumentTypeError(f"{name} must be a torch.nn.Module, not {describe(value)}.")
+
+
+def check_tensor(name: str, value: Any, hint: str = "") -> None:
+    """Raise an ArgumentTypeError unless ``value``, which was given as ``name``, is a tensor."""
+    if not isinstance(value, Tensor):
+        raise ArgumentTypeError(f"{name} must be a tensor, not {describe(value)}. {hint}".strip())
+
+
+def check_num_samples(num_samples: Any) -> None:
+    """Raise an ArgumentError unless ``num_samples`` is a positive integer."""
+    if isinstance(num_samples, bool) or not isinstance(num_samples, Integral) or num_samples < 1:
+        raise ArgumentError(f"num_samples must be a positive integer, not {num_samples!r}.")
+
+
+def check_path(name: str, value: Any) -> None:
+    """Raise an ArgumentTypeError unless ``value``, which was given as ``name``, can name a file."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise ArgumentTypeError(f"{name} must be a path, not {describe(value)}.")
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Raise unless ``value``, which a user gave as ``name``, is a positive, finite number.
+
+    Raises:
+        ConversionError: It is not.
+    """
+    if isinstance(value, bool) or not (isinstance(value, (int, float)) and 0 < value < math.inf):
+        raise ConversionError(f"{name} must be a positive, finite number, not {value!r}.")
+
+
+@contextmanager
+def needing(library: str, wanted_by: str) -> Iterator[None]:
+    """Explain an ImportError in the block, which imports a ``library`` of the extra ``cli``.
+
+    Raises:
+        MissingLibraryError: The block raised an ImportError.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise MissingLibraryError(f"{wanted_by} needs {library}: pip install 'bnnify[cli]'.") from error

@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checks import check_num_samples, describe
 from .draws.draw import Draw
 from .draws.estimators import ESTIMATORS, Estimator
 from .draws.outputs import remember, take_off_copied_hooks
-from .errors import ArgumentTypeError
+from .errors import ArgumentTypeError, check_num_samples, describe
 from .modules.parameters import BayesianParameter, bayesian_parameters, unique_bayesian_parameters
 from .prediction.averages import Prediction
 from .prediction.batches import called_with

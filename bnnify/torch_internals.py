@@ -1,72 +1,30 @@
 """Each private name of torch that bnnify needs, behind a function that says what it is for."""
 
-__all__ = [
-    "AttentionProjection",
-    "BatchOrInstanceNorm",
-    "Convolution",
-    "FLAT_WEIGHTS",
-    "FORWARD_METHODS",
-    "FakeTensor",
-    "FunctionalTensor",
-    "MODULE_STATE",
-    "TorchDispatchMode",
-    "TransposedConvolution",
-    "activation",
-    "after_this_backward",
-    "argument_names",
-    "backward_pass",
-    "convolve",
-    "current_function",
-    "flat_weight_names",
-    "forward_hooks",
-    "forward_pre_hooks",
-    "has_global_hooks",
-    "has_own_hooks",
-    "in_transform",
-    "init_flat_weights",
-    "is_accumulation",
-    "is_batched",
-    "is_compiled",
-    "is_observed",
-    "is_traced",
-    "is_transformed",
-    "keeps_graph",
-    "load_own_tensors",
-    "load_post_hooks",
-    "may_save_for_rerun",
-    "memory_is_shared",
-    "module_versions",
-    "non_persistent_buffers",
-    "operator_name",
-    "output_padding",
-    "pruned_weight",
-    "save_in_old_format",
-    "set_module_versions",
-    "tree_flatten",
-    "tree_leaves",
-    "tree_map",
-    "tree_unflatten",
-    "unwrapped",
-    "written_arguments",
-]
-
 from collections.abc import Callable, Mapping
 from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses import FakeTensor
-from torch._subclasses.functional_tensor import FunctionalTensor
+from torch._subclasses import FakeTensor as FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor as FunctionalTensor
 from torch.nn.modules import module as global_hooks
-from torch.nn.modules.batchnorm import _NormBase as BatchOrInstanceNorm
-from torch.nn.modules.conv import _ConvNd as Convolution
-from torch.nn.modules.conv import _ConvTransposeNd as TransposedConvolution
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear as AttentionProjection
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils.prune import BasePruningMethod
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
+from torch.utils._pytree import tree_flatten as tree_flatten
+from torch.utils._pytree import tree_leaves as tree_leaves
+from torch.utils._pytree import tree_map as tree_map
+from torch.utils._pytree import tree_unflatten as tree_unflatten
+
+BatchOrInstanceNorm, Convolution, TransposedConvolution = _NormBase, _ConvNd, _ConvTransposeNd
+"""The bases of layers that are alike."""
+
+AttentionProjection = NonDynamicallyQuantizableLinear
+"""The projection of ``nn.MultiheadAttention``, which reads its weight and never calls it."""
 
 MODULE_STATE = vars(nn.Module()).keys()
 """The attributes that ``nn.Module`` gives every module for its own use."""

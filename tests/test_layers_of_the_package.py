@@ -14,7 +14,6 @@ import bnnify
 ROOT = Path(bnnify.__file__).parent
 FLOORS = [  # from the ground up
     {"errors", "report", "torch_internals"},
-    {"checks"},
     {"distributions"},
     {"draws"},
     {"modules"},

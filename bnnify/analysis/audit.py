@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import describe
 from ..draws.draw import Draw
 from ..draws.outputs import remember, tensors_in
-from ..errors import ArgumentTypeError, DrawError
+from ..errors import ArgumentTypeError, DrawError, describe
 from ..model import BayesianModel, check_converted
 from ..modules.parameters import bayesian_parameters
 from ..prediction.batches import called_with

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..checks import needing
+from ..errors import needing
 from ..model import BayesianModel
 from .pruning import signal_to_noise
 

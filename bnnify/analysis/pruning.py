@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_module
 from ..distributions.gaussian import PRUNED, at_least_float32, has_pruned, is_pruned, std
-from ..errors import ArgumentError
+from ..errors import ArgumentError, check_module
 from ..model import BayesianModel
 from ..modules.parameters import BayesianParameter, bayesian_parameters, unique_bayesian_parameters
 

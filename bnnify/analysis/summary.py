@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..checks import needing
 from ..distributions.gaussian import at_least_float32, is_pruned, std
+from ..errors import needing
 from ..model import BayesianModel
 from ..modules.parameters import unique_bayesian_parameters
 from .pruning import signal_to_noise

@@ -9,9 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from ..checks import check_module, check_path, describe
 from ..convert import convert
-from ..errors import ArgumentTypeError, CheckpointError
+from ..errors import ArgumentTypeError, CheckpointError, check_module, check_path, describe
 from ..model import BayesianModel
 from .architectures.recipe import Recipe
 from .architectures.recognition import recognise

@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_module
 from ..draws.companions import INITIAL_STD, PRIOR_MEAN, PriorMean
-from ..errors import CheckpointError
+from ..errors import CheckpointError, check_module
 from ..model import BayesianModel
 from ..modules.bayesian_class import plain_class
 from ..modules.parameters import BayesianParameter, bayesian_parameters, is_derived

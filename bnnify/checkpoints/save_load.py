@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..checks import check_module, check_path, describe
 from ..convert import collapse, convert_with
 from ..draws.companions import PRIOR_MEAN
-from ..errors import ArgumentTypeError, CheckpointError, ConversionError
+from ..errors import ArgumentTypeError, CheckpointError, ConversionError, check_module, check_path, describe
 from ..model import BayesianModel
 from ..modules.parameters import BayesianParameter, bayesian_parameters
 from ..modules.settings import slots_of

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from ..checks import check_num_samples
 from ..convert import collapse
+from ..errors import check_num_samples
 from ..model import BayesianModel, stacked
 from ..modules.parameters import unique_bayesian_parameters
 from ..prediction.sampler import Sampler

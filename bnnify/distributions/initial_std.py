@@ -19,8 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from ..checks import check_positive
-from ..errors import ConversionError
+from ..errors import ConversionError, check_positive
 from .gaussian import at_least_float32, root_mean_square
 
 

@@ -8,8 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from ..checks import check_positive
-from ..errors import ConversionError
+from ..errors import ConversionError, check_positive
 from .densities import MeanAbsolute, MixtureLogProb, gaussian_log_prob, log
 from .gaussian import at_least_float32, log_std, std
 from .prior import KLTerms, MonteCarloPrior, Posterior, Prior

@@ -9,12 +9,11 @@ from numbers import Real
 import torch
 from torch import Tensor, nn
 
-from ..checks import describe
 from ..distributions.initial_std import PosteriorStd
 from ..distributions.prior import Prior
 from ..draws.estimators import DEFAULT
 from ..draws.slot import Active
-from ..errors import ConversionError
+from ..errors import ConversionError, describe
 from .mean_field import MeanField
 from .point import Point
 from .posterior import PosteriorFamily

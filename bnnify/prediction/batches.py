@@ -20,8 +20,7 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
-from ..checks import describe
-from ..errors import ArgumentError, ArgumentTypeError
+from ..errors import ArgumentError, ArgumentTypeError, describe
 from .devices import devices_of, placed
 
 Arguments: TypeAlias = tuple[tuple[Any, ...], Mapping[str, Any]]

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Distribution, Normal
 
-from ..checks import describe
 from ..distributions.gaussian import at_least_float32
-from ..errors import ArgumentError, ArgumentTypeError
+from ..errors import ArgumentError, ArgumentTypeError, describe
 from .classes import check_logits, check_probabilities, dimension_of_classes
 from .likelihood import Likelihood, has_values
 

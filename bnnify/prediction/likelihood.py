@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from ..checks import check_integer
 from ..distributions.gaussian import at_least_float32
-from ..errors import ArgumentError, ArgumentTypeError
+from ..errors import ArgumentError, ArgumentTypeError, check_integer
 from ..torch_internals import in_transform
 
 

@@ -5,9 +5,8 @@ __all__ = ["avuc_loss", "uncertainty_threshold"]
 import torch
 from torch import Tensor
 
-from ..checks import as_number, check_tensor
 from ..distributions.gaussian import at_least_float32
-from ..errors import ArgumentError
+from ..errors import ArgumentError, as_number, check_tensor
 from ..prediction.known_likelihoods import Probabilities
 
 

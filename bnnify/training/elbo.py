@@ -7,8 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..checks import as_number, check_tensor, describe
-from ..errors import ArgumentError, ArgumentTypeError
+from ..errors import ArgumentError, ArgumentTypeError, as_number, check_tensor, describe
 
 
 def elbo(nll: Tensor, kl: Tensor, num_data: int, beta: float = 1.0) -> Tensor:

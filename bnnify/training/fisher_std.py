@@ -9,10 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checks import as_number, check_module, check_positive, describe
 from ..distributions.gaussian import at_least_float32
 from ..distributions.initial_std import DEFAULT_POSTERIOR_STD, NamedPosteriorStd, PosteriorStd, as_posterior_std
-from ..errors import ArgumentError, ArgumentTypeError, ConversionError
+from ..errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    ConversionError,
+    as_number,
+    check_module,
+    check_positive,
+    describe,
+)
 from ..model import BayesianModel
 from ..prediction.batches import batches_of, check_batches
 from ..prediction.eval_mode import evaluating

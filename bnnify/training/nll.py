@@ -15,9 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checks import as_number, check_integer, check_tensor
 from ..distributions.gaussian import at_least_float32
-from ..errors import ArgumentError
+from ..errors import ArgumentError, as_number, check_integer, check_tensor
 from ..prediction.known_likelihoods import as_pair
 
 

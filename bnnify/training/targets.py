@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Distribution
 
-from ..checks import check_tensor
-from ..errors import ArgumentError
+from ..errors import ArgumentError, check_tensor
 
 IGNORED = -100
 """The target that does not count by default, as in torch.nn.functional.cross_entropy."""

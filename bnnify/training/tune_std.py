@@ -9,9 +9,8 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_integer, check_num_samples
 from ..distributions.gaussian import at_least_float32, is_pruned, rho_from_std, std
-from ..errors import ArgumentError
+from ..errors import ArgumentError, check_integer, check_num_samples
 from ..model import BayesianModel, check_converted
 from ..modules.parameters import BayesianParameter, unique_bayesian_parameters
 from ..prediction.batches import Arguments, labelled_batches_of, rows_of
