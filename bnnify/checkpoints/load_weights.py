@@ -20,12 +20,11 @@ from ..torch_internals import (
     load_own_tensors,
     load_post_hooks,
     module_versions,
-    non_persistent_buffers,
     set_module_versions,
 )
-from .architectures.shapes import COUNT, abridged
+from .architectures.shapes import COUNT, abridged, printable
 from .foreign.prefixes import without_wrappers
-from .tensor_places import TensorPlace, places_of, put
+from .tensor_places import TensorPlace, places_of, put, valueless_buffers
 
 
 def load_weights(model: nn.Module, state_dict: Mapping[str, Any], *, share: bool = False) -> None:
@@ -56,7 +55,12 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Any], *, share: bool
         )
     check_module("load_weights(model)", model)
     root = model.module if isinstance(model, BayesianModel) else model
-    _refuse_valueless_buffers(root)
+    if valueless := valueless_buffers(root):
+        raise CheckpointError(
+            f"No state_dict holds {abridged(map(printable, valueless))}: persistent=False, and on the meta device it "
+            "has no value. Give it one first, for example by making its submodule anew on a real device. Nothing was "
+            "loaded."
+        )
     state_dict = without_wrappers(state_dict, root.state_dict().keys())
     places = places_of(root)
     absent = _assign(root, state_dict, places)
@@ -109,11 +113,15 @@ def _assign(root: nn.Module, state_dict: Mapping[str, Any], places: Mapping[Tens
             "missing": needed,
             "unexpected": found.unexpected_keys,
             "of another shape": _reshaped(places, state_dict) if errors else [],
-            "not loaded": [" ".join(text.split())[:300] for text in errors if not text.startswith("size mismatch")],
+            "not loaded": [_one_line(text) for text in errors if not text.startswith("size mismatch")],
         }
         listing = "; ".join(f"{what}: {abridged(names)}" for what, names in complaints.items() if names)
         raise CheckpointError(f"The state_dict does not fit the model. {listing}. Nothing was loaded.")
     return absent
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:300].rstrip(".")
 
 
 def _undo(root: nn.Module) -> Callable[[], None]:
@@ -194,21 +202,6 @@ def _load(
             _load(child, parts.get(name, OrderedDict()), f"{prefix}{name}.", versions, found, errors)
     for hook in load_post_hooks(module):
         hook(module, found)
-
-
-def _refuse_valueless_buffers(root: nn.Module) -> None:
-    """Raise for a buffer on the meta device to which no state_dict can give a value."""
-    valueless = [
-        f"`{name}.{attribute}`".replace("`.", "`")
-        for name, module in root.named_modules()
-        for attribute, buffer in module._buffers.items()
-        if buffer is not None and buffer.is_meta and attribute in non_persistent_buffers(module)
-    ]
-    if valueless:
-        raise CheckpointError(
-            f"No state_dict holds {abridged(valueless)}: persistent=False, and on the meta device it has no value. "
-            "Give it one first, for example by making its submodule anew on a real device. Nothing was loaded."
-        )
 
 
 def _start_anew(parameter: BayesianParameter, absent: set[str], share: bool) -> None:

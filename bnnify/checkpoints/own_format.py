@@ -112,11 +112,11 @@ def open_posterior(path: str | os.PathLike[str]) -> PosteriorFile:
 
 def own_record(checkpoint: Checkpoint) -> Any:
     """Return the record that bnnify wrote beside the weights, text in a safetensors file; None in other files."""
-    for place in (checkpoint.rest, checkpoint.rest.get(SAFETENSORS_METADATA)):
-        record = place.get("bnnify") if isinstance(place, Mapping) else None
-        if record is not None:
-            return record
-    return None
+    record = checkpoint.rest.get("bnnify")
+    if isinstance(record, Mapping):
+        return record
+    metadata = checkpoint.rest.get(SAFETENSORS_METADATA)
+    return metadata.get("bnnify") if isinstance(metadata, Mapping) else None
 
 
 def _check_format(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None:

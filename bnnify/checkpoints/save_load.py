@@ -16,12 +16,12 @@ from ..errors import ArgumentTypeError, CheckpointError, ConversionError, check_
 from ..model import BayesianModel
 from ..modules.parameters import BayesianParameter, bayesian_parameters
 from ..modules.settings import slots_of
-from ..torch_internals import non_persistent_buffers
 from .architectures.transformers_model import load_by_config
 from .load_weights import load_weights
 from .own_format import open_posterior, write_posterior
 from .posterior_file import Origin, PosteriorFile
 from .settings_data import can_be_saved
+from .tensor_places import valueless_buffers
 
 
 def save(bnn: BayesianModel, path: str | os.PathLike[str]) -> None:
@@ -103,7 +103,7 @@ def build_without_values(make_model: Callable[[], nn.Module]) -> nn.Module:
             model = make_model()
     except Exception:
         return make_model()
-    return make_model() if not isinstance(model, nn.Module) or _lacks_values(model) else model
+    return make_model() if not isinstance(model, nn.Module) or valueless_buffers(model) else model
 
 
 def without_values(model: nn.Module) -> nn.Module:
@@ -113,15 +113,6 @@ def without_values(model: nn.Module) -> nn.Module:
         for parameter in model.parameters()
     }
     return copy.deepcopy(model, dict[int, Any](memo))
-
-
-def _lacks_values(model: nn.Module) -> bool:
-    """Tell whether a buffer that no state_dict holds is on the meta device."""
-    return any(
-        buffer is not None and buffer.is_meta and name in non_persistent_buffers(module)
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-    )
 
 
 def _left_behind(root: nn.Module) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """The places of a model in which parameters and buffers stand; a tied one has several."""
 
-__all__ = ["TensorPlace", "places_of", "put"]
+__all__ = ["TensorPlace", "places_of", "put", "valueless_buffers"]
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..modules.bayesian_class import allow_replacement
+from ..torch_internals import non_persistent_buffers
 
 
 @dataclass(frozen=True)
@@ -42,3 +43,13 @@ def put(places: Iterable[TensorPlace], tensor: Any) -> None:
         if place.tensor is not tensor:
             with allow_replacement(place.module):
                 setattr(place.module, place.attribute, tensor)
+
+
+def valueless_buffers(root: nn.Module) -> list[str]:
+    """Name the buffers on the meta device to which no state_dict can give a value."""
+    return [
+        f"{prefix}.{attribute}".removeprefix(".")
+        for prefix, module in root.named_modules()
+        for attribute in sorted(non_persistent_buffers(module))
+        if (buffer := module._buffers.get(attribute)) is not None and buffer.is_meta
+    ]

@@ -34,13 +34,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, or 1 after an error, which is one line on standard error. A wrong command line exits with 2.
     """
-    runs = {"convert": _convert, "inspect": _inspect, "collapse": _collapse, "prune": _prune, "demo": _demo}
-    options = make_parser(runs).parse_args(arguments)
+    commands = {"convert": _convert, "inspect": _inspect, "collapse": _collapse, "prune": _prune, "demo": _demo}
+    options = make_parser().parse_args(arguments)
     try:
         with warnings.catch_warnings():
             if not options.debug:
                 warnings.simplefilter("ignore")
-            options.run(options)
+            commands[options.command](options)
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -160,7 +160,3 @@ def _as_json(file: PosteriorFile, summaries: Sequence[ParameterSummary]) -> dict
         "quantiles": QUANTILES,
         "parameters": [dataclasses.asdict(summary) for summary in summaries],
     }
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

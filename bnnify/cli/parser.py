@@ -3,7 +3,6 @@
 __all__ = ["make_parser"]
 
 import argparse
-from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,18 +33,14 @@ _EXAMPLES = {
 }
 
 
-def make_parser(runs: Mapping[str, Callable[[argparse.Namespace], None]]) -> argparse.ArgumentParser:
-    """Make the parser of the command line.
-
-    Args:
-        runs: By the name of a command, what is to be called with its options; they hold it as ``run``.
-    """
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line; what it parses has the name of the command as ``command``."""
     parser = argparse.ArgumentParser(prog="bnnify-cli", description="Turn a trained PyTorch model into a Bayesian one.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('bnnify')}")
-    _add_common_options(parser, {"quiet": False, "debug": False})
-    commands = parser.add_subparsers(required=True, metavar="command", title="commands")
+    _add_common_options(parser, False)
+    commands = parser.add_subparsers(required=True, dest="command", metavar="command", title="commands")
 
-    command = _command(commands, "convert", runs["convert"], "convert a checkpoint, whatever wrote it")
+    command = _command(commands, "convert", "convert a checkpoint, whatever wrote it")
     command.add_argument("checkpoint", type=Path, help="a file of weights, or a Hugging Face model directory")
     _add_output(command, "name.bnn.pt beside the checkpoint; a name in .safetensors gives that format")
     model = command.add_argument_group("the model", "By default the architecture is recognised by its tensors.")
@@ -66,29 +61,27 @@ def make_parser(runs: Mapping[str, Callable[[argparse.Namespace], None]]) -> arg
     how.add_argument("--strict", action="store_true", help="refuse a model with layers of unknown or unsupported types")
     command.add_argument("--dry-run", action="store_true", help="show the report and write nothing")
 
-    command = _command(commands, "inspect", runs["inspect"], "σ, signal-to-noise ratio and KL of each parameter")
+    command = _command(commands, "inspect", "σ, signal-to-noise ratio and KL of each parameter")
     command.add_argument("file", type=Path, help="a file that bnnify wrote")
     command.add_argument("--json", action="store_true", help="as JSON")
     command.add_argument("--plot", type=Path, metavar="PNG", help="draw signal-to-noise ratios and the pruning curve")
 
-    command = _command(
-        commands, "collapse", runs["collapse"], "write the posterior mean as a checkpoint like the original"
-    )
+    command = _command(commands, "collapse", "write the posterior mean as a checkpoint like the original")
     command.add_argument("file", type=Path, help="a file that bnnify wrote")
     _add_output(command, "name.collapsed with the original's ending")
 
-    command = _command(commands, "prune", runs["prune"], "set the weights with the least |μ|/σ to zero")
+    command = _command(commands, "prune", "set the weights with the least |μ|/σ to zero")
     command.add_argument("file", type=Path, help="a file that bnnify wrote")
     command.add_argument("fraction", type=float, help="of the Bayesian weights, from 0 to 1")
     command.add_argument("--per-layer", action="store_true", help="of each parameter, rather than of all together")
     _add_output(command, "name.pruned.bnn.pt")
 
-    command = _command(commands, "demo", runs["demo"], "convert and fine-tune a small network that comes with bnnify")
+    command = _command(commands, "demo", "convert and fine-tune a small network that comes with bnnify")
     command.add_argument("--picture", type=Path, metavar="PNG", help="draw what the network is unsure of")
     return parser
 
 
-def _command(commands: Any, name: str, run: Callable[[Any], None], description: str) -> argparse.ArgumentParser:
+def _command(commands: Any, name: str, description: str) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(
         name,
         help=description,
@@ -96,16 +89,14 @@ def _command(commands: Any, name: str, run: Callable[[Any], None], description: 
         epilog=_EXAMPLES[name],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    _add_common_options(command, dict.fromkeys(("quiet", "debug"), argparse.SUPPRESS))
-    command.set_defaults(run=run)
+    _add_common_options(command, argparse.SUPPRESS)
     return command
 
 
-def _add_common_options(parser: argparse.ArgumentParser, defaults: Mapping[str, Any]) -> None:
+def _add_common_options(parser: argparse.ArgumentParser, default: Any) -> None:
     """Add the options that may stand before the command's name as well as after it."""
-    quiet, debug = "print nothing but errors", "show the traceback of an error"
-    parser.add_argument("-q", "--quiet", action="store_true", default=defaults["quiet"], help=quiet)
-    parser.add_argument("--debug", action="store_true", default=defaults["debug"], help=debug)
+    parser.add_argument("-q", "--quiet", action="store_true", default=default, help="print nothing but errors")
+    parser.add_argument("--debug", action="store_true", default=default, help="show the traceback of an error")
 
 
 def _add_output(command: argparse.ArgumentParser, default: str) -> None:

@@ -135,14 +135,10 @@ def _refuse_endless(config: Any) -> None:
 
 def _refuse_larger(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     """Raise where the model takes far more memory than the file accounts for."""
-    wanted, given = (sum(t.numel() for t in tensors) for tensors in (_tensors(model), state_dict.values()))
+    wanted = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
+    given = sum(tensor.numel() for tensor in state_dict.values())
     if wanted > 4 * given + _SPARE_ELEMENTS:
         raise CheckpointError(f"The config is for a model of {wanted:,} numbers, but the file has {given:,}.")
-
-
-def _tensors(model: nn.Module) -> Iterator[Tensor]:
-    yield from model.parameters()
-    yield from model.buffers()
 
 
 @contextmanager

@@ -63,10 +63,6 @@ def from_content(content: Any, kind: str, key: str | None, names: Collection[str
             rest, left_out = plain(others)
             state_dict = module.state_dict()
             return Checkpoint(state_dict, Layout(kind, place, "", tuple(state_dict)), rest, module, left_out=left_out)
-    return _found(content, kind, key, names)
-
-
-def _found(content: Any, kind: str, key: str | None, names: Collection[str] | None) -> Checkpoint:
     state_dict, layout, rest = find(content, kind, key, names)
     rest, left_out = plain(rest)
     return Checkpoint(state_dict, layout, rest, left_out=left_out)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...errors import CheckpointError
 from ...torch_internals import module_versions, set_module_versions
+from ..architectures.shapes import COUNT
 from .archive import Refusal
 from .prefixes import common_prefix, is_weight, prefix_by_names, within
 from .records import record_in
@@ -20,7 +21,6 @@ from .records import record_in
 # Which of several state_dicts is the model's. They are never needed where there is one.
 _USUAL = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params", "module")
 _MAX_DEPTH = 6
-_COUNT = "num_batches_tracked"
 _KINDS = ("torch", "torch-legacy", "safetensors")
 
 
@@ -89,7 +89,7 @@ def has_state_dict(content: Any) -> bool:
 
 def put_back(layout: Layout, state_dict: Mapping[str, Any], rest: Mapping[str, Any]) -> dict[str, Any]:
     """Put ``state_dict`` back where :func:`find` found it, among the ``rest``."""
-    added = [name for name in state_dict if name not in set(layout.names) and not name.endswith(_COUNT)]
+    added = [name for name in state_dict if name not in set(layout.names) and not name.endswith(COUNT)]
     names = [name for name in layout.names if name in state_dict]
     given = {place_of(state_dict[name]) for name in names}
     for name in added:
@@ -172,7 +172,7 @@ def _choose(
 
 def _fits(found: Mapping[str, Any], names: Collection[str]) -> bool:
     prefix = prefix_by_names(found, names)
-    return all(prefix + name in found for name in names if not name.endswith(_COUNT))
+    return all(prefix + name in found for name in names if not name.endswith(COUNT))
 
 
 def place_of(tensor: Any) -> tuple[Any, ...] | None:
