@@ -73,10 +73,10 @@ def enter(draw: DrawnNetwork, undo: Callable[[], None]) -> Entered:
 def leave(entered: Entered) -> None:
     """Undo :func:`enter`, whatever else was entered or left meanwhile."""
     now, token = _entered.get(), entered.token
-    assert token is not None
     entered.token = None
     try:
-        _entered.reset(token)
+        if token is not None:
+            _entered.reset(token)
     except ValueError:  # this is not where it was entered
         entered.is_left = True
     _entered.set(tuple(each for each in now if each is not entered))

@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..errors import DrawError
 from .context import Entry, enter, last_entered, leave
 from .estimators import Estimator
 from .outputs import OutputsWithoutGraph, hook_outputs
@@ -102,6 +103,8 @@ class Draw:
             for (active, _), before in zip(self.entries, self._entered.pop(), strict=True):
                 active.traced = before
         else:
+            if not self._entered:
+                raise DrawError("A draw was left that was not entered. Use it as `with draw:`.")
             entered = last_entered(self) or self._entered[-1]  # the latter where another task or thread leaves
             self._entered.remove(entered)
             self.outputs_without_graph.remember()

@@ -13,7 +13,7 @@ from ..draws.companions import RHO, from_buffer
 from ..draws.noise import noise_like
 from ..draws.sample import sample
 from ..draws.sample_and_kl import can_fuse, kl_of, sample_and_kl
-from ..errors import ConversionError
+from ..errors import ConversionError, describe
 from .posterior import Parameter, PosteriorFamily
 
 
@@ -42,7 +42,7 @@ class MeanField(PosteriorFamily):
 
     def kl(self, parameter: Parameter) -> Tensor:
         prior, rho, kept = parameter.prior, parameter.companion(RHO), None
-        drawn = parameter.drawn() if prior.needs_sample else None
+        drawn = parameter.drawn() if prior.needs_sample or isinstance(prior, MonteCarloPrior) else None
         terms = _fused_terms(parameter, rho)
         if terms is not None:
             return _with_density(parameter, kl_of(parameter.mean, rho, terms), drawn)
@@ -98,9 +98,9 @@ def check_kl(parameter: Parameter, kl: Tensor) -> Tensor:
     Raises:
         ConversionError: It is not one number for each weight.
     """
-    if kl.shape != parameter.mean.shape:
+    if not isinstance(kl, Tensor) or kl.shape != parameter.mean.shape:
         raise ConversionError(
-            f"The prior {parameter.prior} gives `{parameter.name}`, of shape {tuple(parameter.mean.shape)}, a KL of "
-            f"shape {tuple(kl.shape)}. Return that of each weight, without a sum."
+            f"The prior {parameter.prior} gives `{parameter.name}`, of shape {tuple(parameter.mean.shape)}, not one KL "
+            f"for each weight but {describe(kl)}. Return that of each weight, without a sum."
         )
     return kl

@@ -181,8 +181,13 @@ class StudentT(bnnify.MonteCarloPrior):
         return torch.distributions.StudentT(3.0).log_prob(weights)
 
 
-def test_a_prior_of_ones_own_known_by_its_density_needs_one_method():
-    bnn = linear(0.4, 0.5, StudentT(), shape=(1, 100_000))
+class SaysNothingOfSamples(StudentT):
+    needs_sample = False
+
+
+@pytest.mark.parametrize("prior", [StudentT(), SaysNothingOfSamples()], ids=lambda prior: type(prior).__name__)
+def test_a_prior_of_ones_own_known_by_its_density_needs_one_method(prior):
+    bnn = linear(0.4, 0.5, prior, shape=(1, 100_000))
     grid = torch.linspace(-10, 10, 100_001, dtype=torch.float64)
     log_q = Normal(0.4, 0.5).log_prob(grid)
     expected = torch.trapezoid(log_q.exp() * (log_q - torch.distributions.StudentT(3.0).log_prob(grid)), grid)

@@ -262,7 +262,9 @@ def test_a_prior_that_sums_by_itself_is_told_not_to():
             return super().kl(posterior).sum()
 
     bnn = bnnify.convert(nn.Linear(3, 2), prior={"weight": Summed(), "bias": Gaussian()})
-    with pytest.raises(bnnify.ConversionError, match=r"weight`, of shape \(2, 3\), a KL of shape \(\).*each weight"):
+    with pytest.raises(
+        bnnify.ConversionError, match=r"weight`, of shape \(2, 3\), not one KL .* of shape \(\).*each weight"
+    ):
         bnn.kl()
 
 

@@ -163,3 +163,8 @@ def test_where_the_compiler_gives_up_the_draw_is_still_in_effect(estimator):
 
     assert not torch.allclose(draws_itself(x), bnn.module(x))
     assert not torch.allclose(draws_itself(x), draws_itself(x))
+
+
+def test_a_draw_that_was_not_entered_cannot_be_left():
+    with pytest.raises(bnnify.DrawError, match="not entered"):
+        bnnify.convert(nn.Linear(3, 2)).draw().__exit__()
