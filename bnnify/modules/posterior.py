@@ -1,4 +1,4 @@
-"""What a posterior of one parameter is: what stands beside its mean, and how a sample and its KL are made."""
+"""The base of posteriors, which say what stands beside the mean and how a sample and its KL are made."""
 
 __all__ = ["Parameter", "PosteriorFamily", "as_posterior"]
 
@@ -13,7 +13,7 @@ from ..errors import ConversionError
 
 
 class Parameter(Protocol):
-    """What a posterior may look at: a :class:`~bnnify.modules.BayesianParameter`."""
+    """One parameter as its posterior sees it: a :class:`~bnnify.modules.BayesianParameter`."""
 
     @property
     def name(self) -> str: ...
@@ -50,13 +50,13 @@ class PosteriorFamily(ABC):
     """
 
     companions: ClassVar[tuple[str, ...]] = ()
-    """What follows the parameter's name in the names of the parameters that stand beside it."""
+    """The endings that the parameter's name has in the names of those that stand beside it."""
 
     has_noise: ClassVar[bool] = True
-    """Whether a sample differs from the mean."""
+    """True if a sample differs from the mean."""
 
     allows_estimators: ClassVar[bool] = False
-    """Whether weights are independent N(μ, softplus(ρ)²), which the local and the Flipout estimator count on."""
+    """True if weights are independent N(μ, softplus(ρ)²), which the local and the Flipout estimator count on."""
 
     def check_prior(self, prior: Prior) -> None:
         """Raise a ConversionError if this family cannot have that prior. Default: it can have any."""
@@ -67,7 +67,7 @@ class PosteriorFamily(ABC):
         """The first value of each companion, by its ending; ``std`` is one σ for all weights or one for each."""
 
     def fits(self, mean: Tensor, *companions: Tensor) -> bool:
-        """Whether the companions have the shapes that this mean needs."""
+        """Tell whether the companions have the shapes that this mean needs. Default: they have."""
         return True
 
     @abstractmethod

@@ -16,10 +16,10 @@ from .sampler import Sampler
 from .trunk import Trunk
 
 GROUP_BYTES = 2**28
-"""How many bytes of inputs are held at a time."""
+"""The bytes of inputs that are held at a time."""
 
 GROUP_BATCHES = 256
-"""How many batches are held at a time, however small they are."""
+"""The batches that are held at a time, however small they are."""
 
 
 def run_networks(

@@ -24,7 +24,7 @@ from .known_code import State, is_known, is_plain, is_plain_tensor
 from .sampler import Sampler
 
 LIMIT = 2**28
-"""How many bytes of trunks are kept at a time."""
+"""The bytes of trunks that are kept at a time."""
 
 _KNOWN_OPERATORS = ("aten", "torchvision")
 """The namespaces of operators whose results depend on nothing but their arguments."""

@@ -1,4 +1,4 @@
-"""Which architecture a state_dict comes from, and how to make that model again."""
+"""Recognise the architecture that a state_dict comes from, and make that model again."""
 
 __all__ = ["Recipe", "Recognition", "recognise"]
 
