@@ -376,7 +376,7 @@ DAMAGES = {
         lambda c: c["state_dict"].update({"0.weight_initial_std": "big"}),
         lambda c: c.update(state_dict=3),
     ],
-    "`{}` is damaged: its record is not": [lambda c: c.update(bnnify="nothing")],
+    "`{}` was not written by bnnify": [lambda c: c.update(bnnify="nothing")],
     "unexpected: training.weight": [lambda c: c["state_dict"].update({"training.weight": torch.zeros(2)})],
 }
 
