@@ -20,7 +20,7 @@ from .modules.conversion_report import conversion_report, nothing_to_convert, re
 from .modules.estimator_choice import fit_estimators
 from .modules.holders import Holder, holders_by_parameter
 from .modules.initial_posterior import initial_posterior
-from .modules.parameters import is_bayesian, is_derived
+from .modules.parameters import is_derived
 from .modules.posterior import PosteriorFamily
 from .modules.present_posteriors import present_posterior, refuse_changes
 from .modules.refusals import refuse_model
@@ -33,7 +33,7 @@ from .modules.selection import (
     known_names,
     resolve,
 )
-from .modules.settings import Settings, slots_of
+from .modules.settings import Settings, is_bayesian, slots_of
 from .report import Reason
 
 DEFAULTS = Settings(Pretrained(), DEFAULT_POSTERIOR_STD)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .draws.draw import Draw
 from .draws.estimators import ESTIMATORS, Estimator
 from .draws.outputs import remember, take_off_copied_hooks
+from .draws.sharding import is_distributed
 from .errors import ArgumentTypeError, check_num_samples, describe
 from .modules.parameters import BayesianParameter, bayesian_parameters, unique_bayesian_parameters
 from .prediction.averages import Prediction
@@ -77,6 +78,7 @@ class BayesianModel(nn.Module):
             >>> same
             True
         """
+        # A list: the compiler of torch 2.12 stumbles over a generator here.
         return Draw(list(bayesian_parameters(self)), outputs_of=self.module)
 
     def sample(self, *args: Any, num_samples: int, **kwargs: Any) -> Any:
@@ -164,7 +166,10 @@ def check_converted(caller: str, bnn: Any) -> None:
 
 
 def call_in_draw(root: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
-    """``forward`` with one network drawn for it, and the KL; parameters for which a draw is in effect keep that."""
+    """Call ``forward`` with one network drawn for it, and return its output and the KL in nats.
+
+    Parameters for which a draw is in effect keep that.
+    """
     # The KL comes before the forward, which under FSDP leaves parameters gathered for the backward.
     draw, kl = draw_with_kl(root, traced=torch.compiler.is_compiling())
     with draw:
@@ -189,7 +194,7 @@ def draw_with_kl(root: nn.Module, traced: bool = False) -> tuple[Draw, Tensor]:
         settings = parameter.settings
         estimator = ESTIMATORS[settings.estimator]
         # A prior may need the sample itself, and of a sharded parameter no rank has the whole.
-        if estimator is not None and not settings.prior.needs_sample and not hasattr(parameter.mean, "full_tensor"):
+        if estimator is not None and not settings.prior.needs_sample and not is_distributed(parameter.mean):
             return estimator(parameter.kept_mean, parameter.rho, parameter.name)
         both = parameter.sample_and_kl()
         if both is None:

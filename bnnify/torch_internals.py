@@ -32,6 +32,12 @@ MODULE_STATE = vars(nn.Module()).keys()
 FORWARD_METHODS = ("forward", "_conv_forward", "_output_padding")
 """The methods of which the forward of a linear layer or a convolution is made up."""
 
+OPTIMIZED_MODULE, SCRIPT_MODULE = "torch._dynamo.eval_frame.OptimizedModule", "torch.jit._script.ScriptModule"
+"""The qualified names of what ``torch.compile`` and ``torch.jit.script`` make of a module."""
+
+ACTIVATIONS = "torch._C._nn"
+"""The module that activation functions written in C++ say they are from, as pickles name it."""
+
 FLAT_WEIGHTS = "_flat_weights"
 """The attribute with the list from which a recurrent layer reads its weights."""
 

@@ -212,6 +212,13 @@ def test_the_old_format_is_no_zip_archive():
     assert torch.equal(torch.load(file, weights_only=True)["a"], torch.ones(2))
 
 
+def test_compiled_and_scripted_modules_and_activations_have_the_names_by_which_they_are_known():
+    made = torch.compile(nn.Linear(1, 1)), torch.jit.trace(nn.Linear(1, 1), torch.ones(1, 1))
+    for module, name in zip(made, (torch_internals.OPTIMIZED_MODULE, torch_internals.SCRIPT_MODULE), strict=True):
+        assert name in {f"{cls.__module__}.{cls.__qualname__}" for cls in type(module).__mro__}
+    assert torch.nn.functional.gelu.__module__ == torch_internals.ACTIVATIONS
+
+
 def test_convolutions_have_one_base_and_activations_are_found_by_name():
     for layer in (nn.Conv1d(1, 1, 1), nn.ConvTranspose2d(1, 1, 1), nn.LazyConv3d(1, 1)):
         assert isinstance(layer, torch_internals.Convolution)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..distributions.gaussian import PRUNED, at_least_float32, has_pruned, is_pruned, std
+from ..draws.sharding import is_distributed
 from ..errors import ArgumentError, check_module
 from ..model import BayesianModel
 from ..modules.parameters import BayesianParameter, bayesian_parameters, unique_bayesian_parameters
@@ -103,7 +104,7 @@ def prune(bnn: nn.Module, fraction: float, *, per_layer: bool = False) -> Prunin
         raise ArgumentError(f"prune(fraction) must lie between 0 and 1, not {fraction!r}.")
     parameters = _prunable(_root(bnn))
     for parameter in parameters:
-        if parameter.mean.is_meta or hasattr(parameter.mean, "full_tensor"):
+        if parameter.mean.is_meta or is_distributed(parameter.mean):
             where = "on the meta device" if parameter.mean.is_meta else "sharded"
             raise ArgumentError(f"Cannot prune `{parameter.name}`: it is {where}. Prune a model with all its values.")
     groups = [[parameter] for parameter in parameters] if per_layer else [parameters]

@@ -57,8 +57,9 @@ def has_pruned(rho: Tensor) -> bool:
     return not rho.is_meta and bool(is_pruned(rho.detach()).any())
 
 
-def rms_std(rho: Tensor) -> Tensor:
-    """√(mean of σ²), a scalar in float32 or better."""
+def rms_std(sigma: Tensor, dtype: torch.dtype) -> Tensor:
+    """Compute the root mean square of σ, as far as ρ of this dtype can hold it: a scalar, in float32 or better."""
+    rho = rho_from_std(sigma.to(dtype))
     return root_mean_square(std(at_least_float32(rho)))
 
 

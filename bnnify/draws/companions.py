@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..torch_internals import in_transform, is_traced
+from .sharding import is_distributed
 
 RHO, PRIOR_MEAN, INITIAL_STD = "_rho", "_prior_mean", "_initial_std"
 """Endings of names: ``weight_rho`` is ρ, ``weight_prior_mean`` the pretrained value that a centred prior keeps, and
@@ -38,7 +39,7 @@ def as_buffer(scalar: Tensor) -> Tensor:
 
     Of shape () the compiler would take one in float64 for a Python float, and compile twice.
     """
-    return (scalar.full_tensor() if hasattr(scalar, "full_tensor") else scalar).detach().clone().reshape(1)
+    return (scalar.full_tensor() if is_distributed(scalar) else scalar).detach().clone().reshape(1)
 
 
 def from_buffer(buffer: Tensor) -> Tensor | float:
@@ -46,7 +47,7 @@ def from_buffer(buffer: Tensor) -> Tensor | float:
 
     The tensor is not the buffer itself, which DDP overwrites before each forward.
     """
-    if hasattr(buffer, "full_tensor"):
+    if is_distributed(buffer):
         return buffer.full_tensor().reshape(())
     is_plain = type(buffer) is Tensor and not in_transform()
     if torch.compiler.is_compiling() or is_traced() or not (is_plain and buffer.is_cpu):

@@ -3,13 +3,16 @@
 __all__ = ["is_distributed", "is_sharding", "is_unsharded_form", "reshard", "sharded_noise", "unsharded"]
 
 import weakref
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
 
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
-def is_distributed(tensor: Any) -> bool:
+
+def is_distributed(tensor: Any) -> "TypeGuard[DTensor]":
     """Tell, without importing DTensor, whether ``tensor`` is one."""
     return hasattr(tensor, "full_tensor")
 
@@ -40,7 +43,7 @@ def is_unsharded_form(value: Tensor, mean: Tensor) -> bool:
     return (
         is_distributed(mean)
         and isinstance(value, nn.Parameter)
-        and getattr(value, "device_mesh", None) != mean.device_mesh  # type: ignore[attr-defined]
+        and getattr(value, "device_mesh", None) != mean.device_mesh
         and value.shape == mean.shape
     )
 

@@ -13,8 +13,8 @@ __all__ = [
 ]
 
 from .mean_field import MeanField
-from .parameters import BayesianParameter, bayesian_parameters, is_bayesian, unique_bayesian_parameters
+from .parameters import BayesianParameter, bayesian_parameters, unique_bayesian_parameters
 from .point import Point
 from .posterior import PosteriorFamily
 from .registry import register_layer
-from .settings import Settings
+from .settings import Settings, is_bayesian

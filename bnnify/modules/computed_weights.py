@@ -22,7 +22,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from ..torch_internals import forward_pre_hooks, pruned_weight
-from .parameters import is_bayesian
+from .settings import is_bayesian
 
 _Hook: TypeAlias = BasePruningMethod | SpectralNorm | WeightNorm
 

@@ -11,6 +11,7 @@ from ..draws.estimators import DEFAULT, ESTIMATORS
 from ..errors import ConversionError
 from .holders import Holder
 from .known_forwards import known_forward
+from .mean_field import MeanField
 from .posterior import as_posterior
 from .selection import UNSET, Setting, resolve
 from .settings import Settings, slots_of
@@ -37,7 +38,7 @@ def fit_estimators(
             raise ConversionError(
                 f"Unknown estimator {estimator!r}: known are {', '.join(map(repr, ESTIMATORS))}.{hint}"
             )
-        if ESTIMATORS[estimator] is not None and not as_posterior(posterior).allows_estimators:
+        if ESTIMATORS[estimator] is not None and not isinstance(as_posterior(posterior), MeanField):
             raise ConversionError(
                 f"Cannot use estimator={estimator!r} for `{chosen[parameter][0].names[0]}`, which has "
                 f"posterior={posterior}: it is for MeanField() alone. Give it {DEFAULT!r}."

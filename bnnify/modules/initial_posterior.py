@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..distributions.gaussian import rho_from_std, rms_std
+from ..distributions.gaussian import rms_std
 from ..distributions.initial_std import Constant, as_posterior_std, fan_in_scale
 from ..distributions.prior import as_prior
 from ..draws.companions import PriorMean, as_buffer
@@ -45,10 +45,9 @@ def initial_posterior(parameter: Tensor, places: Sequence[Holder], wanted: Setti
         names = [name for place in places for name in place.names]
         std = rule.of(names, parameter.detach(), scale, dim)
         # Of σ, all that settings and files keep is its size.
-        size = rms_std(rho_from_std(std.to(parameter.dtype))).item()
-        settings = replace(settings, posterior_std=Constant(size))
+        settings = replace(settings, posterior_std=Constant(rms_std(std, parameter.dtype).item()))
     first = settings.initial_std(places[0].names[0], parameter)
-    initial_std = as_buffer(rms_std(rho_from_std(first.to(parameter.dtype)))) if prior.needs_initial_std else None
+    initial_std = as_buffer(rms_std(first, parameter.dtype)) if prior.needs_initial_std else None
     companions = posterior.start(parameter.detach(), first if std is None else std)
     prior_mean = PriorMean(parameter.detach().clone()) if prior.centred else None
     beside = {ending: nn.Parameter(value) for ending, value in companions.items()}

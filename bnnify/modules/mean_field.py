@@ -3,6 +3,7 @@
 __all__ = ["MeanField", "check_kl", "state_for_prior"]
 
 from dataclasses import dataclass
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -13,10 +14,11 @@ from ..draws.companions import RHO, from_buffer
 from ..draws.noise import noise_like
 from ..draws.sample import sample
 from ..draws.sample_and_kl import can_fuse, kl_of, sample_and_kl
-from ..errors import ConversionError, describe
+from ..errors import ArgumentTypeError, ConversionError, describe
 from .posterior import Parameter, PosteriorFamily
 
 
+@final
 @dataclass(frozen=True)
 class MeanField(PosteriorFamily):
     """w ~ N(μ, σ²) with σ = softplus(ρ), independently for each weight; ρ stands beside the mean as ``*_rho``.
@@ -26,7 +28,10 @@ class MeanField(PosteriorFamily):
     """
 
     companions = (RHO,)
-    allows_estimators = True
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        # Fast predictions, pruning, tuning and the estimators know this very distribution, and no variation of it.
+        raise ArgumentTypeError(f"{cls.__name__} must derive from PosteriorFamily: a MeanField is always N(μ, σ²).")
 
     def start(self, mean: Tensor, std: Tensor) -> dict[str, Tensor]:
         return {RHO: rho_from_std(std.to(mean.dtype)).expand_as(mean).contiguous()}
@@ -62,7 +67,7 @@ class MeanField(PosteriorFamily):
 
 
 def _fused_terms(parameter: Parameter, rho: Tensor) -> KLTerms | None:
-    """The terms of the KL, if one function of autograd can make it of them."""
+    """Return the terms of the KL, if one function of autograd can make it of them."""
     if parameter.has_pruned:
         return None
     terms = parameter.prior.fast_terms(state_for_prior(parameter, rho))
@@ -70,7 +75,7 @@ def _fused_terms(parameter: Parameter, rho: Tensor) -> KLTerms | None:
 
 
 def _with_density(parameter: Parameter, kl: Tensor, drawn: Tensor | None) -> Tensor:
-    """The KL with the part that a prior known by its density takes from the sample."""
+    """Add to the KL the part that a prior known by its density takes from the sample."""
     if drawn is None or not isinstance(parameter.prior, MonteCarloPrior):
         return kl
     return kl - check_kl(parameter, parameter.prior.log_prob(drawn)).sum()
@@ -79,7 +84,7 @@ def _with_density(parameter: Parameter, kl: Tensor, drawn: Tensor | None) -> Ten
 def state_for_prior(
     parameter: Parameter, rho: Tensor | None, drawn: Tensor | None = None, kept: Tensor | None = None
 ) -> Posterior:
-    """The posterior of ``parameter`` in the form in which a prior looks at it."""
+    """Put the posterior of ``parameter`` into the form in which a prior looks at it."""
     prior_mean, initial_std = parameter.prior_mean, parameter.initial_std
     return Posterior(
         parameter.mean,
@@ -93,7 +98,7 @@ def state_for_prior(
 
 
 def check_kl(parameter: Parameter, kl: Tensor) -> Tensor:
-    """Give back what a prior says of each weight.
+    """Return the KL of each weight that a prior has given, checked.
 
     Raises:
         ConversionError: It is not one number for each weight.

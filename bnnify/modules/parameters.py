@@ -4,7 +4,6 @@ __all__ = [
     "BayesianParameter",
     "bayesian_parameters",
     "companions_of",
-    "is_bayesian",
     "is_derived",
     "unique_bayesian_parameters",
 ]
@@ -16,12 +15,13 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ..distributions.gaussian import is_pruned, rho_from_std, rms_std
+from ..distributions.gaussian import is_pruned, rms_std
 from ..distributions.prior import Prior
 from ..draws.companions import INITIAL_STD, PRIOR_MEAN, RHO, as_buffer
-from ..draws.sharding import is_sharding, reshard
+from ..draws.sharding import is_distributed, is_sharding, reshard
 from ..draws.slot import Active, has_draw, read
 from ..errors import DrawError
+from .mean_field import MeanField
 from .posterior import PosteriorFamily
 from .settings import Settings, Slot, slots_of
 
@@ -86,8 +86,8 @@ class BayesianParameter:
 
     @property
     def has_rho(self) -> bool:
-        """True if each weight has a σ of its own, softplus(ρ), which can be looked at, scaled and pruned by."""
-        return RHO in self.posterior.companions
+        """True if the weights are independent N(μ, softplus(ρ)²): σ can be looked at, scaled and pruned by."""
+        return isinstance(self.posterior, MeanField)
 
     @property
     def kept_mean(self) -> Tensor:
@@ -113,8 +113,7 @@ class BayesianParameter:
         if self.initial_std is None:
             return
         weights = self.mean if self.prior_mean is None else self.prior_mean
-        std = self.settings.initial_std(self.name, weights)
-        known = as_buffer(rms_std(rho_from_std(std.to(weights.dtype))))
+        known = as_buffer(rms_std(self.settings.initial_std(self.name, weights), weights.dtype))
         if assign or self.initial_std.is_meta:
             self.module._buffers[self.attribute + INITIAL_STD] = known
         else:
@@ -138,7 +137,7 @@ class BayesianParameter:
         """
         kl = self.posterior.kl(self)
         # Of a sharded parameter it is a sum of which every rank has computed its part.
-        return kl.full_tensor() if hasattr(kl, "full_tensor") else kl
+        return kl.full_tensor() if is_distributed(kl) else kl
 
     def sample_and_kl(self) -> tuple[Tensor, Tensor] | None:
         """Compute a sample and :meth:`kl` at it in one pass; None where each has to be computed by itself."""
@@ -176,11 +175,6 @@ def unique_bayesian_parameters(root: nn.Module) -> Iterator[BayesianParameter]:
         if id(parameter.mean) not in seen:
             seen.add(id(parameter.mean))
             yield parameter
-
-
-def is_bayesian(module: nn.Module) -> bool:
-    """Tell whether ``module`` itself (not only a child of it) has Bayesian parameters."""
-    return hasattr(type(module), "_plain_class")
 
 
 def is_derived(module: nn.Module, attribute: str) -> bool:

@@ -55,9 +55,6 @@ class PosteriorFamily(ABC):
     has_noise: ClassVar[bool] = True
     """True if a sample differs from the mean."""
 
-    allows_estimators: ClassVar[bool] = False
-    """True if weights are independent N(μ, softplus(ρ)²), which the local and the Flipout estimator count on."""
-
     def check_prior(self, prior: Prior) -> None:
         """Raise a ConversionError if this family cannot have that prior. Default: it can have any."""
         return None

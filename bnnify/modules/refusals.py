@@ -12,8 +12,8 @@ from torch.nn.parameter import is_lazy
 from ..draws.companions import INITIAL_STD, PRIOR_MEAN
 from ..draws.sharding import is_distributed
 from ..errors import ConversionError
-from ..torch_internals import FakeTensor
-from .parameters import is_bayesian
+from ..torch_internals import OPTIMIZED_MODULE, SCRIPT_MODULE, FakeTensor
+from .settings import is_bayesian
 
 # By qualified class name, so that looking for a class never imports the part of torch that defines it.
 _REFUSED_CLASSES = {
@@ -22,8 +22,8 @@ _REFUSED_CLASSES = {
     "torch.nn.parallel.distributed.DistributedDataParallel": "Convert its `.module` first and wrap the result.",
     "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel": "Convert first, then shard it.",
     "torch.distributed.fsdp.FSDPModule": "Convert first, then shard it.",
-    "torch._dynamo.eval_frame.OptimizedModule": "Convert its `._orig_mod` first and compile the result.",
-    "torch.jit._script.ScriptModule": "It has no Python class to extend: convert the model it was made from. "
+    OPTIMIZED_MODULE: "Convert its `._orig_mod` first and compile the result.",
+    SCRIPT_MODULE: "It has no Python class to extend: convert the model it was made from. "
     "Where that is lost, bring the program into the form of torch.export, and convert its `.module()`.",
 }
 # What quantization leaves in a float model that is only prepared for it, computes in floats.

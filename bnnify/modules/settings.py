@@ -1,6 +1,6 @@
 """The settings of a Bayesian parameter, which its conversion fixes, and its state, which may change."""
 
-__all__ = ["PosteriorState", "Settings", "Slot", "slots_of"]
+__all__ = ["PosteriorState", "Settings", "Slot", "is_bayesian", "slots_of"]
 
 import math
 from dataclasses import dataclass, field
@@ -97,6 +97,11 @@ class Slot:
     active: Active = field(default_factory=Active)
 
 
+def is_bayesian(module: nn.Module) -> bool:
+    """Tell whether ``module`` itself (not only a child of it) has Bayesian parameters."""
+    return hasattr(type(module), "_plain_class")
+
+
 def slots_of(module: nn.Module) -> dict[str, Slot]:
     """Return the slots of ``module`` itself, by attribute; empty for a plain module."""
-    return module.__dict__["_bayesian"] if hasattr(type(module), "_plain_class") else {}
+    return module.__dict__["_bayesian"] if is_bayesian(module) else {}

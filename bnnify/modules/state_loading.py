@@ -26,7 +26,7 @@ def update_derived(
         if prefix + name + PRIOR_MEAN in state_dict and prefix + name + INITIAL_STD not in state_dict:
             parameter.refresh_initial_std(assign)
             derived.add(prefix + name + INITIAL_STD)
-        if prefix + name + RHO in state_dict:
+        if parameter.has_rho and prefix + name + RHO in state_dict:
             slot.state.has_pruned = has_pruned(parameter.rho)
     return [key for key in missing if key not in derived]
 

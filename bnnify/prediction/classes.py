@@ -13,7 +13,7 @@ _TOLERANCE = 1e-2
 
 
 def dimension_of_classes(value: Tensor, class_dim: int | None, rows: int | None) -> int:
-    """The dimension of the classes: ``class_dim``, or the last one where that is sure.
+    """Find the dimension of the classes: ``class_dim``, or the last one where that is sure.
 
     Raises:
         ArgumentError: There is no such dimension, or ``class_dim`` has to be said; ``rows`` is the number of examples.

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from ..modules.parameters import is_bayesian
+from ..modules.settings import is_bayesian
 
 _lock = threading.Lock()
 # By module, because models share modules: the number of running blocks, and the flag before the first of them.

@@ -160,7 +160,7 @@ _LIKELIHOODS = {kind.name: kind for kind in (Values, Logits, Probabilities, Bina
 
 
 def as_likelihood(likelihood: LikelihoodLike, class_dim: int | None = None) -> Likelihood:
-    """The likelihood with this name, or of this function.
+    """Look up the likelihood with this name, or make that of this function.
 
     Raises:
         ArgumentError: The name is unknown, or ``class_dim`` is given for a likelihood without classes.
@@ -177,7 +177,7 @@ def as_likelihood(likelihood: LikelihoodLike, class_dim: int | None = None) -> L
 
 
 def as_pair(found: Any, wanted_by: str) -> tuple[Tensor, Tensor]:
-    """Mean and variance in the output of a model.
+    """Split the output of a model into mean and variance.
 
     Raises:
         ArgumentTypeError: It is no pair of tensors; ``wanted_by`` says who needs one.

@@ -65,7 +65,7 @@ def run_networks(
 
 
 def _read_group(first: list[Arguments], remaining: Iterator[Arguments]) -> tuple[list[Arguments], list[Arguments]]:
-    """The batches from ``first`` on that are held at a time, and the one that comes after them, if there is one."""
+    """Read the batches that are held at a time, from ``first`` on, and the one after them, if there is one."""
     group, nbytes = list(first), sum(map(_nbytes, first))
     beginnings = [_beginning(arguments) for arguments in first]
     for arguments in remaining:
@@ -83,12 +83,12 @@ def _read_group(first: list[Arguments], remaining: Iterator[Arguments]) -> tuple
 
 
 def _beginning(arguments: Arguments) -> str:
-    """The first numbers of the tensors of a batch."""
+    """Write down the first numbers of the tensors of a batch."""
     plain = (tensor for tensor in tensors_in(arguments) if is_plain_tensor(tensor) and not is_transformed(tensor))
     tensors = (tensor for tensor in plain if tensor.numel())
     return str([tensor[(0,) * (tensor.ndim - 1)].flatten()[:8].tolist() for tensor in tensors])
 
 
 def _nbytes(arguments: Arguments) -> int:
-    """The bytes of the tensors of a batch; of sparse ones, those that they would take if dense."""
+    """Count the bytes of the tensors of a batch; of sparse ones, those that they would take if dense."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors_in(arguments))

@@ -69,7 +69,7 @@ class Sampler:
             return Draw(self.parameters, self._make)
 
     def rng_states(self) -> list[Tensor]:
-        """The RNG states of torch on the CPU and on the devices of the model."""
+        """Return the RNG states of torch on the CPU and on the devices of the model."""
         devices = {tensor.device for tensor in self._root.parameters()} - {torch.device("cpu"), torch.device("meta")}
         return [torch.get_rng_state(), *(torch.get_device_module(each).get_rng_state(each) for each in devices)]
 
@@ -114,7 +114,7 @@ class _Kept:
         )
 
     def overwrite(self, std: Tensor, antithetic: bool, mirrored: bool, generator: torch.Generator | None) -> Tensor:
-        """One sample, in the memory of the one before where nobody holds that."""
+        """Draw one sample, in the memory of the one before where nobody holds that."""
         if self.sample is None or memory_is_shared(self.sample):
             self.sample = torch.empty_like(self.mean, requires_grad=False)
         if not antithetic:

@@ -103,7 +103,7 @@ class FisherStd:
             num_data: N, the examples in the whole training set, of which the loader may give a part. Default:
                 ``len(loader.dataset)``.
             prior_std: See :class:`FisherStd`. Default: ``Relative(0.2, full_width=32)``.
-            likelihood: What the output means, as in :func:`bnnify.tune_std`.
+            likelihood: What the output means, as in :func:`bnnify.tune_std`. The default, ``"values"``, is refused.
             output: Which part of the model's output: a key or attribute, an index, or a function. Default: all of it.
             class_dim: The dimension of the classes, as in ``predict``. Default: the last one.
             chunk_size: How many examples are differentiated at a time, by ``torch.func.vmap``; memory grows with it.

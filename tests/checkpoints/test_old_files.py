@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import bnnify
-from bnnify.modules.parameters import is_bayesian
+from bnnify.modules.settings import is_bayesian
 
 DATA = Path(__file__).parent / "data"
 

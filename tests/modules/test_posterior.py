@@ -87,3 +87,27 @@ def test_what_looks_at_each_sigma_leaves_it_alone_and_files_and_estimators_refus
         bnnify.convert(nn.Linear(3, 2), posterior="point")
     with pytest.raises(bnnify.ConversionError, match=r"Unknown estimator 'point'.*posterior=bnnify.Point\(\)"):
         bnnify.convert(nn.Linear(3, 2), estimator="point")
+
+
+@dataclass(frozen=True)
+class Doubled(OneDirection):
+    """One that calls what stands beside its mean ρ, and is no mean-field posterior for all that."""
+
+    companions = ("_rho", "_direction")
+
+    def start(self, mean, std):
+        return {"_rho": torch.full_like(mean, -9.0), **super().start(mean, std)}
+
+
+def test_only_the_mean_field_posterior_is_taken_for_one():
+    torch.manual_seed(0)
+    bnn = bnnify.convert(nn.Linear(4, 3), prior=bnnify.Gaussian(), posterior=Doubled(), posterior_std=0.5)
+    x = torch.ones(2, 4)
+    expected = bnn.sample(x, num_samples=400).std(0)
+    torch.testing.assert_close(bnn.predict(x, num_samples=400).std, expected, rtol=0.2, atol=0.0)
+    with pytest.raises(bnnify.ArgumentError, match="nothing to tune"):
+        bnnify.tune_std(bnn, [(x, torch.zeros(2, dtype=torch.long))], likelihood="logits")
+    with pytest.raises(bnnify.ArgumentTypeError, match="must derive from PosteriorFamily"):
+
+        class Wider(bnnify.MeanField):
+            pass

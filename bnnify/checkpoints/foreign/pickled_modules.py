@@ -17,7 +17,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...torch_internals import activation
+from ...torch_internals import ACTIVATIONS, activation
 from .archive import Refusal
 from .records import MAX_NAMES, Instance, Name
 
@@ -131,7 +131,7 @@ class _Builder:
 def _resolve(dotted: str) -> Any:
     """Find the class or activation function of torch or torchvision that has the name."""
     module_name, _, attribute = dotted.rpartition(".")
-    if module_name == "torch._C._nn" and attribute in _ACTIVATIONS:
+    if module_name == ACTIVATIONS and attribute in _ACTIVATIONS:
         return activation(attribute)
     if module_name == "torch.nn.functional":
         function = vars(F).get(attribute)
