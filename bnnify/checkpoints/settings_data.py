@@ -20,9 +20,8 @@ from .kinds import KINDS
 def settings_as_data(settings: Mapping[str, Settings]) -> dict[str, Any]:
     """Return the settings of parameters, by name, as they stand in a file; equal ones are one object, written once."""
     first: dict[str, dict[str, Any]] = {}
-    for each in settings.values():
-        first.setdefault(repr(each), _as_plain(each))
-    return {name: first[repr(each)] for name, each in settings.items()}
+    plain = {name: _as_plain(each) for name, each in settings.items()}
+    return {name: first.setdefault(repr(data), data) for name, data in plain.items()}
 
 
 def can_be_saved(what: object) -> bool:

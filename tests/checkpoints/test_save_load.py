@@ -10,6 +10,7 @@ from torch import nn
 
 import bnnify
 from bnnify.checkpoints import own_format as posterior_file
+from bnnify.checkpoints.settings_data import settings_as_data
 from bnnify.modules.parameters import bayesian_parameters
 from tests import zoo
 
@@ -541,3 +542,10 @@ def test_integers_may_be_weights():
     bnn = bnnify.convert(nn.Linear(3, 4))
     bnnify.load_weights(bnn, {"weight": torch.ones(4, 3), "bias": torch.ones(4, dtype=torch.int64)})
     assert torch.equal(bnn.module.bias, torch.ones(4))
+
+
+def test_settings_that_are_alike_are_one_object_whatever_the_layers_are():
+    bnn = bnnify.convert(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 40), nn.Conv1d(4, 5, 2)))
+    data = settings_as_data({parameter.name: parameter.settings for parameter in bayesian_parameters(bnn.module)})
+    assert len(data) == 6
+    assert len({id(each) for each in data.values()}) == 1
