@@ -28,6 +28,7 @@ __all__ = [
     "Prior",
     "PruningReport",
     "Relative",
+    "ResponseStd",
     "ScaleMixture",
     "audit",
     "avuc_loss",
@@ -78,4 +79,5 @@ from .training.avuc import avuc_loss, uncertainty_threshold
 from .training.elbo import elbo, geometric_weight, linear_warmup
 from .training.fisher_std import FisherStd
 from .training.nll import BernoulliNLL, CategoricalNLL, GaussianNLL, HeteroscedasticGaussianNLL
+from .training.response_std import ResponseStd
 from .training.tune_std import tune_std

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
-from .distributions.initial_std import DEFAULT_POSTERIOR_STD, NamedPosteriorStd, PosteriorStd
+from .distributions.initial_std import DEFAULT_POSTERIOR_STD, MeasuredStd, NamedPosteriorStd, PosteriorStd
 from .distributions.prior import Prior
 from .distributions.priors import Pretrained
 from .errors import ConversionError, check_module
@@ -46,7 +46,7 @@ def convert(
     select: Select = None,
     exclude: str | Sequence[str] = (),
     prior: Setting[Prior] = UNSET,
-    posterior_std: Setting[float | PosteriorStd | NamedPosteriorStd] = UNSET,
+    posterior_std: Setting[float | PosteriorStd | NamedPosteriorStd | MeasuredStd] = UNSET,
     posterior: Setting[PosteriorFamily] = UNSET,
     estimator: Setting[str] = UNSET,
     inplace: bool = False,
@@ -114,6 +114,11 @@ def convert(
     if not chosen and (not already or select is not None or any(value is not UNSET for value in given.values())):
         raise ConversionError(nothing_to_convert(root, why_not))
     found: dict[str, dict[Tensor, Any]] = {option: resolve(option, value, chosen) for option, value in given.items()}
+    rules = found["posterior_std"]
+    finishing = [rule for rule in dict.fromkeys(rules.values()) if isinstance(rule, MeasuredStd)]
+    for rule in finishing:
+        measuring = [parameter for parameter, other in rules.items() if other is rule]
+        rules |= dict.fromkeys(measuring, rule.measure(root, [n for p in measuring for h in holders[p] for n in h.names]))
     settings = {
         parameter: replace(
             already.get(parameter, DEFAULTS),
@@ -124,7 +129,10 @@ def convert(
     fitted = fit_estimators(settings, chosen, estimator)
     refuse_changes(already, holders, why_not, found, fitted)
     wanted = {parameter: fitted[parameter] for parameter in chosen.keys() - already.keys()}
-    return _convert(model, root, holders, wanted, why_not, strict)
+    bnn = _convert(model, root, holders, wanted, why_not, strict)
+    for rule in finishing:
+        rule.finish(bnn)
+    return bnn
 
 
 def convert_with(model: nn.Module, settings: Mapping[str, Settings], *, inplace: bool = False) -> BayesianModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import gzip
 import io
 import zipfile
@@ -55,6 +56,22 @@ def mnist(train: bool, data: Path | None = None) -> Images:
 def fashion_mnist(train: bool, data: Path | None = None) -> Images:
     """The clothes of Zalando: MNIST's format, and out of its distribution."""
     return _mnist_like(torchvision.datasets.FashionMNIST, train, data)
+
+
+def sst2(data: Path, vocabulary: int, length: int) -> tuple[Tensor, Tensor]:
+    """The training phrases of SST-2, in a fixed random order, as numbers of words, shape (N, length), and their labels.
+
+    The commonest words have numbers from 2 on, by how common they are, all others have 1, and 0 is padding.
+    """
+    with zipfile.ZipFile(data / "sst2.zip") as archive:
+        lines = archive.read("train.tsv").decode().splitlines()[1:]
+    texts, labels = zip(*(line.rsplit("\t", 1) for line in lines), strict=True)
+    words = [text.split()[:length] for text in texts]
+    common = collections.Counter(word for text in words for word in text).most_common(vocabulary - 2)
+    numbers = {word: number for number, (word, _) in enumerate(common, 2)}
+    padded = [[numbers.get(word, 1) for word in text] + [0] * (length - len(text)) for text in words]
+    order = torch.randperm(len(padded), generator=torch.Generator().manual_seed(0))
+    return torch.tensor(padded)[order], torch.tensor([int(label) for label in labels])[order]
 
 
 def normalize(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -3,6 +3,7 @@
 __all__ = [
     "DEFAULT_POSTERIOR_STD",
     "Constant",
+    "MeasuredStd",
     "Moped",
     "NamedPosteriorStd",
     "PosteriorStd",
@@ -12,12 +13,12 @@ __all__ = [
 ]
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import ConversionError, check_positive
 from .gaussian import at_least_float32, root_mean_square
@@ -39,6 +40,17 @@ class NamedPosteriorStd(Protocol):
 
         ``scale`` stands in for a weight that is all zero, and the layer's output units lie along ``units_dim``.
         """
+
+
+@runtime_checkable
+class MeasuredStd(Protocol):
+    """A rule that runs the model before it can tell σ."""
+
+    def measure(self, model: nn.Module, names: Iterable[str]) -> NamedPosteriorStd:
+        """Return the rule for the parameters that have these names in ``model``."""
+
+    def finish(self, bnn: Any) -> None:
+        """See to the σ of the converted model, the whole of which is known now."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +115,7 @@ class Constant:
 
 
 def as_posterior_std(rule: Any) -> PosteriorStd | NamedPosteriorStd:
-    """Turn what a user gave as ``posterior_std`` into a rule.
+    """Turn what a user gave as ``posterior_std``, if it needs no measurement, into a rule.
 
     Raises:
         ConversionError: It is neither a positive number nor a rule.
@@ -113,7 +125,7 @@ def as_posterior_std(rule: Any) -> PosteriorStd | NamedPosteriorStd:
     if (callable(rule) or isinstance(rule, NamedPosteriorStd)) and not isinstance(rule, type):
         return rule
     raise ConversionError(
-        f"Unknown posterior_std {rule!r}: a positive number, a FisherStd, Relative(fraction) or Moped(delta)."
+        f"Unknown posterior_std {rule!r}: a positive number, Relative(fraction), Moped(delta), a ResponseStd or a FisherStd."
     )
 
 

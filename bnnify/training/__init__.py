@@ -6,6 +6,7 @@ __all__ = [
     "FisherStd",
     "GaussianNLL",
     "HeteroscedasticGaussianNLL",
+    "ResponseStd",
     "avuc_loss",
     "elbo",
     "geometric_weight",
@@ -18,4 +19,5 @@ from .avuc import avuc_loss, uncertainty_threshold
 from .elbo import elbo, geometric_weight, linear_warmup
 from .fisher_std import FisherStd
 from .nll import BernoulliNLL, CategoricalNLL, GaussianNLL, HeteroscedasticGaussianNLL
+from .response_std import ResponseStd
 from .tune_std import tune_std

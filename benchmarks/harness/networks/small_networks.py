@@ -17,6 +17,14 @@ from ..fit import fit, shuffled
 BATCH_SIZE = 100
 
 
+def mnist_inputs(images: Images) -> Tensor:
+    return normalize(images.pixels, (0.0,), (1.0,))
+
+
+def cifar10_inputs(images: Images) -> Tensor:
+    return normalize(images.pixels, (0.5,) * 3, (0.25,) * 3)
+
+
 @dataclass(frozen=True)
 class Network:
     """A classifier, the data it is for, and how it comes by its weights."""
@@ -31,22 +39,22 @@ class Network:
     augment: bool = False
     checkpoint: str = ""
     """A published file under the data folder, instead of training."""
+    inputs: Callable[[Images], Tensor] = mnist_inputs
+    """Makes of the data what the network takes."""
 
     def images(self, train: bool, data: Path | None, count: int) -> tuple[Tensor, Tensor]:
-        """The first `count` images of either half, as the network wants them, and their labels."""
+        """The first `count` data of either half, as the network wants them, and their labels."""
         if self.data is cifar10 and not train:
             # Only 1,000 test images may lie in a data folder; training uses the first images, so the last are unseen.
             unseen = cifar10(True, data)
             images = unseen.take(slice(len(unseen.labels) - count, None))
         else:
             images = self.data(train, data).take(slice(count))
-        channels = images.pixels.shape[1]
-        scale = ((0.5,) * 3, (0.25,) * 3) if channels == 3 else ((0.0,), (1.0,))
-        return normalize(images.pixels, *scale), images.labels
+        return self.inputs(images), images.labels
 
 
-def trained(network: Network, data: Path | None, cache: Path | None) -> nn.Module:
-    """The network in evaluation mode, from its published file, from the cache, or trained now."""
+def trained(network: Network, data: Path | None, cache: Path | None, device: str = "cpu") -> nn.Module:
+    """The network in evaluation mode, from its published file, from the cache, or trained now on this device."""
     torch.manual_seed(0)
     model = network.build()
     if network.checkpoint:
@@ -55,14 +63,14 @@ def trained(network: Network, data: Path | None, cache: Path | None) -> nn.Modul
         model.load_state_dict(dict(zip(model.state_dict(), published.values(), strict=True)))
     else:
         file = cache / f"{network.name.replace(' ', '-')}.pt" if cache else None
-        cached(model, file, lambda: _train(model, network, *network.images(True, data, network.num_train)))
-    return model.eval()
+        cached(model.to(device), file, lambda: _train(model, network, *network.images(True, data, network.num_train)))
+    return model.to(device).eval()
 
 
 def cached(model: nn.Module, file: Path | None, train: Callable[[], None]) -> None:
     """Loads the weights from the file if there is one; else trains the model and writes them, if a file is named."""
     if file and file.exists():
-        model.load_state_dict(torch.load(file, weights_only=True))
+        model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
         return
     train()
     if file:
@@ -178,11 +186,11 @@ NETWORKS = (
     Network("LSTM, Fashion", RowLSTM, fashion_mnist, epochs=15, lr=3e-3),
     Network("transformer, Fashion", lambda: VisionTransformer(norm_first=True), fashion_mnist, epochs=20),
     Network("post-norm transformer, MNIST", lambda: VisionTransformer(norm_first=False), mnist, epochs=12, lr=5e-4),
-    Network("plain CNN, CIFAR-10", plain_cnn, cifar10, epochs=25),
-    Network("batch-norm CNN, CIFAR-10", batchnorm_cnn, cifar10, epochs=25, lr=3e-3),
-    Network("mobile CNN, CIFAR-10", mobile_cnn, cifar10, epochs=25, lr=3e-3),
+    Network("plain CNN, CIFAR-10", plain_cnn, cifar10, inputs=cifar10_inputs, epochs=25),
+    Network("batch-norm CNN, CIFAR-10", batchnorm_cnn, cifar10, inputs=cifar10_inputs, epochs=25, lr=3e-3),
+    Network("mobile CNN, CIFAR-10", mobile_cnn, cifar10, inputs=cifar10_inputs, epochs=25, lr=3e-3),
     # Augmented and stopped early: not overconfident, unlike the others that are trained here on CIFAR-10.
-    Network("calibrated CNN, CIFAR-10", batchnorm_cnn, cifar10, epochs=15, lr=3e-3, num_train=15_000, augment=True),
+    Network("calibrated CNN, CIFAR-10", batchnorm_cnn, cifar10, inputs=cifar10_inputs, epochs=15, lr=3e-3, num_train=15_000, augment=True),
     Network("published LeNet-5, MNIST", published_lenet5, mnist, checkpoint="khushbujpatel_lenet5_mnist.pt"),
     Network("published robust CNN, MNIST", robust_cnn, mnist, checkpoint="convadv_mnist.pth"),
 )
@@ -219,6 +227,8 @@ def _conv_bn(inputs: int, outputs: int, stride: int = 1, kernel_size: int = 3, g
 def _train(model: nn.Module, network: Network, inputs: Tensor, labels: Tensor) -> None:
     """Adam with one cycle of the learning rate, to the end: no early stopping, no weight decay."""
     steps = network.epochs * (len(inputs) // BATCH_SIZE)
+    device = next(model.parameters()).device
+    inputs, labels = inputs.to(device), labels.to(device)
     optimizer = torch.optim.Adam(model.parameters(), network.lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, network.lr, total_steps=steps, pct_start=0.1)
     fit(
@@ -235,6 +245,6 @@ def _train(model: nn.Module, network: Network, inputs: Tensor, labels: Tensor) -
 
 def _augmented(x: Tensor) -> Tensor:
     """Mirrors each image with probability 1/2 and shifts the batch by up to 2 pixels."""
-    flip = torch.rand(len(x), 1, 1, 1) < 0.5
+    flip = torch.rand(len(x), 1, 1, 1, device=x.device) < 0.5
     down, right = torch.randint(5, (2,)).tolist()
     return F.pad(torch.where(flip, x.flip(-1), x), (2, 2, 2, 2))[..., down : down + 32, right : right + 32]
