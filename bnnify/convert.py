@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from .distributions.initial_std import DEFAULT_POSTERIOR_STD, MeasuredStd, NamedPosteriorStd, PosteriorStd
 from .distributions.prior import Prior
 from .distributions.priors import Pretrained
+from .distributions.untrained import looks_untrained
 from .errors import ConversionError, check_module
 from .model import BayesianModel
 from .modules.class_change import NewPosterior, become_bayesian, become_plain, recompute_on_read
-from .modules.computed_weights import detached_hook_weights
+from .modules.computed_weights import detached_hook_weights, layer_weight
 from .modules.conversion_report import conversion_report, nothing_to_convert, refuse_unsupported
 from .modules.estimator_choice import fit_estimators
 from .modules.holders import Holder, holders_by_parameter
@@ -118,7 +119,9 @@ def convert(
     finishing = [rule for rule in dict.fromkeys(rules.values()) if isinstance(rule, MeasuredStd)]
     for rule in finishing:
         measuring = [parameter for parameter, other in rules.items() if other is rule]
-        rules |= dict.fromkeys(measuring, rule.measure(root, [n for p in measuring for h in holders[p] for n in h.names]))
+        rules |= dict.fromkeys(
+            measuring, rule.measure(root, [n for p in measuring for h in holders[p] for n in h.names])
+        )
     settings = {
         parameter: replace(
             already.get(parameter, DEFAULTS),
@@ -209,12 +212,14 @@ def _convert(
     """Give the wanted parameters, and whatever is tied to a Bayesian one, their posteriors."""
     # Everything that can fail comes before the first change to the model.
     posteriors, descriptions = dict[Tensor, NewPosterior](), dict[Tensor, str]()
+    untrained = _untrained_layer(holders, wanted)
     for parameter, places in holders.items():
         if there := present_posterior(places):
             posteriors[parameter], descriptions[parameter] = there, str(there.settings)
         elif parameter in wanted:
-            posteriors[parameter], descriptions[parameter] = initial_posterior(parameter, places, wanted[parameter])
-    report = conversion_report(holders, why_not, posteriors, descriptions)
+            started = initial_posterior(parameter, places, wanted[parameter], untrained is not None)
+            posteriors[parameter], descriptions[parameter] = started
+    report = conversion_report(holders, why_not, posteriors, descriptions, untrained or "")
     if strict:
         refuse_unsupported(report)
     new: dict[nn.Module, dict[str, NewPosterior]] = {}
@@ -231,6 +236,17 @@ def _convert(
     bnn = BayesianModel(root, report)
     bnn.origin = given.origin if isinstance(given, BayesianModel) else None
     return bnn
+
+
+def _untrained_layer(holders: _Holders, wanted: Mapping[Tensor, Settings]) -> str | None:
+    """Name the last of the layers that become Bayesian if its weight looks untrained: that of a network from scratch,
+    or a new head, for which the layers before it have to move too."""
+    last = next((parameter for parameter in reversed(holders) if parameter in wanted), None)
+    if last is None:
+        return None
+    place = holders[last][0]
+    bias = place.layer._parameters.get("bias")
+    return place.layer_names[0] if looks_untrained(layer_weight(place.layer, last), bias) else None
 
 
 def _copy(model: nn.Module) -> nn.Module:

@@ -71,9 +71,12 @@ class ConversionReport:
 
     Attributes:
         entries: One entry for each parameter; a tied one appears once.
+        untrained: The name of the last converted layer if its weights look as an initialisation left them, else empty.
+            A ``Pretrained`` prior then leaves the weights of the whole model room to move.
     """
 
     entries: tuple[ReportEntry, ...] = field(default_factory=tuple)
+    untrained: str = ""
 
     @property
     def bayesian(self) -> tuple[ReportEntry, ...]:
@@ -122,6 +125,7 @@ class ConversionReport:
                 f"{len(self.bayesian)} of {len(self.entries)} parameters Bayesian, "
                 f"{count:,} of {total:,} weights ({self.share:.1%})",
                 f"memory of the parameters: {_size(self.memory_before)} before, {_size(self.memory_after)} after",
+                *([f"`{self.untrained}` looks untrained, so a Pretrained() prior is wide."] if self.untrained else []),
             ]
         )
 

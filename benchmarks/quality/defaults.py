@@ -1,168 +1,246 @@
-"""Which σ should a posterior start with? Small networks of many kinds are converted and judged as they are."""
+"""Which σ should a posterior start with? Trained networks of many kinds are converted and judged without training."""
 
 from __future__ import annotations
 
 import argparse
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional as F
 
 import bnnify
 
 from ..harness import report
-from ..harness.evaluation import evaluate, fit_temperature, logits
-from ..harness.networks.small_networks import NETWORKS, Network, trained
+from ..harness.evaluation import calibration_error, fit_temperature
+from ..harness.networks.subjects import Subject, packaged, subjects
 from ..harness.report import Run, Table, track
 
-BATCH_SIZE = 100
-FITTING = 500
-"""Images that are used only to fit a fraction."""
-
 Scores = dict[str, float]
-"""Accuracy in percent, nll in nats and ece, of one predictive distribution."""
+"""Accuracy in percent, nll in nats and ece, of one predictive distribution; a regression has only an nll."""
+
+DETERMINISTIC, TEMPERATURE = "deterministic", "temperature scaling, labels"
+DEFAULT = "bnnify's default: 0.04 rms"
+
+FIXED: dict[str, Callable[[Subject], Any]] = {
+    DEFAULT: lambda subject: bnnify.convert(subject.model),
+    "0.05 rms": lambda subject: _converted(subject, bnnify.Relative(0.05)),
+    "0.1 rms": lambda subject: _converted(subject, bnnify.Relative(0.1)),
+    "0.2 rms, full width 32 (default before)": lambda subject: _converted(subject, bnnify.Relative(0.2, full_width=32)),
+    **{
+        f"ResponseStd({fraction})": lambda subject, fraction=fraction: _converted(  # type: ignore[misc]
+            subject, bnnify.ResponseStd(_inputs(subject), fraction)
+        )
+        for fraction in (0.05, 0.1, 0.15)
+    },
+}
+"""What needs no fitting; ResponseStd sees 500 inputs."""
+
+FITTED: dict[str, Callable[[Subject], Any]] = {
+    "constant (PEP)": lambda subject: 0.01,
+    "MOPED": lambda subject: bnnify.Moped(0.1),
+    "rms": lambda subject: bnnify.Relative(0.1),
+    "FisherStd": lambda subject: _fisher(subject),
+    "ResponseStd": lambda subject: bnnify.ResponseStd(_inputs(subject)),
+}
+"""Rules of which tune_std finds the size."""
+
+QUICK = ("rms", "ResponseStd")
+"""The rules that large networks are fitted with."""
 
 
 def main() -> None:
     options = _options()
-    run = Run(options, ("bnnify", "torch", "torchmetrics"))
-    # The published networks are among the archives; without those, they are left out.
-    networks = [network for network in NETWORKS if options.data or not network.checkpoint]
-    results: dict[str, dict[str, Any]] = {}
-    for network in networks[: 1 if options.quick else None]:
-        results[network.name] = sweep(network, options)
+    run = Run(options, ("bnnify", "torch", "torchmetrics", "timm", "transformers"))
+    makers = subjects(options.data, options.cache, options.images)
+    names = [name for name in makers if any(fnmatch(name, glob) for glob in options.networks)]
+    results: dict[str, dict[str, Scores]] = {}
+    for name in names[: 1 if options.quick else None]:
+        results[name] = measure(makers[name](), options)
         run.record(results)
-    run.show(table(results, options))
+    tables = [*tables_of(results)] if results else []
+    if options.packaged:
+        tables.append(agreement(options))
+    run.show(*tables)
 
 
-def sweep(network: Network, options: argparse.Namespace) -> dict[str, Any]:
-    """The scores of the network as it is, and for each setting and number of samples."""
-    model = trained(network, options.data, options.cache)
-    inputs, labels = network.images(False, options.data, options.images + FITTING)
-    rule = fitted(model, inputs[:FITTING], labels[:FITTING])
-    inputs, labels = inputs[FITTING:], labels[FITTING:]
-    found = logits(model, inputs, BATCH_SIZE)
-    result = {
-        "temperature": fit_temperature(found, labels),
-        "fitted fraction": rule.fraction,
-        "deterministic": _scores(found.softmax(-1), labels),
-    }
-    settings = SETTINGS | {FITTED: {"posterior_std": rule}}
-    for name, setting in track(settings.items(), f"Sweeping {network.name}"):
-        probabilities = _sample(model, inputs, max(options.samples), **setting)
-        result[name] = {str(count): _scores(probabilities[:count].mean(0), labels) for count in options.samples}
-    return result
+def measure(subject: Subject, options: argparse.Namespace) -> dict[str, Scores]:
+    """The scores of the network as it is and under each rule, all with the same noise but for its scale."""
+    torch.manual_seed(0)
+    found: dict[str, Scores] = {DETERMINISTIC: _score(subject, [lambda x: subject.meant(subject.model(x))])}
+    if subject.likelihood == "logits":
+        found[TEMPERATURE] = _temperature(subject)
+    for name, make in track(FIXED.items(), subject.name):
+        found[name] = _score_bayesian(subject, make(subject), options.samples)
+    large = sum(p.numel() for p in subject.model.parameters()) > options.large
+    for name, rule in track(FITTED.items(), f"{subject.name}, fitting"):
+        for labels in (False, True):
+            if name not in QUICK and (large or not labels):
+                continue
+            bnn = _converted(subject, rule(subject))
+            data = subject.batches(subject.fitting)
+            tuned = bnnify.tune_std(bnn, data, likelihood=subject.likelihood, output=subject.output, labels=labels)
+            scores = _score_bayesian(subject, bnn, options.samples)
+            found[f"{name}, {'labels' if labels else 'no labels'}"] = scores | {"factor": tuned.factor}
+    return found
 
 
-def fitted(model: nn.Module, inputs: Tensor, labels: Tensor) -> bnnify.Relative:
-    """The default rule with the fraction of the lowest NLL on these images: what one can do who has some to spare."""
-
-    def nll(rule: bnnify.Relative) -> float:
-        return _scores(_sample(model, inputs, 10, posterior_std=rule).mean(0), labels)["nll"]
-
-    return min((bnnify.Relative(fraction, full_width=32) for fraction in FRACTIONS), key=nll)
+def _converted(subject: Subject, rule: Any) -> bnnify.BayesianModel:
+    return bnnify.convert(subject.model, posterior_std=rule)
 
 
-@dataclass(frozen=True)
-class WeightsOnly:
-    """σ = fraction · rms(w) for weights, none for biases."""
-
-    fraction: float
-
-    def __call__(self, weight: Tensor, scale: float) -> Tensor:
-        return bnnify.Relative(self.fraction)(weight, scale) if weight.ndim > 1 else torch.zeros(())
+def _inputs(subject: Subject) -> list[Tensor]:
+    return list(subject.fitting[0].split(subject.batch_size))
 
 
-@dataclass(frozen=True)
-class OfFanIn:
-    """σ = fraction / √fan_in: the scale of the initialisation, whatever training made of it."""
-
-    fraction: float
-
-    def __call__(self, weight: Tensor, scale: float) -> Tensor:
-        return torch.tensor(self.fraction * math.sqrt(3) * scale)  # bnnify's scale is 1/√(3·fan_in)
-
-
-# What `bnnify.convert` is told, if anything.
-SETTINGS: dict[str, dict[str, Any]] = {
-    "bnnify's default": {},
-    "0.1 rms, full width 32": {"posterior_std": bnnify.Relative(0.1, full_width=32)},
-    "0.15 rms, full width 32": {"posterior_std": bnnify.Relative(0.15, full_width=32)},
-    "0.25 rms, full width 32": {"posterior_std": bnnify.Relative(0.25, full_width=32)},
-    "0.1 rms": {"posterior_std": bnnify.Relative(0.1)},
-    "0.2 rms": {"posterior_std": bnnify.Relative(0.2)},
-    "0.2 rms, no biases": {"posterior_std": WeightsOnly(0.2)},
-    "0.3 rms": {"posterior_std": bnnify.Relative(0.3)},
-    "0.1 / sqrt(fan-in)": {"posterior_std": OfFanIn(0.1)},
-    "0.2 |w| (MOPED)": {"posterior_std": bnnify.Moped(0.2)},
-    "0.0486 (rho = -3)": {"posterior_std": 0.0486},
-}
-FITTED = "fitted on 500 other images"
-FRACTIONS = (0.025, 0.05, 0.1, 0.15, 0.2, 0.3)
+def _fisher(subject: Subject) -> bnnify.FisherStd:
+    data = [(x, y) for x, y in subject.batches(subject.fitting)]
+    options = {"num_data": 10_000, "likelihood": subject.likelihood, "prior_std": bnnify.Relative(1.0)}
+    try:
+        return bnnify.FisherStd.estimate(subject.model, data, **options)
+    except bnnify.BnnifyError:  # vmap cannot do recurrent layers
+        return bnnify.FisherStd.estimate(subject.model, data, chunk_size=1, **options)
 
 
-def table(results: dict[str, dict[str, Any]], options: argparse.Namespace) -> Table:
-    """One block for each network, then the mean and the worst of all changes against the deterministic networks."""
-    samples = options.samples
-    rows: list[list[str]] = []
-    for network, result in results.items():
-        rows.append([f"{network}: temperature {result['temperature']:.2f}, fitted {result['fitted fraction']}"])
-        rows.append(["deterministic", *_cells([result["deterministic"]] * len(samples))])
-        rows += [[name, *_cells([result[name][str(count)] for count in samples])] for name in (*SETTINGS, FITTED)]
-    for title, summary in (("Mean change", _mean_change), ("Worst change", _worst_change)):
-        rows.append([title])
-        for name in (*SETTINGS, FITTED):
-            changes = [summary([_change(result, name, count) for result in results.values()]) for count in samples]
-            rows.append([name, *_cells(changes, sign="+")])
-    scores = [f"{score}\n{count} samples" for count in samples for score in ("accuracy", "NLL", "ECE")]
-    title = f"As converted, without training; {options.images} unseen images for each network"
-    return Table(title, ["posterior std", *scores], rows)
-
-
-def _sample(model: nn.Module, inputs: Tensor, num_samples: int, **setting: Any) -> Tensor:
-    """Class probabilities of networks from the posterior, shape (num_samples, N, classes)."""
-    bnn = bnnify.convert(model, **setting)
-    # The same noise, but for its scale, under every setting: the differences are then the settings' own.
+def _score_bayesian(subject: Subject, bnn: bnnify.BayesianModel, samples: int) -> Scores:
     torch.manual_seed(1)
     with torch.no_grad():
-        outputs = [bnn.sample(batch, num_samples=num_samples) for batch in inputs.split(BATCH_SIZE)]
-    return torch.cat(outputs, dim=1).softmax(-1)
+        draws = [bnn.draw() for _ in range(samples)]
+
+    def drawn(draw: bnnify.Draw) -> Callable[[Tensor], Tensor]:
+        def forward(x: Tensor) -> Tensor:
+            with draw:
+                return subject.meant(bnn.module(x))
+
+        return forward
+
+    return _score(subject, [drawn(draw) for draw in draws])
 
 
-def _scores(probabilities: Tensor, labels: Tensor) -> Scores:
-    metrics = evaluate(probabilities, labels, resamples=1)  # the interval, which costs the most, is not shown
-    return {"accuracy": 100 * metrics.accuracy, "nll": metrics.nll, "ece": metrics.ece}
+@torch.no_grad()
+def _score(subject: Subject, networks: list[Callable[[Tensor], Tensor]]) -> Scores:
+    """Average the predictive distributions of networks; each sees all data."""
+    log_probs: list[Tensor] = []
+    for number, network in enumerate(networks):
+        for index, (x, y) in enumerate(subject.batches(subject.judging)):
+            found = network(x)
+            if subject.likelihood == "logits":
+                term = found.log_softmax(-1).flatten(0, -2)
+            else:
+                term = subject.likelihood(found).log_prob(y).flatten()
+            if number:
+                torch.logaddexp(log_probs[index], term, out=log_probs[index])
+            else:
+                log_probs.append(term)
+    average = torch.cat(log_probs) - math.log(len(networks))
+    if subject.likelihood != "logits":
+        return {"nll": -average.mean().item()}
+    labels = subject.judging[1].flatten()
+    scores = {
+        "accuracy": 100 * (average.argmax(1) == labels).double().mean().item(),
+        "nll": F.nll_loss(average.double(), labels).item(),
+    }
+    return scores | ({"ece": calibration_error(average.exp(), labels)} if average.shape[1] <= 1000 else {})
 
 
-def _change(result: dict[str, Any], setting: str, count: int) -> Scores:
-    return {name: score - result["deterministic"][name] for name, score in result[setting][str(count)].items()}
+def _temperature(subject: Subject) -> Scores:
+    with torch.no_grad():
+        found = torch.cat([subject.meant(subject.model(x)).flatten(0, -2) for x in _inputs(subject)])
+    temperature = fit_temperature(found, subject.fitting[1].flatten())
+    scores = _score(subject, [lambda x: subject.meant(subject.model(x)) / temperature])
+    return scores | {"temperature": temperature}
 
 
-def _mean_change(changes: list[Scores]) -> Scores:
-    return {name: fmean(change[name] for change in changes) for name in changes[0]}
+def tables_of(results: dict[str, dict[str, Scores]]) -> list[Table]:
+    """The rules over all networks, and the networks under some rules, as changes against the deterministic network."""
+    rules = list(dict.fromkeys(rule for result in results.values() for rule in result if rule != DETERMINISTIC))
+    rows = []
+    for rule in rules:
+        having = {name: result for name, result in results.items() if "nll" in result.get(rule, {})}
+        if not having:
+            continue
+        changes = {name: _change(result, rule) for name, result in having.items()}
+        cells = [rule, str(len(having))]
+        for score, worst in (("accuracy", min), ("nll", max), ("ece", max)):
+            values = {name: change[score] for name, change in changes.items() if score in change}
+            if not values:
+                cells += ["", ""]
+                continue
+            least = worst(values, key=values.__getitem__)
+            form = "+.1f" if score == "accuracy" else "+.3f"
+            cells += [format(fmean(values.values()), form), f"{format(values[least], form)} ({least.split(',')[0]})"]
+        rows.append(cells)
+    headings = ["σ", "networks"]
+    headings += [f"{what} {score}" for score in ("accuracy", "NLL", "ECE") for what in ("mean", "worst")]
+    title = "Change against the deterministic network, as converted, without training"
+    shown = [TEMPERATURE, DEFAULT, "ResponseStd(0.1)", "ResponseStd, no labels", "ResponseStd, labels"]
+    each = [
+        [name, _cell(result[DETERMINISTIC]), *(_cell(_change(result, rule), "+") for rule in shown)]
+        for name, result in results.items()
+    ]
+    return [
+        Table(title, headings, rows),
+        Table("Accuracy % / NLL / ECE, and changes of them", ["network", DETERMINISTIC, *shown], each),
+    ]
 
 
-def _worst_change(changes: list[Scores]) -> Scores:
-    return {name: (min if name == "accuracy" else max)(change[name] for change in changes) for name in changes[0]}
+def _change(result: dict[str, Scores], rule: str) -> Scores:
+    before, after = result[DETERMINISTIC], result.get(rule, {})
+    return {score: after[score] - before[score] for score in before if score in after}
 
 
-def _cells(scores: list[Scores], sign: str = "") -> list[str]:
-    formats = {"accuracy": f"{sign}.1f", "nll": f"{sign}.3f", "ece": f"{sign}.3f"}
-    return [format(score[name], form) for score in scores for name, form in formats.items()]
+def _cell(scores: Scores, sign: str = "") -> str:
+    forms = {"accuracy": f"{sign}.1f", "nll": f"{sign}.3f", "ece": f"{sign}.3f"}
+    return " / ".join(format(scores[score], form) for score, form in forms.items() if score in scores)
+
+
+@torch.no_grad()
+def agreement(options: argparse.Namespace) -> Table:
+    """Networks without labels: how far the average of networks is from the mean network."""
+    rules: dict[str, Callable[[Tensor], Any]] = {
+        DEFAULT: lambda x: None,
+        "0.2 rms, full width 32 (default before)": lambda x: bnnify.Relative(0.2, full_width=32),
+        "ResponseStd(0.05)": lambda x: bnnify.ResponseStd(x, 0.05),
+        "ResponseStd(0.1)": lambda x: bnnify.ResponseStd(x, 0.1),
+    }
+    rows = []
+    for name, model, inputs in packaged():
+        cells = [name]
+        alone = _only(model(inputs))
+        for make in rules.values():
+            rule = make(inputs)
+            bnn = bnnify.convert(model) if rule is None else bnnify.convert(model, posterior_std=rule)
+            torch.manual_seed(1)
+            total = torch.zeros_like(alone)
+            for _ in range(options.samples):
+                with bnn.draw():
+                    total += _only(bnn.module(inputs)) / options.samples
+            cosine = F.cosine_similarity(total - total.mean(0), alone - alone.mean(0)).mean().item()
+            cells.append(f"{100 * (total.argmax(1) == alone.argmax(1)).double().mean().item():.1f} % / {cosine:.4f}")
+        rows.append(cells)
+    title = "Average of networks beside the mean network: same largest output / cosine of outputs less their mean"
+    return Table(title, ["network", *rules], rows)
+
+
+def _only(output: Any) -> Tensor:
+    return output[-1] if isinstance(output, tuple) else output
 
 
 def _options() -> argparse.Namespace:
     parser = report.parser(__doc__)
-    parser.set_defaults(threads=2)
     add = parser.add_argument
     add("--data", type=Path, help="folder of archives and checkpoints; else torchvision downloads")
     add("--cache", type=Path, help="folder where trained networks are kept and found again")
+    add("--networks", nargs="+", default=["*"], help="globs of the names of the networks to measure")
     add("--images", type=int, default=2000, help="unseen images for each network")
-    add("--samples", type=int, nargs="+", default=[10], help="networks drawn")
+    add("--samples", type=int, default=10, help="networks drawn")
+    add("--large", type=int, default=1_000_000, help="parameters from which on only two rules are fitted")
+    add("--packaged", action="store_true", help="also the networks that packages ship, by agreement")
     add("--quick", action="store_true", help="one small network and 500 images, to see that it runs")
     options = parser.parse_args()
     if options.quick:

@@ -125,7 +125,8 @@ def as_posterior_std(rule: Any) -> PosteriorStd | NamedPosteriorStd:
     if (callable(rule) or isinstance(rule, NamedPosteriorStd)) and not isinstance(rule, type):
         return rule
     raise ConversionError(
-        f"Unknown posterior_std {rule!r}: a positive number, Relative(fraction), Moped(delta), a ResponseStd or a FisherStd."
+        f"Unknown posterior_std {rule!r}: a positive number, Relative(fraction), Moped(delta), a ResponseStd, or a "
+        "FisherStd."
     )
 
 
@@ -135,4 +136,4 @@ def fan_in_scale(weight: Tensor) -> float:
     return 1 / math.sqrt(3 * max(fan_in, 1))
 
 
-DEFAULT_POSTERIOR_STD = Relative(0.2, full_width=32)
+DEFAULT_POSTERIOR_STD = Relative(0.04)

@@ -19,6 +19,7 @@ def conversion_report(
     why_not: Mapping[Tensor, WhyNot | None],
     posteriors: Mapping[Tensor, NewPosterior],
     descriptions: Mapping[Tensor, str],
+    untrained: str = "",
 ) -> ConversionReport:
     """Report for each parameter whether it is Bayesian, and why not."""
     entries = []
@@ -39,7 +40,7 @@ def conversion_report(
                 unsupported=reason is not None and reason.reason.is_want_of_support,
             )
         )
-    return ConversionReport(tuple(entries))
+    return ConversionReport(tuple(entries), untrained)
 
 
 def refuse_unsupported(report: ConversionReport) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..distributions.gaussian import rms_std
-from ..distributions.initial_std import Constant, as_posterior_std, fan_in_scale
+from ..distributions.initial_std import Constant, Relative, as_posterior_std, fan_in_scale
 from ..distributions.prior import as_prior
 from ..draws.companions import PriorMean, as_buffer
 from .class_change import NewPosterior
@@ -20,14 +20,20 @@ from .refusals import refuse_parameter
 from .registry import units_dim
 from .settings import Settings
 
+_UNTRAINED = 2.0
+"""The scale that a prior goes by if the weights are not trained yet, as a fraction of the rms of each tensor."""
 
-def initial_posterior(parameter: Tensor, places: Sequence[Holder], wanted: Settings) -> tuple[NewPosterior, str]:
+
+def initial_posterior(
+    parameter: Tensor, places: Sequence[Holder], wanted: Settings, untrained: bool = False
+) -> tuple[NewPosterior, str]:
     """Make the posterior with which ``parameter`` starts, and describe what was asked for; nothing is changed.
 
     Args:
         parameter: A parameter that is not Bayesian yet.
         places: Every place that holds it.
         wanted: Its settings as a user gave them, unchecked and without what follows from its layer.
+        untrained: Let a prior that goes by σ leave the weights room to move. Default: ``False``.
 
     Raises:
         ConversionError: It cannot have a posterior, or not with these settings.
@@ -47,7 +53,12 @@ def initial_posterior(parameter: Tensor, places: Sequence[Holder], wanted: Setti
         # Of σ, all that settings and files keep is its size.
         settings = replace(settings, posterior_std=Constant(rms_std(std, parameter.dtype).item()))
     first = settings.initial_std(places[0].names[0], parameter)
-    initial_std = as_buffer(rms_std(first, parameter.dtype)) if prior.needs_initial_std else None
+    initial_std = None
+    if prior.needs_initial_std:
+        known = rms_std(first, parameter.dtype)
+        if untrained:
+            known = Relative(_UNTRAINED)(parameter.detach(), scale).maximum(known).to(known.dtype)
+        initial_std = as_buffer(known)
     companions = posterior.start(parameter.detach(), first if std is None else std)
     prior_mean = PriorMean(parameter.detach().clone()) if prior.centred else None
     beside = {ending: nn.Parameter(value) for ending, value in companions.items()}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..distributions.gaussian import at_least_float32
-from ..distributions.initial_std import DEFAULT_POSTERIOR_STD, NamedPosteriorStd, PosteriorStd, as_posterior_std
+from ..distributions.initial_std import NamedPosteriorStd, PosteriorStd, Relative, as_posterior_std
 from ..errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -26,6 +26,9 @@ from ..prediction.eval_mode import evaluating
 from ..prediction.known_likelihoods import LikelihoodLike, as_likelihood
 from .adam_state import mean_squares
 from .example_gradients import example_gradients, scores
+
+_PRIOR_STD = Relative(0.2, full_width=32)
+"""As much as a weight of little information may have, without the errors of all of them being too large together."""
 
 _GRADIENTS = 2**28
 """The most numbers in the gradients of one chunk: 1 GiB in float32."""
@@ -50,9 +53,9 @@ class FisherStd:
         fisher: F of each parameter, by qualified name and of its shape.
         num_data: N, the number of data that the model was trained on.
         prior_std: s: a number, or a rule as for ``posterior_std``. Of a trained network most weights have so little
-            information by themselves that s is what decides. The default is that of ``convert``, so that no σ is larger
-            than without the information. The scale of the weights themselves, ``Relative(1.0)``, would be too large for
-            a network as converted: a diagonal does not know what the errors of all weights do together.
+            information by themselves that s is what decides. Default: ``Relative(0.2, full_width=32)``. The scale of
+            the weights themselves, ``Relative(1.0)``, would be too large for a network as converted: a diagonal does
+            not know what the errors of all weights do together.
 
     References:
         Ritter et al. 2018, "A Scalable Laplace Approximation for Neural Networks", section 2 (the diagonal one).
@@ -60,7 +63,7 @@ class FisherStd:
 
     fisher: Mapping[str, Tensor] = field(repr=False)
     num_data: int
-    prior_std: float | PosteriorStd = DEFAULT_POSTERIOR_STD
+    prior_std: float | PosteriorStd = _PRIOR_STD
 
     def __post_init__(self) -> None:
         if not isinstance(self.fisher, Mapping):
@@ -80,7 +83,7 @@ class FisherStd:
         loader: Iterable[Any],
         *,
         num_data: int | None = None,
-        prior_std: float | PosteriorStd = DEFAULT_POSTERIOR_STD,
+        prior_std: float | PosteriorStd = _PRIOR_STD,
         likelihood: LikelihoodLike = "values",
         output: str | int | Callable[[Any], Any] | None = None,
         class_dim: int | None = None,
@@ -153,7 +156,7 @@ class FisherStd:
         *,
         num_data: int,
         batch_size: int,
-        prior_std: float | PosteriorStd = DEFAULT_POSTERIOR_STD,
+        prior_std: float | PosteriorStd = _PRIOR_STD,
     ) -> "FisherStd":
         """``F ≈ B · exp_avg_sq / (1 - β₂^t)``: read F off the state of Adam in a training checkpoint, without data.
 

@@ -18,7 +18,6 @@ from ..draws.outputs import tensors_in
 from ..errors import ArgumentError, ConversionError, check_positive
 from ..model import BayesianModel
 from ..modules.known_forwards import known_forward
-from ..modules.settings import is_bayesian
 from ..prediction.batches import batches_of
 from ..prediction.eval_mode import evaluating
 from ..prediction.known_likelihoods import LikelihoodLike
@@ -53,7 +52,7 @@ class ResponseStd:
     With a ``likelihood`` the converted model is tuned on the same data by :func:`bnnify.tune_std`: σ is then no
     larger than the predictions allow, and the fraction only where the search begins.
 
-    The converted model keeps the σ, and neither the data nor the rule: settings and files have the rms of each tensor's.
+    The converted model keeps the σ, and neither the data nor the rule: settings and files have its rms for each tensor.
 
     Attributes:
         data: Inputs, in any form that :func:`bnnify.prediction.predict` takes; labels in it are left out.
@@ -235,7 +234,7 @@ class _Linear:
     def result(self) -> dict[str, Tensor]:
         if not self.signal.count:
             return {}
-        norm = self.norms.total / self.norms.count
+        norm = torch.as_tensor(self.norms.total) / self.norms.count
         norm = norm + 1 if getattr(self.layer, "bias", None) is not None else norm
         # Inputs that are all zero tell nothing: their 0/0 becomes 0, for which the default stands in.
         response = (self.signal.variance() / norm).sqrt().nan_to_num(nan=0.0 if not norm.isnan().any() else torch.nan)

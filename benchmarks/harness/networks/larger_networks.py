@@ -56,7 +56,6 @@ def vit() -> nn.Module:
     return timm.models.VisionTransformer(**options)
 
 
-
 def sentences(train: bool, data: Path | None) -> Images:
     """The texts of SST-2 as word numbers; the last 5,000 phrases of its training set are kept for the test."""
     words, labels = sst2(data, VOCABULARY, length=40)

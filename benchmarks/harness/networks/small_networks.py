@@ -190,7 +190,16 @@ NETWORKS = (
     Network("batch-norm CNN, CIFAR-10", batchnorm_cnn, cifar10, inputs=cifar10_inputs, epochs=25, lr=3e-3),
     Network("mobile CNN, CIFAR-10", mobile_cnn, cifar10, inputs=cifar10_inputs, epochs=25, lr=3e-3),
     # Augmented and stopped early: not overconfident, unlike the others that are trained here on CIFAR-10.
-    Network("calibrated CNN, CIFAR-10", batchnorm_cnn, cifar10, inputs=cifar10_inputs, epochs=15, lr=3e-3, num_train=15_000, augment=True),
+    Network(
+        "calibrated CNN, CIFAR-10",
+        batchnorm_cnn,
+        cifar10,
+        inputs=cifar10_inputs,
+        epochs=15,
+        lr=3e-3,
+        num_train=15_000,
+        augment=True,
+    ),
     Network("published LeNet-5, MNIST", published_lenet5, mnist, checkpoint="khushbujpatel_lenet5_mnist.pt"),
     Network("published robust CNN, MNIST", robust_cnn, mnist, checkpoint="convadv_mnist.pth"),
 )
