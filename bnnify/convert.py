@@ -3,7 +3,7 @@
 __all__ = ["collapse", "convert", "convert_with"]
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -12,15 +12,14 @@ from torch import Tensor, nn
 from .distributions.initial_std import DEFAULT_POSTERIOR_STD, MeasuredStd, NamedPosteriorStd, PosteriorStd
 from .distributions.prior import Prior
 from .distributions.priors import Pretrained
-from .distributions.untrained import looks_untrained
 from .errors import ConversionError, check_module
 from .model import BayesianModel
 from .modules.class_change import NewPosterior, become_bayesian, become_plain, recompute_on_read
-from .modules.computed_weights import detached_hook_weights, layer_weight
+from .modules.computed_weights import detached_hook_weights
 from .modules.conversion_report import conversion_report, nothing_to_convert, refuse_unsupported
 from .modules.estimator_choice import fit_estimators
 from .modules.holders import Holder, holders_by_parameter
-from .modules.initial_posterior import initial_posterior
+from .modules.initial_posterior import initial_posterior, measure_rules, untrained_layer
 from .modules.parameters import is_derived
 from .modules.posterior import PosteriorFamily
 from .modules.present_posteriors import present_posterior, refuse_changes
@@ -37,8 +36,14 @@ from .modules.selection import (
 from .modules.settings import Settings, is_bayesian, slots_of
 from .report import Reason
 
-DEFAULTS = Settings(Pretrained(), DEFAULT_POSTERIOR_STD)
-"""The settings of a parameter for which no option was given."""
+DEFAULTS = Settings(Pretrained(scale=5.0), DEFAULT_POSTERIOR_STD)
+"""The settings of a parameter for which no option was given.
+
+This σ is so small that it harms no network. The prior beside it is wider, so that training can find a larger one.
+"""
+
+_OF_GIVEN_STD = replace(DEFAULTS, prior=Pretrained())
+"""Beside a σ that was chosen, or found from data, the prior is as wide as it."""
 
 
 def convert(
@@ -66,12 +71,13 @@ def convert(
             layers in it; one that matches a parameter (``"fc.weight"``, ``"*.scale"``) takes exactly that parameter,
             whatever holds it, frozen or not.
         exclude: A glob or a list of globs: what to leave alone of what would be converted. Default: ``()``, nothing.
-        prior: p(w). Default: ``Pretrained()``, centred on the pretrained weights, which holds each weight near where it
-            is. A layer whose weights are not trained yet, such as a new head, needs one with room:
-            ``prior={"fc": Gaussian(std=0.3)}``.
-        posterior_std: How σ starts: a number, ``Relative(fraction)``, ``Moped(delta)``, or a ``FisherStd``, which is
-            made from data or from Adam's state. Default: ``Relative(0.2, full_width=32)``, a fifth of each tensor's rms
-            and less for layers of few units.
+        prior: p(w). Default: ``Pretrained()``, centred on the pretrained weights and as wide as σ, or
+            ``Pretrained(scale=5.0)`` beside the default σ, which leaves room to learn a larger one. If the last of the
+            layers looks untrained, as that of a network from scratch or a new head does, both are wider than the
+            weights are large, so that training can move them; the report says so.
+        posterior_std: How σ starts: a number, ``Relative(fraction)``, ``Moped(delta)``, a ``ResponseStd(data)``, which
+            looks at what the data do in the model and is the better start, or a ``FisherStd``. Default:
+            ``Relative(0.04)``, 4 % of each tensor's rms, which costs a network next to nothing and gains as little.
         posterior: The family of q(w). ``Point()`` is all at the mean: there is no noise, and ``-log p(w)`` takes the
             place of the KL, so that training finds the maximum a posteriori. Default: ``MeanField()``.
         estimator: Where the noise is put: ``"reparameterization"``, one weight sample per forward; ``"local"``, on each
@@ -116,15 +122,10 @@ def convert(
         raise ConversionError(nothing_to_convert(root, why_not))
     found: dict[str, dict[Tensor, Any]] = {option: resolve(option, value, chosen) for option, value in given.items()}
     rules = found["posterior_std"]
-    finishing = [rule for rule in dict.fromkeys(rules.values()) if isinstance(rule, MeasuredStd)]
-    for rule in finishing:
-        measuring = [parameter for parameter, other in rules.items() if other is rule]
-        rules |= dict.fromkeys(
-            measuring, rule.measure(root, [n for p in measuring for h in holders[p] for n in h.names])
-        )
+    measured = measure_rules(root, rules, holders)
     settings = {
         parameter: replace(
-            already.get(parameter, DEFAULTS),
+            already.get(parameter, DEFAULTS if parameter not in rules else _OF_GIVEN_STD),
             **{option: values[parameter] for option, values in found.items() if parameter in values},
         )
         for parameter in chosen
@@ -132,8 +133,9 @@ def convert(
     fitted = fit_estimators(settings, chosen, estimator)
     refuse_changes(already, holders, why_not, found, fitted)
     wanted = {parameter: fitted[parameter] for parameter in chosen.keys() - already.keys()}
-    bnn = _convert(model, root, holders, wanted, why_not, strict)
-    for rule in finishing:
+    unasked = {parameter: settings for parameter, settings in wanted.items() if parameter not in found["prior"]}
+    bnn = _convert(model, root, holders, wanted, why_not, strict, unasked)
+    for rule in measured:
         rule.finish(bnn)
     return bnn
 
@@ -208,18 +210,23 @@ def _convert(
     wanted: Mapping[Tensor, Settings],
     why_not: Mapping[Tensor, WhyNot | None],
     strict: bool,
+    unasked: Container[Tensor] = (),
 ) -> BayesianModel:
-    """Give the wanted parameters, and whatever is tied to a Bayesian one, their posteriors."""
+    """Give the wanted parameters, and whatever is tied to a Bayesian one, their posteriors.
+
+    The prior of those that nobody asked for any is wide if the model looks untrained.
+    """
     # Everything that can fail comes before the first change to the model.
     posteriors, descriptions = dict[Tensor, NewPosterior](), dict[Tensor, str]()
-    untrained = _untrained_layer(holders, wanted)
+    untrained = untrained_layer(holders, wanted, unasked)
     for parameter, places in holders.items():
         if there := present_posterior(places):
             posteriors[parameter], descriptions[parameter] = there, str(there.settings)
         elif parameter in wanted:
-            started = initial_posterior(parameter, places, wanted[parameter], untrained is not None)
+            wide = bool(untrained) and parameter in unasked
+            started = initial_posterior(parameter, places, wanted[parameter], wide)
             posteriors[parameter], descriptions[parameter] = started
-    report = conversion_report(holders, why_not, posteriors, descriptions, untrained or "")
+    report = conversion_report(holders, why_not, posteriors, descriptions, untrained)
     if strict:
         refuse_unsupported(report)
     new: dict[nn.Module, dict[str, NewPosterior]] = {}
@@ -236,17 +243,6 @@ def _convert(
     bnn = BayesianModel(root, report)
     bnn.origin = given.origin if isinstance(given, BayesianModel) else None
     return bnn
-
-
-def _untrained_layer(holders: _Holders, wanted: Mapping[Tensor, Settings]) -> str | None:
-    """Name the last of the layers that become Bayesian if its weight looks untrained: that of a network from scratch,
-    or a new head, for which the layers before it have to move too."""
-    last = next((parameter for parameter in reversed(holders) if parameter in wanted), None)
-    if last is None:
-        return None
-    place = holders[last][0]
-    bias = place.layer._parameters.get("bias")
-    return place.layer_names[0] if looks_untrained(layer_weight(place.layer, last), bias) else None
 
 
 def _copy(model: nn.Module) -> nn.Module:

@@ -52,16 +52,17 @@ class Pretrained(Prior):
 
     Args:
         std: s, the same for every weight, or ``"learned"`` as for :class:`Gaussian`. Default: ``None``, which gives
-            each tensor ``scale`` times the rms of the σ its posterior starts with; or times twice the rms of its
-            weights if the model's last layer looks untrained, so that training can move them.
-        scale: The factor used when ``std`` is None. Default: ``5.0``, so that training can find a larger σ.
+            each tensor ``scale`` times the rms of the σ its posterior starts with, so that prior and posterior live on
+            the same scale and a fresh conversion with a uniform σ has a KL of zero; or ``scale`` times twice the rms of
+            its weights if the model's last layer looks untrained, so that training can move them.
+        scale: The factor used when ``std`` is None. Default: ``1.0``.
 
     References:
         Krishnan et al. 2020, "Specifying Weight Priors in Bayesian Deep Neural Networks with Empirical Bayes", eq. 6.
     """
 
     std: float | Literal["learned"] | None = None
-    scale: float = 5.0
+    scale: float = 1.0
     centred = True
 
     def __post_init__(self) -> None:

@@ -1,16 +1,17 @@
 """The posterior with which a parameter starts."""
 
-__all__ = ["initial_posterior"]
+__all__ = ["initial_posterior", "measure_rules", "untrained_layer"]
 
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..distributions.gaussian import rms_std
-from ..distributions.initial_std import Constant, Relative, as_posterior_std, fan_in_scale
+from ..distributions.initial_std import Constant, MeasuredStd, Relative, as_posterior_std, fan_in_scale
 from ..distributions.prior import as_prior
+from ..distributions.untrained import looks_untrained
 from ..draws.companions import PriorMean, as_buffer
 from .class_change import NewPosterior
 from .computed_weights import layer_weight
@@ -63,3 +64,31 @@ def initial_posterior(
     prior_mean = PriorMean(parameter.detach().clone()) if prior.centred else None
     beside = {ending: nn.Parameter(value) for ending, value in companions.items()}
     return NewPosterior(settings, beside, prior_mean, initial_std), asked
+
+
+def measure_rules(
+    model: nn.Module, rules: dict[Tensor, Any], holders: Mapping[Tensor, Sequence[Holder]]
+) -> list[MeasuredStd]:
+    """Put in the place of each rule that runs the model what it has found; return those rules, each once."""
+    found: dict[int, MeasuredStd] = {id(rule): rule for rule in rules.values() if isinstance(rule, MeasuredStd)}
+    for rule in found.values():
+        parameters = [parameter for parameter, other in rules.items() if other is rule]
+        names = [name for parameter in parameters for place in holders[parameter] for name in place.names]
+        rules.update(dict.fromkeys(parameters, rule.measure(model, names)))
+    return list(found.values())
+
+
+def untrained_layer(
+    holders: Mapping[Tensor, Sequence[Holder]], wanted: Container[Tensor], unasked: Container[Tensor]
+) -> str:
+    """Name the last of the layers that become Bayesian if its weight looks untrained and nobody asked for its prior.
+
+    It is the last one that tells: a network from scratch has never seen a target, nor has one with a new head, whose
+    other layers are trained, but for something else. The name is empty if it looks trained.
+    """
+    last = next((parameter for parameter in reversed(list(holders)) if parameter in wanted), None)
+    if last is None or last not in unasked:
+        return ""
+    place = holders[last][0]
+    weight, bias = layer_weight(place.layer, last), place.layer._parameters.get("bias")
+    return place.layer_names[0] or type(place.layer).__name__ if looks_untrained(weight, bias) else ""

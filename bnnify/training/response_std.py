@@ -17,7 +17,7 @@ from ..distributions.initial_std import DEFAULT_POSTERIOR_STD
 from ..draws.outputs import tensors_in
 from ..errors import ArgumentError, ConversionError, check_positive
 from ..model import BayesianModel
-from ..modules.known_forwards import known_forward
+from ..modules.known_forwards import Forward, known_forward
 from ..prediction.batches import batches_of
 from ..prediction.eval_mode import evaluating
 from ..prediction.known_likelihoods import LikelihoodLike
@@ -175,10 +175,11 @@ def _probes(model: nn.Module, names: set[str], run: Callable[[], Any]) -> dict[n
         path, _, attribute = name.rpartition(".")
         layer = modules[path]
         cls = getattr(type(layer), "_plain_class", type(layer))
-        if layer in called and known_forward(cls) and "forward" not in vars(layer) and attribute in ("weight", "bias"):
+        forward = known_forward(cls) if layer in called and "forward" not in vars(layer) else None
+        if forward and attribute in ("weight", "bias"):
             linear = next((probe for probe in probes.get(layer, []) if isinstance(probe, _Linear)), None)
             if linear is None:
-                linear = _Linear(layer, path)
+                linear = _Linear(layer, path, forward)
                 probes.setdefault(layer, []).append(linear)
             linear.attributes.add(attribute)
             continue
@@ -213,14 +214,13 @@ class _Signal:
 class _Linear:
     """Observes a layer that is linear in its weight, whose response follows from E‖x‖²."""
 
-    def __init__(self, layer: nn.Module, path: str) -> None:
-        self.layer, self.path = layer, path
+    def __init__(self, layer: nn.Module, path: str, forward: Forward) -> None:
+        self.layer, self.path, self.forward = layer, path, forward
         self.attributes: set[str] = set()
         self.signal, self.norms = _Signal(), _Signal()
 
     def observe(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-        forward = known_forward(getattr(type(layer), "_plain_class", type(layer)))
-        assert forward is not None  # or it would not be observed so
+        forward = self.forward
         inputs, *rest = args or (kwargs.pop("input"),)
         # Weights of 1 sum the squares over just what each unit is connected to, padding, stride and groups included.
         squares = forward.apply(layer, at_least_float32(inputs).square(), self._ones(), None, *rest, **kwargs)

@@ -451,7 +451,7 @@ def test_a_number_must_be_positive(value):
 
 @pytest.mark.parametrize("value", ["0.1", None, True, Relative, [0.1]], ids=str)
 def test_an_unknown_rule_is_refused_with_what_would_do(value):
-    with pytest.raises(bnnify.ConversionError, match=r"Unknown posterior_std .*Relative\(fraction\) or Moped\(delta\)"):
+    with pytest.raises(bnnify.ConversionError, match=r"Unknown posterior_std .*Relative\(fraction\), Moped\(delta\)"):
         bnnify.convert(nn.Linear(2, 2), posterior_std=value)
 
 

@@ -55,7 +55,8 @@ CARRIED = {
 
 @pytest.mark.parametrize("carry", CARRIED.values(), ids=CARRIED.keys())
 def test_whatever_carries_the_tensors_of_a_model_carries_the_scale_of_its_prior(carry):
-    source, target = trained(posterior_std=bnnify.Relative(0.4)), bnnify.convert(network(seed=1))
+    options = {"prior": bnnify.Pretrained()}
+    source, target = trained(posterior_std=bnnify.Relative(0.4), **options), bnnify.convert(network(seed=1), **options)
     assert source.kl() != target.kl()
     carry(source, target)
     assert torch.equal(target.kl(), source.kl())

@@ -195,7 +195,7 @@ def test_only_a_centred_prior_keeps_pretrained_values_and_these_are_frozen(prior
 )
 def test_kl_of_a_fresh_conversion_is_zero(dtype, per_weight):
     for posterior_std in (0.03, Relative(0.2), Relative(2.0)):
-        bnn = bnnify.convert(network(dtype), posterior_std=posterior_std)
+        bnn = bnnify.convert(network(dtype), prior=Pretrained(), posterior_std=posterior_std)
         count = sum(entry.numel for entry in bnn.report.bayesian)
         assert abs(bnn.kl().item()) <= per_weight * count, posterior_std
 

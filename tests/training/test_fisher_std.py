@@ -292,7 +292,7 @@ def expected_std(fisher, name, prior_std=0.3):
 def test_a_conversion_has_exactly_that_std(name):
     model, inputs = zoo.build(name)
     fisher = FisherStd(some_information(model), num_data=50, prior_std=0.3)
-    bnn = bnnify.convert(model, posterior_std=fisher)
+    bnn = bnnify.convert(model, prior=bnnify.Pretrained(), posterior_std=fisher)
     for parameter in bayesian_parameters(bnn.module):
         expected = expected_std(fisher, parameter.name).to(parameter.mean.dtype)
         torch.testing.assert_close(std(parameter.rho), expected)
@@ -327,7 +327,11 @@ def test_without_information_the_std_is_the_one_given_for_it(name):
     for parameter in model.parameters():
         if parameter.ndim == 1:
             nn.init.zeros_(parameter)  # whose own size says nothing
-    for given, rule in ({}, {}), ({"prior_std": bnnify.Moped(0.3)}, {"posterior_std": bnnify.Moped(0.3)}):
+    default = bnnify.Relative(0.2, full_width=32)
+    for given, rule in (
+        ({}, {"posterior_std": default}),
+        ({"prior_std": bnnify.Moped(0.3)}, {"posterior_std": bnnify.Moped(0.3)}),
+    ):
         bnn = bnnify.convert(model, posterior_std=FisherStd(nothing, num_data=50, **given))
         reference = bnnify.convert(model, **rule)
         pairs = zip(bayesian_parameters(bnn.module), bayesian_parameters(reference.module), strict=True)
