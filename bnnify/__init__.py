@@ -29,6 +29,7 @@ __all__ = [
     "PruningReport",
     "Relative",
     "ScaleMixture",
+    "TunedStd",
     "audit",
     "avuc_loss",
     "collapse",
@@ -79,3 +80,4 @@ from .training.elbo import elbo, geometric_weight, linear_warmup
 from .training.fisher_std import FisherStd
 from .training.nll import BernoulliNLL, CategoricalNLL, GaussianNLL, HeteroscedasticGaussianNLL
 from .training.tune_std import tune_std
+from .training.tuned_std import TunedStd

@@ -71,9 +71,11 @@ class ConversionReport:
 
     Attributes:
         entries: One entry for each parameter; a tied one appears once.
+        tuning: What :func:`bnnify.tune_std` did to σ last, as a sentence; empty if it was not called.
     """
 
     entries: tuple[ReportEntry, ...] = field(default_factory=tuple)
+    tuning: str = ""
 
     @property
     def bayesian(self) -> tuple[ReportEntry, ...]:
@@ -122,6 +124,7 @@ class ConversionReport:
                 f"{len(self.bayesian)} of {len(self.entries)} parameters Bayesian, "
                 f"{count:,} of {total:,} weights ({self.share:.1%})",
                 f"memory of the parameters: {_size(self.memory_before)} before, {_size(self.memory_after)} after",
+                *([f"tuned: {self.tuning}"] if self.tuning else []),
             ]
         )
 

@@ -6,6 +6,7 @@ __all__ = [
     "FisherStd",
     "GaussianNLL",
     "HeteroscedasticGaussianNLL",
+    "TunedStd",
     "avuc_loss",
     "elbo",
     "geometric_weight",
@@ -19,3 +20,4 @@ from .elbo import elbo, geometric_weight, linear_warmup
 from .fisher_std import FisherStd
 from .nll import BernoulliNLL, CategoricalNLL, GaussianNLL, HeteroscedasticGaussianNLL
 from .tune_std import tune_std
+from .tuned_std import TunedStd
