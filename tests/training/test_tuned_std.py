@@ -84,7 +84,7 @@ def test_convert_tune_train_predict():
     bnnify.tune_std(bnn, data, likelihood="logits")
     tuned = stds(bnn)
     x, y = data.dataset.tensors
-    optimizer = torch.optim.Adam(bnn.parameter_groups(lr=1e-3, rho_lr=1e-2))
+    optimizer = torch.optim.Adam(bnn.parameter_groups(lr=1e-3, rho_lr=5e-2))
     losses = []
     for _ in range(30):
         logits, kl = bnn(x)
