@@ -30,6 +30,7 @@ __all__ = [
     "Relative",
     "ResponseStd",
     "ScaleMixture",
+    "TunedStd",
     "audit",
     "avuc_loss",
     "collapse",
@@ -81,3 +82,4 @@ from .training.fisher_std import FisherStd
 from .training.nll import BernoulliNLL, CategoricalNLL, GaussianNLL, HeteroscedasticGaussianNLL
 from .training.response_std import ResponseStd
 from .training.tune_std import tune_std
+from .training.tuned_std import TunedStd

@@ -73,10 +73,12 @@ class ConversionReport:
         entries: One entry for each parameter; a tied one appears once.
         untrained: The name of the last converted layer if its weights look as an initialisation left them, else empty.
             A ``Pretrained`` prior then leaves the weights of the whole model room to move.
+        tuning: What :func:`bnnify.tune_std` did to σ last, as a sentence; empty if it was not called.
     """
 
     entries: tuple[ReportEntry, ...] = field(default_factory=tuple)
     untrained: str = ""
+    tuning: str = ""
 
     @property
     def bayesian(self) -> tuple[ReportEntry, ...]:
@@ -126,6 +128,7 @@ class ConversionReport:
                 f"{count:,} of {total:,} weights ({self.share:.1%})",
                 f"memory of the parameters: {_size(self.memory_before)} before, {_size(self.memory_after)} after",
                 *([f"`{self.untrained}` looks untrained, so a Pretrained() prior is wide."] if self.untrained else []),
+                *([f"tuned: {self.tuning}"] if self.tuning else []),
             ]
         )
 

@@ -124,7 +124,7 @@ def _cross_tuned(
             found = bnnify.tune_std(
                 tuned, _loader(rest), num_samples=options.tune_samples, per_layer=per_layer, likelihood="logits"
             )
-        factors += [] if isinstance(found, dict) else [found]
+        factors += [] if per_layer else [found.factor]
         probabilities[start::2] = _predict(tuned, test.take(slice(start, None, 2)), options, description)
     return probabilities, factors
 

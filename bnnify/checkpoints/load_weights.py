@@ -5,12 +5,13 @@ __all__ = ["load_weights"]
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..draws.companions import INITIAL_STD, PRIOR_MEAN, PriorMean
+from ..draws.companions import INITIAL_STD, PRIOR_MEAN, RHO, PriorMean
 from ..errors import CheckpointError, check_module
 from ..model import BayesianModel
 from ..modules.bayesian_class import plain_class
@@ -73,6 +74,8 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Any], *, share: bool
             _start_anew(parameter, absent, share)
         for holders in places.values():
             put(holders, holders[0].tensor)  # on the meta device, what was started anew is new
+    if isinstance(model, BayesianModel) and any(name.endswith(RHO) for name in absent):
+        model.report = replace(model.report, tuning="")
 
 
 def _must_be_replaced(tensor: Tensor, given: Any) -> bool:

@@ -7,6 +7,7 @@ __all__ = [
     "GaussianNLL",
     "HeteroscedasticGaussianNLL",
     "ResponseStd",
+    "TunedStd",
     "avuc_loss",
     "elbo",
     "geometric_weight",
@@ -21,3 +22,4 @@ from .fisher_std import FisherStd
 from .nll import BernoulliNLL, CategoricalNLL, GaussianNLL, HeteroscedasticGaussianNLL
 from .response_std import ResponseStd
 from .tune_std import tune_std
+from .tuned_std import TunedStd

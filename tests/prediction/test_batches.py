@@ -91,7 +91,7 @@ def test_whatever_gives_batches_does_so_for_predict_and_tune_std_and_the_fisher_
         fisher = bnnify.FisherStd.estimate(bnn.module, data(), num_data=6, likelihood=lambda out: Still(out))
         return (
             prediction,
-            bnnify.tune_std(bnnify.convert(bnn.module), data(), num_samples=4, likelihood="logits"),
+            bnnify.tune_std(bnnify.convert(bnn.module), data(), num_samples=4, likelihood="logits").factor,
             fisher,
         )
 
@@ -159,7 +159,7 @@ def test_batches_of_transformers_are_mappings():
     bnn.module.register_forward_hook(lambda module, args, kwargs, output: seen.append(kwargs), with_kwargs=True)
     assert bnn.predict(batches, 2, likelihood="logits", output="logits").mean.shape == (6, 2)
     assert not any("labels" in kwargs for kwargs in seen)
-    assert bnnify.tune_std(bnn, batches, num_samples=2, output="logits", likelihood="logits") > 0
+    assert bnnify.tune_std(bnn, batches, num_samples=2, output="logits", likelihood="logits").factor > 0
     assert bnn.predict(batches[0], 2, output="logits", likelihood="values").mean.shape == (3, 2)
 
 
@@ -174,7 +174,7 @@ def test_loaders_of_other_libraries_give_batches(prepare):
         loader = create_loader(images, (3, 8, 8), 4, use_prefetcher=False, device=torch.device("cpu"), num_workers=0)
     bnn = bnnify.convert(nn.Sequential(nn.Flatten(), nn.Linear(4 if prepare == "accelerate" else 192, 3)))
     assert bnn.predict(loader, 2, likelihood="logits").mean.shape == (6, 3)
-    assert bnnify.tune_std(bnn, loader, num_samples=2, likelihood="logits") > 0
+    assert bnnify.tune_std(bnn, loader, num_samples=2, likelihood="logits").factor > 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,7 +230,7 @@ def test_text_is_one_argument():
     assert bnn.predict(DataLoader(texts, 2), 2, likelihood="values").mean.shape == (4, 3)
     labelled = DataLoader(list(zip(texts, [0, 1, 2, 0], strict=True)), 2)
     assert bnn.predict(labelled, 2, likelihood="values").mean.shape == (4, 3)
-    assert bnnify.tune_std(bnn, labelled, num_samples=2, likelihood="logits") > 0
+    assert bnnify.tune_std(bnn, labelled, num_samples=2, likelihood="logits").factor > 0
 
 
 def test_what_is_one_batch_is_decided_by_its_type():
@@ -391,7 +391,7 @@ def test_a_single_batch_is_not_touched():
 def test_batches_of_the_cpu_go_to_the_model_on_the_gpu():
     bnn = bnnify.convert(Shifted()).cuda()
     assert bnn.predict([((X, T), Y)], 2, likelihood="logits").mean.is_cuda
-    assert bnnify.tune_std(bnn, DataLoader(TensorDataset(X, Y), 4), num_samples=2, likelihood="logits") > 0
+    assert bnnify.tune_std(bnn, DataLoader(TensorDataset(X, Y), 4), num_samples=2, likelihood="logits").factor > 0
     assert (
         bnnify.FisherStd.estimate(bnn.module, [(X, Y)], num_data=6, likelihood="logits").fisher["layer.weight"].is_cuda
     )

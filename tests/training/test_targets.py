@@ -20,7 +20,7 @@ def factor(data, outputs=3, **options):
     torch.manual_seed(0)
     return bnnify.tune_std(
         bnnify.convert(nn.Linear(4, outputs)), data, **{"num_samples": 4, "likelihood": "logits", **options}
-    )
+    ).factor
 
 
 @pytest.mark.parametrize("ignore_index", [-100, 255, 1])
@@ -129,4 +129,6 @@ def test_a_size_of_σ_under_which_nothing_is_finite_is_passed_over():
     model = Overflows(4, 3)
     with torch.no_grad():
         model.weight *= 0.1
-    assert math.isfinite(bnnify.tune_std(bnnify.convert(model), [(X, LABELS)], num_samples=4, likelihood="logits"))
+    assert math.isfinite(
+        bnnify.tune_std(bnnify.convert(model), [(X, LABELS)], num_samples=4, likelihood="logits").factor
+    )

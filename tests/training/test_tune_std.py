@@ -33,14 +33,22 @@ def stds(bnn):
     return {parameter.name: std(parameter.rho.detach().float()) for parameter in unique_bayesian_parameters(bnn.module)}
 
 
-def nll(bnn, data, num_samples=8):
-    """The predictive NLL under the random numbers that tune_std uses, computed on its own."""
+def averaged(bnn, batches, num_samples=8):
+    """The mean probabilities under the random numbers that tune_std uses: each network is drawn once, for all data."""
     bnn.eval()
-    batches = list(data)  # before the seed, because iterating over a DataLoader takes a random number
+    batches = list(batches)  # before the seed, because iterating over a DataLoader takes a random number
+    outputs = []
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(0)
-        mean = torch.cat([bnn.sample(x, num_samples=num_samples).softmax(-1).mean(0) for x, _ in batches])
-    return F.nll_loss(mean.log(), data.dataset.tensors[1]).item()
+        for _ in range(num_samples):
+            with bnn.draw():
+                outputs.append(torch.cat([bnn.module(x).double().softmax(-1) for x, _ in batches]))
+    return torch.stack(outputs).mean(0)
+
+
+def nll(bnn, data, num_samples=8):
+    """The predictive NLL, computed on its own."""
+    return F.nll_loss(averaged(bnn, data, num_samples).log(), data.dataset.tensors[1]).item()
 
 
 def with_std(bnn, factor, names=""):
@@ -59,7 +67,10 @@ def test_it_finds_the_factor_that_a_fine_grid_finds():
     values = {factor: nll(with_std(bnn, factor), data) for factor in grid}
     best = min(values, key=values.__getitem__)
     before = stds(bnn)
-    found = tune_std(bnn, data, likelihood="logits")
+    tuned = tune_std(bnn, data, likelihood="logits")
+    found = tuned.factor
+    assert tuned.after == pytest.approx(nll(bnn, data), abs=1e-5)
+    assert tuned.before == pytest.approx(nll(with_std(bnn, 1 / found), data), abs=1e-5)
     assert abs(math.log(found / best)) < 0.2
     assert nll(bnn, data) < values[best] + 1e-3
     assert nll(bnn, data) < min(values[grid[0]], values[grid[-1]]) - 0.05  # the optimum is inside, and matters
@@ -80,7 +91,7 @@ def test_it_does_not_matter_where_it_starts(times):
     model, data = overconfident()
     bnn = bnnify.convert(model)
     other = with_std(bnn, times)
-    first, second = tune_std(bnn, data, likelihood="logits"), tune_std(other, data, likelihood="logits")
+    first, second = (tune_std(each, data, likelihood="logits").factor for each in (bnn, other))
     assert second == pytest.approx(first / times, rel=1e-3)
     for name, sigma in stds(bnn).items():
         torch.testing.assert_close(stds(other)[name], sigma, rtol=1e-3, atol=0)
@@ -112,7 +123,7 @@ def test_a_linear_regression_gets_the_std_that_its_residuals_ask_for():
     assert stds(bnn)["weight"].item() == pytest.approx(0.6, rel=0.15)
 
 
-def test_everything_but_rho_is_as_before():
+def test_everything_but_rho_and_the_scale_of_the_prior_is_as_before():
     model, data = overconfident()
     bnn = bnnify.convert(nn.Sequential(*model, nn.BatchNorm1d(3), nn.Dropout(0.5)))
     bnn.train()
@@ -128,7 +139,7 @@ def test_everything_but_rho_is_as_before():
     assert {id(parameter.rho) for parameter in unique_bayesian_parameters(bnn.module)} == rhos
     assert all(parameter.grad is None for parameter in bnn.parameters())
     for key, value in bnn.module.state_dict().items():
-        assert torch.equal(value, before[key]) != key.endswith("_rho"), key
+        assert torch.equal(value, before[key]) != key.endswith(("_rho", "_initial_std")), key
 
 
 def test_the_random_numbers_of_the_program_have_no_say_but_the_seed_has():
@@ -136,7 +147,7 @@ def test_the_random_numbers_of_the_program_have_no_say_but_the_seed_has():
     found = []
     for program, seed in (1, 0), (2, 0), (1, 7):
         torch.manual_seed(program)
-        found.append(tune_std(bnnify.convert(model), data, num_samples=2, seed=seed, likelihood="logits"))
+        found.append(tune_std(bnnify.convert(model), data, num_samples=2, seed=seed, likelihood="logits").factor)
     assert found[0] == found[1] != found[2]
 
 
@@ -178,8 +189,8 @@ def test_per_layer_gives_each_layer_what_its_data_ask_for():
     y = (1 + torch.tensor([0.8, 0.1]) * torch.randn(400, 2)) * x + 0.3 * torch.randn(400, 2)
     options = {"num_samples": 50, "likelihood": lambda mean: Normal(mean, 0.3)}
     bnn = bnnify.convert(Heads(), posterior_std={"a.*": 0.5, "b.*": 2.0})
-    common = tune_std(copy.deepcopy(bnn), [(x, y)], **options)
-    factors = tune_std(bnn, [(x, y)], per_layer=True, **options)
+    tuned = tune_std(bnn, [(x, y)], per_layer=True, **options)
+    common, factors = tuned.factor, tuned.factors
     assert list(factors) == ["a", "b"]
     for name, expected, start in ("a", 0.8, 0.5), ("b", 0.1, 2.0):
         found = stds(bnn)[f"{name}.weight"].item()
@@ -201,9 +212,8 @@ def test_per_layer_is_never_worse_on_the_tuning_data(times):
 def test_per_layer_leaves_the_common_factor_where_nothing_is_gained():
     data = [(torch.zeros(4, 2), torch.tensor([0, 1, 2, 0]))]
     bnn = bnnify.convert(nn.Sequential(nn.Linear(2, 4, bias=False), nn.Linear(4, 3, bias=False)))
-    factors = tune_std(
-        bnn, data, num_samples=2, per_layer=True, likelihood="logits"
-    )  # inputs of zero: no σ makes any difference
+    # Inputs of zero: no σ makes any difference.
+    factors = tune_std(bnn, data, num_samples=2, per_layer=True, likelihood="logits").factors
     assert factors["0"] == factors["1"]
 
 
@@ -212,7 +222,7 @@ def test_what_is_pruned_stays_pruned():
     bnn = bnnify.convert(model)
     bnnify.prune(bnn, 0.5)
     before = {parameter.name: parameter.rho.detach().clone() for parameter in unique_bayesian_parameters(bnn.module)}
-    factor = tune_std(bnn, data, num_samples=2, likelihood="logits")
+    factor = tune_std(bnn, data, num_samples=2, likelihood="logits").factor
     for parameter in unique_bayesian_parameters(bnn.module):
         old, new = before[parameter.name], parameter.rho
         pruned = std(old) == 0
@@ -224,7 +234,7 @@ def test_what_is_pruned_stays_pruned():
 def test_points_have_no_std_to_tune():
     model, data = overconfident()
     bnn = bnnify.convert(model, prior=bnnify.Gaussian(), posterior={"0": bnnify.Point()})
-    assert list(tune_std(bnn, data, num_samples=2, per_layer=True, likelihood="logits")) == ["2"]
+    assert list(tune_std(bnn, data, num_samples=2, per_layer=True, likelihood="logits").factors) == ["2"]
     with pytest.raises(ValueError, match="no parameter of the model has a σ"):
         tune_std(bnnify.convert(model, prior=bnnify.Gaussian(), posterior=bnnify.Point()), data, likelihood="logits")
 
@@ -236,11 +246,10 @@ def test_other_dtypes(dtype):
     bnn = bnnify.convert(model.to(dtype))
     before = stds(bnn)
     batches = [(x.to(dtype), y) for x, y in DataLoader(data.dataset, 100)]
-    factor = tune_std(bnn, batches, likelihood="logits")
+    factor = tune_std(bnn, batches, likelihood="logits").factor
     assert bnn.module[0].weight_rho.dtype == dtype
-    assert factor == pytest.approx(
-        tune_std(reference, data, likelihood="logits"), rel=0.5
-    )  # under other random numbers
+    # Under other random numbers.
+    assert factor == pytest.approx(tune_std(reference, data, likelihood="logits").factor, rel=0.5)
     for name, sigma in stds(bnn).items():
         torch.testing.assert_close(sigma, factor * before[name], rtol=0.03, atol=0)
 
@@ -248,9 +257,8 @@ def test_other_dtypes(dtype):
 def test_a_tied_parameter_is_multiplied_once():
     bnn = bnnify.convert(zoo.TiedLanguageModel())
     before = stds(bnn)
-    factor = tune_std(
-        bnn, [(torch.randint(0, 11, (4, 5)), torch.randint(0, 11, (4, 5)))], num_samples=2, likelihood="logits"
-    )
+    data = [(torch.randint(0, 11, (4, 5)), torch.randint(0, 11, (4, 5)))]
+    factor = tune_std(bnn, data, num_samples=2, likelihood="logits").factor
     assert bnn.module.head.weight_rho is bnn.module.embed.weight_rho
     for name, sigma in stds(bnn).items():
         torch.testing.assert_close(sigma, factor * before[name], rtol=1e-4, atol=0)
@@ -259,7 +267,7 @@ def test_a_tied_parameter_is_multiplied_once():
 def test_structures_of_inputs_and_outputs():
     x, y = torch.randn(20, 4), torch.randint(2, (20,))
     results = [
-        tune_std(bnnify.convert(model), batches, num_samples=2, output=output, likelihood="logits")
+        tune_std(bnnify.convert(model), batches, num_samples=2, output=output, likelihood="logits").factor
         for model in [zoo.ReturnsDict()]
         for batches, output in (
             ([(x, y)], "a"),
@@ -273,10 +281,8 @@ def test_structures_of_inputs_and_outputs():
 def test_predicted_noise():
     x = torch.randn(50, 1)
     bnn = bnnify.convert(nn.Linear(1, 2))
-    factor = tune_std(
-        bnn, [(x, x.squeeze())], likelihood="gaussian", output=lambda out: (out[:, 0], out[:, 1].exp()), num_samples=2
-    )
-    assert factor > 0
+    pair = {"likelihood": "gaussian", "output": lambda out: (out[:, 0], out[:, 1].exp())}
+    assert tune_std(bnn, [(x, x.squeeze())], num_samples=2, **pair).factor > 0
 
 
 def test_it_says_what_it_needs():

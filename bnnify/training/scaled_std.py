@@ -1,0 +1,78 @@
+"""The σ of a converted model while a factor on them is looked for."""
+
+__all__ = ["ScaledStd", "layers_of", "log_ratio"]
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from ..distributions.gaussian import at_least_float32, is_pruned, rho_from_std, rms_std, std
+from ..distributions.priors import Pretrained
+from ..modules.parameters import BayesianParameter, bayesian_parameters
+
+
+class ScaledStd:
+    """The σ of one Bayesian parameter, always multiplied from its first value, and the scale of a prior that goes by it.
+
+    A ``Pretrained`` prior without a std becomes as wide as the σ, whatever its ``scale``: that is for a σ that was
+    guessed, and this one is found from data.
+
+    Args:
+        parameter: A place of the parameter.
+    """
+
+    def __init__(self, parameter: BayesianParameter) -> None:
+        self.parameter = parameter
+        self._rho = parameter.rho.detach().clone()
+        self._scale = None if parameter.initial_std is None else parameter.initial_std.detach().clone()
+        self._places = [parameter]
+
+    def add_place(self, place: BayesianParameter) -> None:
+        """Add another place of the same, tied parameter, which may have a buffer of its own."""
+        self._places.append(place)
+
+    def multiply(self, log_factor: float) -> None:
+        """Set σ to e^``log_factor`` times its first value, and the prior's scale by it; pruned weights stay pruned."""
+        sigma = std(at_least_float32(self._rho)) * math.exp(log_factor)
+        rho = rho_from_std(sigma).to(self._rho.dtype)
+        self.parameter.rho.copy_(torch.where(is_pruned(self._rho), self._rho, rho))
+        if self._scale is not None:
+            prior = self.parameter.settings.prior
+            rms = rms_std(sigma, self._rho.dtype)
+            self._set_scales(rms / prior.scale if isinstance(prior, Pretrained) else rms)
+
+    def restore(self) -> None:
+        """Set both to their first values, bit by bit."""
+        self.parameter.rho.copy_(self._rho)
+        if self._scale is not None:
+            self._set_scales(self._scale)
+
+    def _set_scales(self, scale: torch.Tensor) -> None:
+        for place in self._places:
+            if place.initial_std is not None:
+                place.initial_std.copy_(scale)
+
+
+def layers_of(module: nn.Module) -> dict[str, list[ScaledStd]]:
+    """Group the parameters that have a σ, each once, by the qualified name of their (first) module."""
+    layers: dict[str, list[ScaledStd]] = {}
+    known: dict[int, ScaledStd] = {}
+    for parameter in bayesian_parameters(module):
+        if not parameter.has_rho:
+            continue
+        if id(parameter.mean) in known:
+            known[id(parameter.mean)].add_place(parameter)
+        else:
+            known[id(parameter.mean)] = ScaledStd(parameter)
+            layers.setdefault(parameter.name.rpartition(".")[0], []).append(known[id(parameter.mean)])
+    return layers
+
+
+def log_ratio(everything: Iterable[ScaledStd]) -> float:
+    """log(rms(σ) / rms(μ)) over all weights as they are now; 0 where one of the two is zero."""
+    parameters = [scaled.parameter for scaled in everything]
+    variance = sum(std(at_least_float32(p.rho)).double().square().sum().item() for p in parameters)
+    square = sum(p.mean.double().square().sum().item() for p in parameters)
+    return 0.5 * math.log(variance / square) if variance > 0 and square > 0 else 0.0
