@@ -112,7 +112,7 @@ def tune_std(
     check_positive("tune_std(tolerance)", tolerance)
     meaning = as_likelihood(likelihood, class_dim)
     if per_layer and not labels:
-        raise ArgumentError("per_layer=True needs labels: without them, less noise is always nearer to the mean network.")
+        raise ArgumentError("per_layer=True needs labels; without, less noise is always nearer to the mean network.")
     layers = layers_of(bnn.module)
     if not layers:
         raise ArgumentError("tune_std found nothing to tune: no parameter of the model has a σ.")
