@@ -124,10 +124,19 @@ MAKERS: dict[str, Callable[..., Bayesian]] = {
 
 
 def variant(
-    name: str, network: nn.Module, device: str = "cpu", channels_last: bool = False, only: str | None = None
+    name: str,
+    network: nn.Module,
+    device: str = "cpu",
+    channels_last: bool = False,
+    only: str | None = None,
+    **settings: Any,
 ) -> Bayesian:
-    """The variant of this name, of a copy of ``network``; with ``only`` just the layer of that name is Bayesian."""
-    made = MAKERS[name](copy.deepcopy(network), only)
+    """The variant of this name, of a copy of ``network``; with ``only`` just the layer of that name is Bayesian.
+
+    With settings it is bnnify's ``convert`` that gets them.
+    """
+    maker = converted(**settings) if settings else MAKERS[name]
+    made = maker(copy.deepcopy(network), only)
     channels_last = channels_last and name != "torchbnn"  # whose KL takes a `view` that this layout does not allow
     made.model.to(device, memory_format=torch.channels_last if channels_last else torch.preserve_format)
     return made

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +85,8 @@ def compare(
     for kind, seeds in kinds.items():
         for seed in range(seeds):
             torch.manual_seed(seed)
-            made = peers.variant(kind, network, channels_last=True)
+            settings = {"posterior_std": _start(train, options.fraction)} if kind == "bnnify" else {}
+            made = peers.variant(kind, network, channels_last=True, **settings)
             if kind == "bnnify" and seed == 0:
                 yield from measure(made.model, f"{kind}, converted", seed)
             # The documentation of bayesian-torch divides its KL, a sum over tensors of means over their weights, so.
@@ -129,6 +131,13 @@ def fine_tune(
     return average.module
 
 
+def _start(train: Images, fraction: float | None) -> Any:
+    """The rule for bnnify's σ."""
+    if fraction is None:
+        return bnnify.Relative(0.2, full_width=32)
+    return bnnify.ResponseStd(list(inputs(train.pixels[:500]).split(100)), fraction)
+
+
 @torch.no_grad()
 def _probabilities(model: nn.Module, batch: Tensor, samples: int) -> Tensor:
     model.eval()
@@ -147,6 +156,7 @@ def _options() -> argparse.Namespace:
     add("--seeds", type=int, default=1, help="how often to fine-tune with bnnify")
     add("--peer-seeds", type=int, default=1, help="how often to fine-tune without a posterior and with bayesian-torch")
     add("--samples", type=int, default=1, help="draws of the weights per training step")
+    add("--fraction", type=float, help="of ResponseStd, from 500 training images, instead of a fifth of the rms for σ")
     add("--rho-lr", type=float, default=0.0, help="learning rate of ρ; 0 keeps σ as converted")
     add("--predict-samples", type=int, default=32, help="draws of the weights per prediction")
     return parser.parse_args()
