@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from collections.abc import Callable
 from fnmatch import fnmatch
@@ -60,6 +61,8 @@ def main() -> None:
     makers = subjects(options.data, options.cache, options.images)
     names = [name for name in makers if any(fnmatch(name, glob) for glob in options.networks)]
     results: dict[str, dict[str, Scores]] = {}
+    for file in options.earlier:
+        results |= json.loads(file.read_text())["results"]
     for name in names[: 1 if options.quick else None]:
         results[name] = measure(makers[name](), options)
         run.record(results)
@@ -237,6 +240,7 @@ def _options() -> argparse.Namespace:
     add("--data", type=Path, help="folder of archives and checkpoints; else torchvision downloads")
     add("--cache", type=Path, help="folder where trained networks are kept and found again")
     add("--networks", nargs="+", default=["*"], help="globs of the names of the networks to measure")
+    add("--earlier", type=Path, nargs="+", default=[], help="results of earlier runs, for the tables")
     add("--images", type=int, default=2000, help="unseen images for each network")
     add("--samples", type=int, default=10, help="networks drawn")
     add("--large", type=int, default=1_000_000, help="parameters from which on only two rules are fitted")

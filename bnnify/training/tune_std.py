@@ -59,8 +59,8 @@ def tune_std(
     kept in memory and, without labels, two numbers for each datum and class. If a model is sharded, every rank has to
     call this with the same data.
 
-    The prior moves along: where it takes its scale from the σ at the start, as ``Pretrained()`` does, that scale is
-    multiplied too, so that training goes on from σ as tuned, and not back. Weights loaded later by
+    The prior moves along: a ``Pretrained`` prior without a std of its own becomes as wide as σ, whatever its ``scale``,
+    so that training goes on from σ as tuned, and not back. Weights loaded later by
     :func:`bnnify.load_weights` start with the σ of the rule anew, and the prior's scale with it, unless they bring
     both. The result is written into ``bnn.report``.
 
