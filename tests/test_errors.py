@@ -15,6 +15,7 @@ FILES = [path for path in sorted(ROOT.rglob("*.py")) if path.relative_to(ROOT).p
 
 # No user sees these: the reader of files makes a CheckpointError of the first; the parser an exit status of the second.
 HANDLED = {"Refusal", "argparse.ArgumentTypeError", "SystemExit"}
+HANDLED |= {"kind"}  # of error, which the caller names
 HANDLED |= {"AttributeError"}  # with which a property says that there is no such attribute
 
 

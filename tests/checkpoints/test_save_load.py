@@ -258,6 +258,19 @@ def test_files_that_are_not_ours_are_told_apart(tmp_path):
         bnnify.load(path, nn.Linear(2, 2))
 
 
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_file_of_others_that_uses_our_name_as_a_key_is_theirs(suffix, tmp_path):
+    model, path = nn.Linear(2, 2), tmp_path / f"x{suffix}"
+    if suffix == ".pt":
+        torch.save({"state_dict": model.state_dict(), "bnnify": {"format": 4, "note": "to be converted"}}, path)
+    else:
+        pytest.importorskip("safetensors.torch").save_file(model.state_dict(), path, {"bnnify": "to be converted"})
+    bnn = bnnify.convert_checkpoint(path, lambda: nn.Linear(2, 2))
+    assert torch.equal(bnn.module.weight, model.weight)
+    with pytest.raises(bnnify.CheckpointError, match="was not written by bnnify"):
+        bnnify.load(path, model)
+
+
 @pytest.mark.parametrize("parallel", [False, True])
 def test_a_file_tells_the_modules_their_versions(parallel, tmp_path):
     class Versioned(nn.Linear):
