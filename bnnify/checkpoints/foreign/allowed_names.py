@@ -212,17 +212,17 @@ _MAKERS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_parameter": Vocabulary._parameter,
     "torch._utils._rebuild_parameter_with_state": Vocabulary._parameter,
     "torch._tensor._rebuild_from_type_v2": Vocabulary._subclass,
-    "torch.Tensor": lambda *_: _refuse_legacy_tensor(),
+    "torch.Tensor": lambda *_: _refuse(
+        "were written by torch before 0.4. Load it and save it again with a newer torch."
+    ),
     "torch.nn.parameter.Parameter": Vocabulary._parameter,
     "torch._utils._rebuild_sparse_tensor": lambda _, layout, data: _sparse(layout, *of_type(data, tuple)),
     "torch.serialization._get_layout": lambda _, name: _LAYOUTS[of_type(name, str)],
-    "torch._utils._rebuild_meta_tensor_no_storage": lambda *_: _refuse_meta(),
+    "torch._utils._rebuild_meta_tensor_no_storage": lambda *_: _refuse(
+        "were saved on the meta device and have no values. Save the loaded model."
+    ),
 }
 
 
-def _refuse_legacy_tensor() -> None:
-    raise Refusal("its tensors were written by torch before 0.4. Load it and save it again with a newer torch.")
-
-
-def _refuse_meta() -> None:
-    raise Refusal("its tensors were saved on the meta device and have no values. Save the loaded model.")
+def _refuse(why: str) -> None:
+    raise Refusal(f"its tensors {why}")
