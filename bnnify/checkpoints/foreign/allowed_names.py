@@ -127,11 +127,6 @@ class Vocabulary:
                 raise Refusal("its tensors are expanded to many times its size. Save contiguous tensors instead.")
         return torch.empty(0, dtype=dtype).set_(memory.untyped, offset, size, stride)
 
-    def _tensor_v3(
-        self, storage: Any, offset: Any, size: Any, stride: Any, _: Any, __: Any, dtype: Any, *___: Any
-    ) -> Any:
-        return self._tensor(storage, offset, size, stride, dtype=dtype)
-
     def _parameter(self, data: Any, requires_grad: Any = True, *_: Any) -> nn.Parameter:
         data = of_type(data, Tensor, nn.Parameter)
         differentiable = data.is_floating_point() or data.is_complex()
@@ -145,10 +140,6 @@ class Vocabulary:
 def storage_dtype(dotted: str) -> torch.dtype | None:
     module, _, attribute = dotted.rpartition(".")
     return _STORAGES.get(attribute) if module in ("torch", "torch.cuda", "torch.storage") else None
-
-
-def _ordered(_: Vocabulary, items: Any = ()) -> OrderedDict[Any, Any]:
-    return OrderedDict((as_key(key), value) for key, value in of_type(items, list, tuple))
 
 
 def _encoded(_: Vocabulary, text: Any, encoding: Any) -> bytes:
@@ -190,7 +181,7 @@ def _sparse(layout: Any, indices: Any, second: Any, third: Any, *more: Any) -> T
 
 
 _MAKERS: dict[str, Callable[..., Any]] = {
-    "collections.OrderedDict": _ordered,
+    "collections.OrderedDict": lambda _, items=(): OrderedDict((as_key(k), v) for k, v in of_type(items, list, tuple)),
     "collections.Counter": lambda _, items=(): Counter(dict(of_type(items, dict))) if items else Counter(),
     "collections.defaultdict": lambda _, factory=None: {},
     "argparse.Namespace": lambda _: {},
@@ -208,7 +199,7 @@ _MAKERS: dict[str, Callable[..., Any]] = {
     "torch.device": lambda _, *arguments: torch.device(*arguments),
     "torch._utils._rebuild_tensor": Vocabulary._tensor,
     "torch._utils._rebuild_tensor_v2": Vocabulary._tensor,
-    "torch._utils._rebuild_tensor_v3": Vocabulary._tensor_v3,
+    "torch._utils._rebuild_tensor_v3": lambda self, *a: self._tensor(*a[:4], dtype=a[6]),
     "torch._utils._rebuild_parameter": Vocabulary._parameter,
     "torch._utils._rebuild_parameter_with_state": Vocabulary._parameter,
     "torch._tensor._rebuild_from_type_v2": Vocabulary._subclass,

@@ -76,7 +76,7 @@ def within(found: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     state_dict: dict[str, Any] = OrderedDict(
         (name[len(prefix) :], value.detach() if isinstance(value, Tensor) else value)
         for name, value in found.items()
-        if name.startswith(prefix) and _can_be_taken(name, value)
+        if name.startswith(prefix) and is_weight(name, value) and record_in(value) is None
     )
     versions = module_versions(found)
     if versions is not None:
@@ -92,10 +92,6 @@ def within(found: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 def is_weight(name: str, value: Any) -> bool:
     return isinstance(value, Tensor) or name.rpartition(".")[2] == "_extra_state"
-
-
-def _can_be_taken(name: str, value: Any) -> bool:
-    return is_weight(name, value) and record_in(value) is None
 
 
 def _is_version(name: Any, value: Any) -> bool:
