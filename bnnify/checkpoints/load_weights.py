@@ -113,15 +113,11 @@ def _assign(root: nn.Module, state_dict: Mapping[str, Any], places: Mapping[Tens
             "missing": needed,
             "unexpected": found.unexpected_keys,
             "of another shape": _reshaped(places, state_dict) if errors else [],
-            "not loaded": [_one_line(text) for text in errors if not text.startswith("size mismatch")],
+            "not loaded": [" ".join(e.split())[:300].rstrip(".") for e in errors if not e.startswith("size mismatch")],
         }
         listing = "; ".join(f"{what}: {abridged(names)}" for what, names in complaints.items() if names)
         raise CheckpointError(f"The state_dict does not fit the model. {listing}. Nothing was loaded.")
     return absent
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:300].rstrip(".")
 
 
 def _undo(root: nn.Module) -> Callable[[], None]:

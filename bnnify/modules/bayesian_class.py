@@ -24,9 +24,8 @@ from .known_forwards import known_forward
 from .parameters import companions_of
 from .read_properties import bayesian_property, computed_property, flat_weights_property, refuse_removal
 from .settings import Slot, slots_of
-from .state_loading import freeze_prior_means, update_derived
+from .state_loading import freeze_prior_means, keep_ties, update_derived
 from .subclassing import quiet_subclass
-from .ties import keep_ties
 
 
 def enter_class(module: nn.Module, bayesian: dict[str, Slot]) -> None:

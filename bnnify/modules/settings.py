@@ -73,23 +73,17 @@ class Settings:
 
 @dataclass(eq=False)
 class PosteriorState:
-    """The part of a posterior, beside its tensors, that may change; all places of a tied parameter share it.
-
-    Attributes:
-        has_pruned: True if some of its weights were pruned.
-    """
+    """The part of a posterior, beside its tensors, that may change; all places of a tied parameter share it."""
 
     has_pruned: bool = False
+    """True if some of its weights were pruned."""
 
 
 @dataclass(eq=False)
 class Slot:
     """One place of a Bayesian parameter: its settings, its state, and the draw that reads see there.
 
-    Attributes:
-        settings: The choices made at the conversion.
-        state: The state, which the places of a tied parameter share.
-        active: The draw that reads see here. Compiled code looks at it by its path.
+    Compiled code looks at ``active`` by its path.
     """
 
     settings: Settings
