@@ -61,8 +61,7 @@ def test_every_prior_compiles_and_gives_the_kl_and_the_gradients_of_eager_mode(p
         output, kl = run(*inputs)
         (zoo.loss(output) + kl).backward()
         found.append([kl.detach(), *(p.grad for p in bnn.parameters() if p.requires_grad)])
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
 
 
 def test_the_default_backend_draws_anew_at_every_call():
