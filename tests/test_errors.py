@@ -35,6 +35,7 @@ def test_what_is_raised_is_an_error_of_bnnify(path):
         (lambda bnn: bnn.predict([], 2, likelihood="values"), (bnnify.ArgumentError, ValueError)),
         (lambda bnn: bnn.predict(None, 2, likelihood="values"), (bnnify.ArgumentTypeError, TypeError, ValueError)),
         (lambda bnn: bnnify.prune(bnn, 2), (bnnify.ArgumentError, ValueError)),
+        (lambda bnn: bnnify.convert(nn.ReLU()), (bnnify.ConversionError, ValueError)),
     ],
 )
 def test_an_error_of_bnnify_is_one_of_python_too(call, kinds):
