@@ -449,20 +449,6 @@ def test_the_whole_bayesian_model_may_stand_inside_a_checkpoint(use_reentrant, e
 
 
 @every_estimator
-@pytest.mark.parametrize("name", ["transposed", "tied_by_reading"])
-def test_compiles_as_one_graph_and_new_draws_never_recompile(name, estimator):
-    model, inputs = zoo.build(name)
-    bnn = bnnify.convert(model, estimator=estimator)
-    counter = CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(bnn, fullgraph=True, backend=counter)
-    found = [compiled(*inputs)[0] for _ in range(3)]
-    assert counter.frame_count == 1
-    assert not zoo.equal(found[0], found[1])
-    zoo.loss(found[2]).backward()
-    assert all(p.rho.grad.isfinite().all() for p in bayesian_parameters(bnn.module))
-
-
-@every_estimator
 def test_equal_blocks_compile_to_one_graph_for_all_draws(estimator):
     bnn = bnnify.convert(nn.Sequential(nn.Linear(5, 5), nn.Linear(5, 5)), estimator=estimator, posterior_std=0.5)
     counter = CompileCounterWithBackend("aot_eager")

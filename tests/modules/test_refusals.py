@@ -193,7 +193,6 @@ REFUSED = {
         {"strict": True},
         ["strict=True", "`1.parametrizations.weight.original` (ParametrizationList)", "Householder", "'matrix_exp'"],
     ),
-    "only a Householder": (lambda: householder()[1], {}, ["Nothing to convert", "Householder"]),
 }
 
 
@@ -316,14 +315,6 @@ def test_in_place_is_a_way_out_for_what_cannot_be_copied():
         with pytest.raises(ConversionError, match=r"Cannot deep-copy the model \(Undeepcopyable\).*lock.*inplace=True"):
             call()
     assert type(bnnify.collapse(bnn, inplace=True).fc) is nn.Linear
-
-
-def test_without_strict_what_is_not_supported_is_left_alone_and_said():
-    bnn = bnnify.convert(householder())
-    (entry,) = (entry for entry in bnn.report.left_alone if entry.unsupported)
-    assert entry.name == "1.parametrizations.weight.original"
-    assert entry.reason.startswith("unsupported: ")
-    assert bnn(torch.ones(1, 3))[0].shape == (1, 2)
 
 
 def test_strict_has_nothing_against_what_was_left_alone_by_choice():
