@@ -110,8 +110,7 @@ class Caching(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("model", "promises"),
-    [(Bypassing, {"draw in eval", "draw in train", "gradients"}), (Caching, {"draw in eval"})],
+    ("model", "promises"), [(Bypassing, {"draw in eval", "draw in train", "gradients"}), (Caching, {"draw in eval"})]
 )
 def test_the_checks_see_a_parameter_that_bypasses_its_sample(model, promises):
     prior = {"prior": bnnify.Gaussian()}

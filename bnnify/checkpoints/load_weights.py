@@ -16,12 +16,7 @@ from ..model import BayesianModel
 from ..modules.bayesian_class import plain_class
 from ..modules.parameters import BayesianParameter, bayesian_parameters, is_derived
 from ..modules.settings import slots_of
-from ..torch_internals import (
-    load_own_tensors,
-    load_post_hooks,
-    module_versions,
-    set_module_versions,
-)
+from ..torch_internals import load_own_tensors, load_post_hooks, module_versions, set_module_versions
 from .architectures.shapes import COUNT, abridged, printable
 from .foreign.prefixes import without_wrappers
 from .tensor_places import TensorPlace, places_of, put, valueless_buffers

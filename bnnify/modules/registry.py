@@ -117,10 +117,7 @@ _LAYERS = [
     Layer(TransposedConvolution, _WEIGHT_AND_BIAS, units_dim=lambda layer: 1 if layer.groups == 1 else 0),
     Layer(Convolution, _WEIGHT_AND_BIAS),
     Layer(nn.Bilinear, _WEIGHT_AND_BIAS),
-    Layer(
-        nn.MultiheadAttention,
-        ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "in_proj_bias"),
-    ),
+    Layer(nn.MultiheadAttention, ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "in_proj_bias")),
     Layer(nn.RNNBase, flat_weight_names),
     Layer(nn.RNNCellBase, ("weight_ih", "weight_hh", "bias_ih", "bias_hh")),
     Layer(nn.Embedding, ("weight",), by_default=False),

@@ -1,14 +1,6 @@
 """The selection of the parameters that become Bayesian, and of the settings given for them."""
 
-__all__ = [
-    "UNSET",
-    "Select",
-    "Selection",
-    "Setting",
-    "WhyNot",
-    "known_names",
-    "resolve",
-]
+__all__ = ["UNSET", "Select", "Selection", "Setting", "WhyNot", "known_names", "resolve"]
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence

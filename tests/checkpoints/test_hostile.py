@@ -466,14 +466,7 @@ def truncated_cases():
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # at names that are there twice, and sparse tensors
-    CASES = [
-        *code_cases(),
-        *module_cases(),
-        *memory_cases(),
-        *archive_cases(),
-        *other_cases(),
-        *truncated_cases(),
-    ]
+    CASES = [*code_cases(), *module_cases(), *memory_cases(), *archive_cases(), *other_cases(), *truncated_cases()]
 SAFETENSORS_CASES = list(safetensors_cases())
 
 

@@ -288,11 +288,7 @@ def train(tmp_path):
         )
         optimizer = torch.optim.SGD(bnn.parameter_groups(lr=1e-2, rho_lr=1e-1))
         trainer = ELBOTrainer(
-            bnn,
-            arguments,
-            train_dataset=examples,
-            eval_dataset=examples,
-            optimizers=(optimizer, None),
+            bnn, arguments, train_dataset=examples, eval_dataset=examples, optimizers=(optimizer, None)
         )
         trainer.num_data = num_data
         trainer.train()
@@ -429,10 +425,7 @@ LAYOUTS = {
     "llama: a tied head, all names with one prefix": (tied_llama, renamed(), ("lm_head",), {}),
     "wav2vec2: weight_g and weight_v": (
         wav2vec2,
-        renamed(
-            ("parametrizations.weight.original0", "weight_g"),
-            ("parametrizations.weight.original1", "weight_v"),
-        ),
+        renamed(("parametrizations.weight.original0", "weight_g"), ("parametrizations.weight.original1", "weight_v")),
         (),
         {},
     ),

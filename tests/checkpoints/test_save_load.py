@@ -383,12 +383,7 @@ def test_a_damaged_file_is_refused_in_one_line(said, tmp_path):
 
 
 def as_format_1(content, scales):
-    content["bnnify"] = {
-        "format": 1,
-        "bnnify": "0.1.0",
-        "torch": "2.12.0",
-        "settings": content["bnnify"]["settings"],
-    }
+    content["bnnify"] = {"format": 1, "bnnify": "0.1.0", "torch": "2.12.0", "settings": content["bnnify"]["settings"]}
 
 
 def as_format_2(content, scales):

@@ -47,11 +47,7 @@ _OTHER_SUFFIXES = {
 
 
 def read(
-    path: str | os.PathLike[str],
-    *,
-    key: str | None = None,
-    names: Collection[str] | None = None,
-    trust: bool = False,
+    path: str | os.PathLike[str], *, key: str | None = None, names: Collection[str] | None = None, trust: bool = False
 ) -> Checkpoint:
     """Read a checkpoint of unknown origin.
 
