@@ -112,41 +112,38 @@ def test_a_single_examples_classes_need_no_batch_dimension():
 # Dtypes and layouts
 
 
-@pytest.mark.parametrize("likelihood", ["values", "logits", "probabilities", "binary_logits"])
-def test_decisions_have_no_average(likelihood):
-    bnn = returning(lambda o: o.argmax(-1, keepdim=True))
-    with pytest.raises(TypeError, match=r"(integers|real floating-point numbers).*int64.*decide"):
-        bnn.predict(X, 3, likelihood=likelihood)
+@pytest.mark.parametrize(
+    ("make", "likelihood", "match"),
+    [
+        (lambda o: o.argmax(-1, keepdim=True), "values", r"integers \(torch.int64\).*decide"),
+        (lambda o: o.argmax(-1, keepdim=True), "probabilities", "real floating-point numbers.*int64.*decide"),
+        (lambda o: o > 0, "logits", "likelihood='logits' needs real floating-point numbers.*bool"),
+        (torch.fft.fft, "logits", "likelihood='logits' needs real floating-point numbers.*complex64"),
+    ],
+    ids=["decisions", "decisions as probabilities", "masks", "spectra"],
+)
+def test_numbers_of_another_kind_are_refused(make, likelihood, match):
+    with pytest.raises(TypeError, match=match):
+        returning(make).predict(X, 3, likelihood=likelihood)
 
 
-@pytest.mark.parametrize("make", [lambda o: o > 0, torch.fft.fft], ids=["bool", "complex"])
-def test_masks_and_spectra_are_no_logits(make):
-    with pytest.raises(TypeError, match=r"likelihood='logits' needs real floating-point numbers.*(bool|complex64)"):
-        returning(make).predict(X, 3, likelihood="logits")
-
-
-def test_of_yes_and_no_the_average_is_the_share_of_networks_that_say_yes():
-    bnn, outputs = returning(lambda o: o > 0), []
-    prediction = bnn.predict(X, 8, output=lambda out: outputs.append(out) or out, likelihood="values")
-    torch.testing.assert_close(prediction.mean, torch.stack(outputs).float().mean(0))
-    torch.testing.assert_close(prediction.std, torch.stack(outputs).float().std(0))
-
-
-def test_complex_numbers_have_a_complex_mean_and_a_real_spread():
-    bnn, outputs = returning(torch.fft.fft), []
-    prediction = bnn.predict(X, 8, output=lambda out: outputs.append(out) or out, likelihood="values")
-    samples = torch.stack(outputs)
+@pytest.mark.parametrize(
+    ("make", "dtype"),
+    [
+        (lambda o: o > 0, torch.float32),  # of which the average is the share of networks that say yes
+        (torch.fft.fft, torch.complex64),
+        (lambda o: o.relu().to_sparse(), torch.float32),
+        (lambda o: o.relu().to_sparse_csr(), torch.float32),
+    ],
+    ids=["yes and no", "complex numbers", "coo", "csr"],
+)
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+def test_other_values_have_a_dense_mean_and_a_real_spread(make, dtype):
+    bnn, outputs = returning(make), []
+    prediction = bnn.predict(X, 8, output=lambda out: outputs.append(out.to_dense()) or out, likelihood="values")
+    samples = torch.stack(outputs).to(dtype)
     torch.testing.assert_close(prediction.mean, samples.mean(0))
     torch.testing.assert_close(prediction.std, samples.std(0))
-    assert not prediction.std.is_complex()
-
-
-@pytest.mark.parametrize("sparse", [torch.Tensor.to_sparse, torch.Tensor.to_sparse_csr], ids=["coo", "csr"])
-@pytest.mark.filterwarnings("ignore:Sparse CSR")
-def test_sparse_outputs_have_a_dense_average(sparse):
-    bnn, outputs = returning(lambda o: sparse(o.relu())), []
-    prediction = bnn.predict(X, 4, output=lambda out: outputs.append(out.to_dense()) or out, likelihood="values")
-    torch.testing.assert_close(prediction.mean, torch.stack(outputs).mean(0))
 
 
 # Shapes of several networks and of several batches

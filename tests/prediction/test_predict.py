@@ -594,23 +594,22 @@ def test_the_caller_says_which_output(wrap, output):
     torch.testing.assert_close(vars(predicted(structured, x, likelihood="logits", output=output)), vars(expected))
 
 
-def test_a_mapping_needs_output_and_the_error_names_its_keys():
-    for likelihood in ["values", "logits", "probabilities", "binary_logits"]:
-        bnn = converted(lambda logits: {"loss": 0.0, "logits": logits})
-        with pytest.raises(
-            TypeError, match=rf"{likelihood}.* returned dict with the keys \['loss', 'logits'\].*output="
-        ):
-            bnn.predict(inputs(), likelihood=likelihood)
-
-
-def test_a_tuple_needs_output():
-    with pytest.raises(TypeError, match=r"returned tuple.*output=: a key, an attribute, an index, or a function"):
-        converted(lambda logits: (logits, logits)).predict(inputs(), likelihood="values")
-
-
-def test_gaussian_needs_a_pair_and_the_error_shows_how_to_make_one():
-    with pytest.raises(TypeError, match=r"pair of tensors \(mean, variance\), but got Tensor.*output="):
-        converted().predict(inputs(), likelihood="gaussian")
+@pytest.mark.parametrize(
+    ("wrap", "likelihood", "match"),
+    [
+        (
+            lambda out: {"loss": 0.0, "logits": out},
+            "logits",
+            r"'logits'.* dict with the keys \['loss', 'logits'\].*output=",
+        ),
+        (lambda out: (out, out), "values", "returned tuple.*output=: a key, an attribute, an index, or a function"),
+        (lambda out: out, "gaussian", r"pair of tensors \(mean, variance\), but got Tensor.*output="),
+    ],
+    ids=["mapping", "tuple", "no pair"],
+)
+def test_an_output_of_another_structure_needs_output(wrap, likelihood, match):
+    with pytest.raises(TypeError, match=match):
+        converted(wrap).predict(inputs(), likelihood=likelihood)
 
 
 def test_an_unknown_likelihood_is_refused_with_those_known():
