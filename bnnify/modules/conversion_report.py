@@ -36,7 +36,7 @@ def conversion_report(
                 settings=descriptions.get(parameter, ""),
                 memory=parameter.nbytes,
                 added_memory=sum(tensor.nbytes for tensor in added if tensor is not None),
-                unsupported=reason is not None and reason.reason.is_want_of_support,
+                unsupported=reason is not None and reason.reason in (Reason.UNKNOWN_LAYER, Reason.UNSUPPORTED),
             )
         )
     return ConversionReport(tuple(entries))
