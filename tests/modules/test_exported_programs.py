@@ -105,16 +105,8 @@ MODELS = {
     "vision": (
         Vision,
         lambda: torch.randn(2, 2, 6),
-        {
-            "flat.weight",
-            "flat.bias",
-            "image.weight",
-            "back.weight",
-            "back.bias",
-            "volume.weight",
-            "volume.bias",
-            "matrix",
-        },
+        {f"{layer}.{name}" for layer in ("flat", "back", "volume") for name in ("weight", "bias")}
+        | {"image.weight", "matrix"},
     ),
     "language": (Language, lambda: torch.randint(0, 7, (2, 5)), LANGUAGE),
     "language in eval": (lambda: Language().eval(), lambda: torch.randint(0, 7, (2, 5)), LANGUAGE),
