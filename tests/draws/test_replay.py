@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -173,10 +174,8 @@ def test_the_samples_are_freed_with_the_output():
 
 def test_backward_may_run_in_another_thread():
     expected = gradients(bnnify.convert(Recomputed(None)), "forward")
-    bnn, found = bnnify.convert(Recomputed(False)), []
-    thread = threading.Thread(target=lambda: found.extend(gradients(bnn, "forward")))
-    thread.start()
-    thread.join()
+    with ThreadPoolExecutor() as threads:
+        found = threads.submit(gradients, bnnify.convert(Recomputed(False)), "forward").result()
     torch.testing.assert_close(found, expected)
 
 
@@ -499,28 +498,21 @@ def test_backward_passes_in_several_threads_do_not_disturb_each_other():
 
     bnn = bnnify.convert(Model(), posterior_std=1.0)
     rhos = [each.rho for each in bayesian_parameters(bnn.module)]
-    end, wrong, lock = time.monotonic() + 2, [], threading.Lock()
+    end, lock = time.monotonic() + 2, threading.Lock()
 
-    def train() -> None:
-        while time.monotonic() < end and not wrong:
-            try:
-                with lock, bnn.draw():  # under the lock, since both draw from one generator
-                    outputs = [bnn.module(X.clone().requires_grad_(), how) for how in (True, False)]
-                found, expected = (
-                    torch.autograd.grad(output.square().sum(), rhos, retain_graph=True) for output in outputs
-                )
-                torch.testing.assert_close(found, expected)
-            except Exception as error:
-                wrong.append(error)
+    def train(_: int) -> None:
+        while time.monotonic() < end:
+            with lock, bnn.draw():  # under the lock, since both draw from one generator
+                outputs = [bnn.module(X.clone().requires_grad_(), how) for how in (True, False)]
+            found, expected = (
+                torch.autograd.grad(output.square().sum(), rhos, retain_graph=True) for output in outputs
+            )
+            torch.testing.assert_close(found, expected)
 
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
-        threads = [threading.Thread(target=train) for _ in range(6)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(6) as threads:
+            list(threads.map(train, range(6)))
     finally:
         sys.setswitchinterval(interval)
-    assert not wrong

@@ -4,6 +4,7 @@ import gc
 import sys
 import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -248,11 +249,8 @@ def test_predictions_in_threads_are_all_in_eval_mode_and_the_last_restores_the_f
             likelihood="values",
         )
 
-    threads = [threading.Thread(target=run, args=(number,)) for number in (2, 50)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(run, (2, 50)))
     assert seen == [False] * 52
     assert all(module.training for module in bnn.modules())
 
