@@ -20,7 +20,6 @@ class NewPosterior:
     """The posterior of a parameter that is to become Bayesian; in each place that holds it, if it is tied.
 
     Attributes:
-        settings: The settings of the parameter.
         companions: The tensors that the posterior keeps beside the mean, by the ending of the name.
         prior_mean: None for a prior that is not centred on the pretrained weights.
         initial_std: None for a prior that does not look at it.

@@ -17,14 +17,7 @@ Names: TypeAlias = Sequence[str] | Callable[[Any], Sequence[str]]
 
 @dataclass(frozen=True)
 class Layer:
-    """A type of layer, with the names of its weights.
-
-    Attributes:
-        type: The class, or a glob of the class's qualified name for one whose library need not be installed.
-        names: The names of the parameters, or a function that gives them for an instance.
-        by_default: True if ``convert`` takes them without a ``select``.
-        units_dim: The dimension of the weights along which the layer's output units lie, or a function that gives it.
-    """
+    """A type of layer, as :func:`register_layer` describes one; ``units_dim`` may be a function of the layer too."""
 
     type: type[nn.Module] | str
     names: Names

@@ -155,10 +155,7 @@ class _Weightless(TorchFunctionMode):
     """While active, new weights are on the meta device and initialising them does nothing.
 
     The meta device as the default would not do: some builders compute their widths with tensors (regnet), and buffers
-    that no state_dict holds would lose their values.
-
-    Args:
-        watch: Called with each matrix or kernel that is made; what it raises ends the construction.
+    that no state_dict holds would lose their values. ``watch`` is that of :meth:`Recipe.shapes`.
     """
 
     def __init__(self, watch: Callable[[tuple[int, ...]], None] | None = None) -> None:

@@ -57,11 +57,7 @@ class Storage:
 
 
 class Vocabulary:
-    """Makes what one file names, and bounds what its tensors may hold together.
-
-    Args:
-        size: The length of the file.
-    """
+    """Makes what one file, of this ``size`` in bytes, names, and bounds what its tensors may hold together."""
 
     def __init__(self, size: int) -> None:
         self._bytes_left = 4 * size + _SPARE_BYTES

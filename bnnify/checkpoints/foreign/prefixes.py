@@ -28,12 +28,7 @@ def prefix_by_names(found: Mapping[str, Any], names: Collection[str]) -> str:
 
 
 def without_wrappers(state_dict: Mapping[str, Any], names: Collection[str]) -> Mapping[str, Any]:
-    """Remove the prefixes of wrappers, as long as all names begin with one and none is the model's own.
-
-    Args:
-        state_dict: Tensors by name.
-        names: The model's own names.
-    """
+    """Remove the prefixes of wrappers, as long as all names begin with one and none is among the model's ``names``."""
     prefix = common_prefix(state_dict, None, names)
     return within(state_dict, prefix) if prefix else state_dict
 
