@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from ..draws.companions import INITIAL_STD, PRIOR_MEAN, PriorMean
 from ..errors import CheckpointError, check_module
 from ..model import BayesianModel
-from ..modules.bayesian_class import plain_class
 from ..modules.parameters import BayesianParameter, bayesian_parameters, is_derived
-from ..modules.settings import slots_of
+from ..modules.settings import plain_class, slots_of
 from ..torch_internals import load_own_tensors, load_post_hooks, module_versions, set_module_versions
 from .architectures.shapes import COUNT, abridged, printable
 from .foreign.prefixes import without_wrappers
@@ -138,7 +137,7 @@ def _undo(root: nn.Module) -> Callable[[], None]:
 
 
 def _has_its_own(module: nn.Module, method: str) -> bool:
-    function = getattr(plain_class(type(module)), method)
+    function = getattr(plain_class(module), method)
     return not function.__module__.startswith("torch.")
 
 

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from ..draws.companions import INITIAL_STD, PRIOR_MEAN
 from ..torch_internals import init_flat_weights
-from .bayesian_class import enter_class, plain_class, remove_companions
+from .bayesian_class import enter_class, remove_companions
 from .computed_weights import compute, computed_weights, parametrizations
 from .parameters import BayesianParameter
-from .settings import PosteriorState, Settings, Slot, slots_of
+from .settings import PosteriorState, Settings, Slot, plain_class, slots_of
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def become_plain(module: nn.Module) -> None:
             parameter.mean.data.copy_(parameter.kept_mean)
         remove_companions(module, attribute)
     del module.__dict__["_bayesian"]
-    object.__setattr__(module, "__class__", plain_class(type(module)))
+    object.__setattr__(module, "__class__", plain_class(module))
     for weight in computed:
         if weight not in parametrizations(module):
             module.__dict__[weight] = compute(module, weight).detach()

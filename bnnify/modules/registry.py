@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import ConversionError
 from ..torch_internals import BatchOrInstanceNorm, Convolution, TransposedConvolution, flat_weight_names
+from .settings import plain_class
 
 Names: TypeAlias = Sequence[str] | Callable[[Any], Sequence[str]]
 
@@ -40,7 +41,7 @@ class Layer:
             return False
         if isinstance(self.type, str):
             return not self.names
-        return self.by_default and getattr(type(module), "_plain_class", type(module)) is not self.type
+        return self.by_default and plain_class(module) is not self.type
 
     def names_in(self, module: nn.Module) -> Sequence[str]:
         """List the names of the weights of ``module``, some of which it may lack."""

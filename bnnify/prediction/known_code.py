@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..draws.companions import PriorMean
+from ..modules.settings import plain_class
 from ..torch_internals import MODULE_STATE, has_global_hooks, has_own_hooks, is_compiled
 
 _LAYERS = ("timm.", "torch.nn.", "torchvision.", "transformers.")
@@ -49,7 +50,7 @@ class State:
 def is_known(root: nn.Module) -> bool:
     """Tell whether each module is of a class of these libraries, as published, in eval mode and without hooks."""
     parts = list(root.modules())
-    classes = {getattr(type(part), "_plain_class", type(part)) for part in parts}
+    classes = set(map(plain_class, parts))
     ids = set(map(id, parts))
     if has_global_hooks() or not all(map(_is_published, classes)) or not all(_is_ordinary(part, ids) for part in parts):
         return False
