@@ -32,8 +32,8 @@ def test_what_is_raised_is_an_error_of_bnnify(path):
 @pytest.mark.parametrize(
     ("call", "kinds"),
     [
-        (lambda bnn: bnn.predict([], 2, likelihood="values"), (bnnify.ArgumentError, ValueError)),
-        (lambda bnn: bnn.predict(None, 2, likelihood="values"), (bnnify.ArgumentTypeError, TypeError, ValueError)),
+        (lambda bnn: bnn.predict([], 2), (bnnify.ArgumentError, ValueError)),
+        (lambda bnn: bnn.predict(None, 2), (bnnify.ArgumentTypeError, TypeError, ValueError)),
         (lambda bnn: bnnify.prune(bnn, 2), (bnnify.ArgumentError, ValueError)),
         (lambda bnn: bnnify.convert(nn.ReLU()), (bnnify.ConversionError, ValueError)),
     ],

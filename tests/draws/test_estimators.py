@@ -315,7 +315,7 @@ def test_draw_sample_and_predict_use_one_network(estimator):
         assert layer.weight is not layer._parameters["weight"]
     assert of_one_network(output)
     assert of_one_network(bnn.sample(SAME, num_samples=1)[0])
-    assert of_one_network(bnn.predict(SAME, num_samples=3, likelihood="values").mean)
+    assert of_one_network(bnn.predict(SAME, num_samples=3).mean)
     assert not of_one_network(bnn(SAME)[0])
 
 

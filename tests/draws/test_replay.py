@@ -387,7 +387,7 @@ def test_a_loss_that_is_logged_keeps_no_weights(use_reentrant, how, estimator):
 def test_what_a_hook_in_a_backward_pass_computes_is_no_recomputation(where, use_reentrant):
     def gradients(use_reentrant, hooked):
         bnn = bnnify.convert(Recomputed(use_reentrant)).eval()
-        mean, expected_std = bnn.module(X).detach(), bnn.predict(X, 300, likelihood="values").std.mean().item()
+        mean, expected_std = bnn.module(X).detach(), bnn.predict(X, 300).std.mean().item()
         checked = []
 
         @torch.set_grad_enabled(where == "accumulated gradient")
@@ -399,7 +399,7 @@ def test_what_a_hook_in_a_backward_pass_computes_is_no_recomputation(where, use_
             assert not torch.allclose(one, other)
             assert torch.equal(drawn, again)
             assert torch.equal(bnn.module(X), mean)
-            assert bnn.predict(X, 300, likelihood="values").std.mean().item() == pytest.approx(expected_std, rel=0.3)
+            assert bnn.predict(X, 300).std.mean().item() == pytest.approx(expected_std, rel=0.3)
             torch.set_rng_state(state)
             checked.append(True)
 

@@ -257,7 +257,7 @@ def every_rank_computes_with_the_full_form_of_one_sharded_sample(rank):
     assert torch.equal(seen[0], sample.full_tensor())
     assert_same_on_every_rank(seen[0])
     assert not torch.equal(seen[0], layer.weight.full_tensor())
-    assert_same_on_every_rank(bnn.predict(joint_batch(), num_samples=2, likelihood="values").mean)
+    assert_same_on_every_rank(bnn.predict(joint_batch(), num_samples=2).mean)
 
 
 def fsdp_one_draw(rank, checkpointed):

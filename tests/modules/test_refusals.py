@@ -386,13 +386,7 @@ def test_surgery_after_conversion_is_refused_at_the_next_draw_with_the_way_out(o
         with bnn.draw():
             pass
 
-    for use in (
-        lambda: bnn(x),
-        draw,
-        bnn.kl,
-        lambda: bnn.predict(x, likelihood="values"),
-        lambda: bnn.sample(x, num_samples=2),
-    ):
+    for use in (lambda: bnn(x), draw, bnn.kl, lambda: bnn.predict(x), lambda: bnn.sample(x, num_samples=2)):
         with pytest.raises(DrawError, match=rf"`(module\.)?0.weight` \(.*Linear\).*{found}.*bnnify.collapse first"):
             use()
 

@@ -140,7 +140,7 @@ def test_numbers_of_another_kind_are_refused(make, likelihood, match):
 @pytest.mark.filterwarnings("ignore:Sparse CSR")
 def test_other_values_have_a_dense_mean_and_a_real_spread(make, dtype):
     bnn, outputs = returning(make), []
-    prediction = bnn.predict(X, 8, output=lambda out: outputs.append(out.to_dense()) or out, likelihood="values")
+    prediction = bnn.predict(X, 8, output=lambda out: outputs.append(out.to_dense()) or out)
     samples = torch.stack(outputs).to(dtype)
     torch.testing.assert_close(prediction.mean, samples.mean(0))
     torch.testing.assert_close(prediction.std, samples.std(0))
@@ -153,7 +153,7 @@ def test_outputs_whose_number_differs_between_networks_have_no_average():
     counts = iter([3, 1, 3])
     bnn = returning(lambda o: o[: next(counts)])
     with pytest.raises(ValueError, match=r"two networks.*\(3, 4\) and \(1, 4\).*bnn.draw\(\)"):
-        bnn.predict(X, 3, likelihood="values")
+        bnn.predict(X, 3)
 
 
 @pytest.mark.parametrize(
@@ -169,21 +169,21 @@ def test_outputs_whose_number_differs_between_networks_have_no_average():
 )
 def test_results_of_batches_that_cannot_follow_each_other_are_refused(make, batches, match):
     with pytest.raises(ValueError, match=match):
-        returning(make).predict(list(batches), 2, likelihood="values")
+        returning(make).predict(list(batches), 2)
 
 
 def test_examples_along_another_dimension_are_put_in_front_as_the_error_says():
     bnn = returning(lambda o: o.T)
     torch.manual_seed(1)
-    expected = bnn.predict(X, 3, likelihood="values").mean
+    expected = bnn.predict(X, 3).mean
     torch.manual_seed(1)
-    found = bnn.predict(list(X.split(2)), 3, output=lambda out: out.movedim(1, 0), likelihood="values").mean
+    found = bnn.predict(list(X.split(2)), 3, output=lambda out: out.movedim(1, 0)).mean
     torch.testing.assert_close(found, expected.T)
 
 
 def test_a_loader_may_give_rows_that_are_no_examples():
     rows = returning(lambda o: o.sum(0, keepdim=True)[:, :3])
-    assert rows.predict(list(X.split(2)), 2, likelihood="values").mean.shape == (3, 3)
+    assert rows.predict(list(X.split(2)), 2).mean.shape == (3, 3)
 
 
 @pytest.mark.parametrize("likelihood", ["logits", "probabilities", "gaussian"])
@@ -202,7 +202,7 @@ def test_where_values_are_not_at_hand_only_shapes_are_checked(likelihood):
 def test_the_dimension_of_classes_is_refused_where_there_are_none():
     bnn = returning(lambda o: o)
     with pytest.raises(ValueError, match=r"class_dim=1 is for likelihood='logits' and 'probabilities'.*'values'"):
-        bnn.predict(X, 2, class_dim=1, likelihood="values")
+        bnn.predict(X, 2, class_dim=1)
     with pytest.raises(TypeError, match="class_dim must be an integer, not the string '1'"):
         bnn.predict(X, 2, likelihood="logits", class_dim="1")
 

@@ -242,12 +242,7 @@ def test_predictions_in_threads_are_all_in_eval_mode_and_the_last_restores_the_f
 
     def run(num_samples):
         waited = []
-        bnn.predict(
-            inputs(),
-            num_samples,
-            output=lambda o: (waited or waited.append(both_run.wait()), o)[1],
-            likelihood="values",
-        )
+        bnn.predict(inputs(), num_samples, output=lambda o: (waited or waited.append(both_run.wait()), o)[1])
 
     with ThreadPoolExecutor() as threads:
         list(threads.map(run, (2, 50)))
@@ -261,7 +256,7 @@ def test_a_shared_module_keeps_its_own_flag_whatever_its_parents_have():
     bnn.module[1].eval()
     shared.train()
     before = [module.training for module in bnn.modules()]
-    bnn.predict(torch.randn(3, 4), num_samples=2, likelihood="values")
+    bnn.predict(torch.randn(3, 4), num_samples=2)
     assert [module.training for module in bnn.modules()] == before
 
 
@@ -271,7 +266,7 @@ def test_no_draw_is_left_in_effect_after_an_exception_in_the_callers_function():
 
     bnn, x = converted().eval(), inputs()
     with pytest.raises(Broken) as error:
-        bnn.predict(x, output=raise_, likelihood="values")
+        bnn.predict(x, output=raise_)
     assert error.tb is not None  # which holds what was in progress
     assert torch.equal(bnn.module(x), bnnify.collapse(bnn)(x))
 
@@ -296,7 +291,7 @@ def test_prediction_inside_a_draw_still_averages_over_networks_and_keeps_the_dra
     bnn, x = converted().eval(), inputs()
     with bnn.draw():
         before = bnn.module(x)
-        assert (bnn.predict(x, num_samples=5, likelihood="values").std > 0).all()
+        assert (bnn.predict(x, num_samples=5).std > 0).all()
         assert torch.equal(bnn.module(x), before)
 
 
@@ -337,7 +332,7 @@ def test_a_loader_gives_its_batches_in_order(wrap):
 
 def test_a_loader_without_batches_is_refused():
     with pytest.raises(ValueError, match="loader without batches"):
-        converted().predict(DataLoader([]), likelihood="values")
+        converted().predict(DataLoader([]))
 
 
 # Loaders: the same networks for every batch, and every batch read once
@@ -397,7 +392,7 @@ def test_the_seed_decides_which_networks_all_groups_see(antithetic):
     first, second = (predicted(bnn, loader, antithetic=antithetic).mean for _ in range(2))
     assert torch.equal(first, second)
     torch.manual_seed(2)
-    assert not torch.equal(bnn.predict(loader, K, antithetic=antithetic, likelihood="values").mean, first)
+    assert not torch.equal(bnn.predict(loader, K, antithetic=antithetic).mean, first)
 
 
 @pytest.mark.usefixtures("groups")
@@ -406,8 +401,8 @@ def test_the_random_numbers_of_others_are_never_drawn_twice():
     others = []
     bnn = bnnify.convert(Noted().double())
     bnn.module.register_forward_hook(lambda *_: others.append(torch.rand(1).item()))
-    bnn.predict(DataLoader(inputs(14), batch_size=2), K, likelihood="values")
-    bnn.predict(DataLoader(inputs(14), batch_size=2), K, likelihood="values")
+    bnn.predict(DataLoader(inputs(14), batch_size=2), K)
+    bnn.predict(DataLoader(inputs(14), batch_size=2), K)
     assert len(set(others)) == len(others) == 2 * 7 * K
 
 
@@ -416,7 +411,7 @@ def test_batches_that_share_their_memory_are_refused(buffers):
     memory = [torch.zeros(2, 4, dtype=torch.float64) for _ in range(buffers)]
     batches = (memory[number % buffers].fill_(number) for number in range(5))
     with pytest.raises(ValueError, match="reuses their memory"):
-        converted().predict(batches, K, likelihood="values")
+        converted().predict(batches, K)
 
 
 def test_a_group_holds_no_more_batches_than_its_limits_say(monkeypatch):
@@ -438,9 +433,7 @@ def test_a_group_holds_no_more_batches_than_its_limits_say(monkeypatch):
             most.append(len(alive))
             return batch
 
-        bnnify.convert(Head(4, 2).double()).predict(
-            DataLoader(inputs(20), batch_size=2, collate_fn=collate), 2, likelihood="values"
-        )
+        bnnify.convert(Head(4, 2).double()).predict(DataLoader(inputs(20), batch_size=2, collate_fn=collate), 2)
         return max(most)
 
     batch = 2 * 4 * 8  # bytes
@@ -459,7 +452,7 @@ def test_every_batch_sees_the_same_networks_also_when_reading_and_forwards_are_r
     bnn = bnnify.convert(Noted())
     bnn.module.register_forward_hook(lambda module, args, output: output + torch.rand(1))
     loader = DataLoader(Augmented(torch.zeros(10, 4)), batch_size=2, shuffle=True)
-    bnn.predict(loader, K, antithetic=antithetic, likelihood="values")
+    bnn.predict(loader, K, antithetic=antithetic)
     networks: dict[tuple[float, ...], list[torch.Tensor]] = {}
     for weight, x in NOTED:
         networks.setdefault(tuple(weight.flatten().tolist()), []).append(x)
@@ -478,7 +471,7 @@ def test_a_loader_is_read_once_and_in_order():
             return super().__getitem__(index)
 
     read = []
-    prediction = converted().predict(DataLoader(Data(inputs(7)), batch_size=2), K, likelihood="values")
+    prediction = converted().predict(DataLoader(Data(inputs(7)), batch_size=2), K)
     assert read == list(range(7))
     assert len(prediction.mean) == 7
 
@@ -548,9 +541,9 @@ def test_the_progress_bar_counts_forwards(given, total, done, monkeypatch):
     progress = pytest.importorskip("rich.progress")
     monkeypatch.setattr(progress, "Progress", Bar)
     Bar.made.clear()
-    converted().predict(given(), K, likelihood="values")
+    converted().predict(given(), K)
     assert not Bar.made
-    converted().predict(given(), K, progress=True, likelihood="values")
+    converted().predict(given(), K, progress=True)
     (bar,) = Bar.made
     assert (bar.total, bar.done, bar.closed) == (total, done, True)
 
@@ -558,8 +551,8 @@ def test_the_progress_bar_counts_forwards(given, total, done, monkeypatch):
 def test_without_rich_the_progress_bar_is_refused_with_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "rich.progress", None)
     with pytest.raises(ImportError, match=r"progress=True.*bnnify\[cli\]"):
-        converted().predict(inputs(), progress=True, likelihood="values")
-    converted().predict(inputs(), 2, likelihood="values")
+        converted().predict(inputs(), progress=True)
+    converted().predict(inputs(), 2)
 
 
 # What comes out
