@@ -28,7 +28,7 @@ from .modules.settings import Settings, Slot
 _BAYESIAN = ("weight", "bias")
 
 
-class _Reparameterization(nn.Module):
+class _Layer(nn.Module):
     """The base of all of them: its own initialisation, and a forward that draws and returns ``(output, kl)``."""
 
     def __init__(self, prior_mean: float, prior_variance: float, mu: float, rho: float, **layer: Any) -> None:
@@ -52,7 +52,7 @@ class _Reparameterization(nn.Module):
         return call_in_draw(self, super().forward, *args, **kwargs)
 
 
-class LinearReparameterization(_Reparameterization, bayesian_class(nn.Linear, _BAYESIAN)):  # type: ignore[misc]
+class LinearReparameterization(_Layer, bayesian_class(nn.Linear, _BAYESIAN)):  # type: ignore[misc]
     """A Linear layer with a Gaussian posterior N(μ, softplus(ρ)²) over weight and bias.
 
     Each call is a draw of its own, unless a draw of the model around it is in effect.
@@ -98,7 +98,7 @@ class LinearReparameterization(_Reparameterization, bayesian_class(nn.Linear, _B
         super().__init__(prior_mean, prior_variance, posterior_mu_init, posterior_rho_init, **layer)
 
 
-class _ConvReparameterization(_Reparameterization):
+class _Conv(_Layer):
     """A (transposed) convolution with a Gaussian posterior N(μ, softplus(ρ)²) over weight and bias.
 
     ``in_channels`` to ``groups``, ``bias`` and the keywords ``padding_mode``, ``device`` and ``dtype`` are those of the
@@ -127,7 +127,7 @@ class _ConvReparameterization(_Reparameterization):
         super().__init__(prior_mean, prior_variance, posterior_mu_init, posterior_rho_init, **layer)
 
 
-class _ConvTransposeReparameterization(_Reparameterization):
+class _ConvTranspose(_Layer):
     def __init__(
         self,
         in_channels: int,
@@ -151,34 +151,25 @@ class _ConvTransposeReparameterization(_Reparameterization):
         super().__init__(prior_mean, prior_variance, posterior_mu_init, posterior_rho_init, **layer)
 
 
-class Conv1dReparameterization(_ConvReparameterization, bayesian_class(nn.Conv1d, _BAYESIAN)):  # type: ignore[misc]
-    __doc__ = _ConvReparameterization.__doc__
+class Conv1dReparameterization(_Conv, bayesian_class(nn.Conv1d, _BAYESIAN)):  # type: ignore[misc]
+    __doc__ = _Conv.__doc__
 
 
-class Conv2dReparameterization(_ConvReparameterization, bayesian_class(nn.Conv2d, _BAYESIAN)):  # type: ignore[misc]
-    __doc__ = _ConvReparameterization.__doc__
+class Conv2dReparameterization(_Conv, bayesian_class(nn.Conv2d, _BAYESIAN)):  # type: ignore[misc]
+    __doc__ = _Conv.__doc__
 
 
-class Conv3dReparameterization(_ConvReparameterization, bayesian_class(nn.Conv3d, _BAYESIAN)):  # type: ignore[misc]
-    __doc__ = _ConvReparameterization.__doc__
+class Conv3dReparameterization(_Conv, bayesian_class(nn.Conv3d, _BAYESIAN)):  # type: ignore[misc]
+    __doc__ = _Conv.__doc__
 
 
-class ConvTranspose1dReparameterization(
-    _ConvTransposeReparameterization,
-    bayesian_class(nn.ConvTranspose1d, _BAYESIAN),  # type: ignore[misc]
-):
-    __doc__ = _ConvReparameterization.__doc__
+class ConvTranspose1dReparameterization(_ConvTranspose, bayesian_class(nn.ConvTranspose1d, _BAYESIAN)):  # type: ignore[misc]
+    __doc__ = _Conv.__doc__
 
 
-class ConvTranspose2dReparameterization(
-    _ConvTransposeReparameterization,
-    bayesian_class(nn.ConvTranspose2d, _BAYESIAN),  # type: ignore[misc]
-):
-    __doc__ = _ConvReparameterization.__doc__
+class ConvTranspose2dReparameterization(_ConvTranspose, bayesian_class(nn.ConvTranspose2d, _BAYESIAN)):  # type: ignore[misc]
+    __doc__ = _Conv.__doc__
 
 
-class ConvTranspose3dReparameterization(
-    _ConvTransposeReparameterization,
-    bayesian_class(nn.ConvTranspose3d, _BAYESIAN),  # type: ignore[misc]
-):
-    __doc__ = _ConvReparameterization.__doc__
+class ConvTranspose3dReparameterization(_ConvTranspose, bayesian_class(nn.ConvTranspose3d, _BAYESIAN)):  # type: ignore[misc]
+    __doc__ = _Conv.__doc__
