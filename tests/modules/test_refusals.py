@@ -112,6 +112,7 @@ REFUSED = {
         {"select": ["0", "1"]},
         ["`0` (Embedding)", "max_norm=1.5", "Set max_norm=None or exclude"],
     ),
+    "of a bag": (lambda: nn.EmbeddingBag(5, 3, max_norm=1.5), {"select": "weight"}, ["(EmbeddingBag)", "max_norm=1.5"]),
     "integer": (integer_table, {"select": ["table", "fc"]}, ["(Holder)", "torch.int64", "float32", "Exclude it"]),
     "complex": (
         lambda: nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2, dtype=torch.complex64)),
