@@ -195,7 +195,7 @@ _MAKERS: dict[str, Callable[..., Any]] = {
     "torch.device": lambda _, *arguments: torch.device(*arguments),
     "torch._utils._rebuild_tensor": Vocabulary._tensor,
     "torch._utils._rebuild_tensor_v2": Vocabulary._tensor,
-    "torch._utils._rebuild_tensor_v3": lambda self, *a: self._tensor(*a[:4], dtype=a[6]),
+    "torch._utils._rebuild_tensor_v3": lambda self, *given: self._tensor(*given[:4], dtype=given[6]),
     "torch._utils._rebuild_parameter": Vocabulary._parameter,
     "torch._utils._rebuild_parameter_with_state": Vocabulary._parameter,
     "torch._tensor._rebuild_from_type_v2": Vocabulary._subclass,
