@@ -116,14 +116,10 @@ def check_path(name: str, value: Any) -> None:
         raise ArgumentTypeError(f"{name} must be a path, not {describe(value)}.")
 
 
-def check_positive(name: str, value: Any) -> None:
-    """Raise unless ``value``, which a user gave as ``name``, is a positive, finite number.
-
-    Raises:
-        ConversionError: It is not.
-    """
+def check_positive(name: str, value: Any, kind: type[BnnifyError] = ConversionError) -> None:
+    """Raise a ``kind`` of error unless ``value``, which was given as ``name``, is a positive, finite number."""
     if isinstance(value, bool) or not (isinstance(value, (int, float)) and 0 < value < math.inf):
-        raise ConversionError(f"{name} must be a positive, finite number, not {value!r}.")
+        raise kind(f"{name} must be a positive, finite number, not {value!r}.")
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from .distributions.gaussian import std
 from .distributions.initial_std import Constant
 from .distributions.priors import Gaussian
 from .draws.companions import RHO
-from .errors import ConversionError
+from .errors import check_positive
 from .model import call_in_draw
 from .modules.bayesian_class import bayesian_class
 from .modules.settings import Settings, Slot
@@ -28,22 +28,14 @@ from .modules.settings import Settings, Slot
 _BAYESIAN = ("weight", "bias")
 
 
-class _Reparameterization(nn.Module):
+class _Layer(nn.Module):
     """The base of all of them: its own initialisation, and a forward that draws and returns ``(output, kl)``."""
 
-    def _build(
-        self,
-        prior_mean: float,
-        prior_variance: float,
-        posterior_mu_init: float,
-        posterior_rho_init: float,
-        **layer: Any,
-    ) -> None:
+    def __init__(self, prior_mean: float, prior_variance: float, mu: float, rho: float, **layer: Any) -> None:
         """Build the torch layer that stands next in the method resolution order, and its posterior."""
-        if not 0 < prior_variance < math.inf:
-            raise ConversionError(f"prior_variance must be a positive, finite number, not {prior_variance!r}.")
+        check_positive("prior_variance", prior_variance)
         prior = Gaussian(prior_mean, math.sqrt(prior_variance))
-        start = std(torch.tensor(posterior_rho_init, dtype=torch.float64)).item()
+        start = std(torch.tensor(rho, dtype=torch.float64)).item()
         # Before the torch layer's own __init__, which already reads its weight.
         self._bayesian = {name: Slot(Settings(prior, Constant(start))) for name in _BAYESIAN}
         super().__init__(**layer)
@@ -52,15 +44,15 @@ class _Reparameterization(nn.Module):
             if mean is None:
                 del self._bayesian[name]
                 continue
-            nn.init.normal_(mean, posterior_mu_init, 0.1)
-            self.register_parameter(name + RHO, nn.Parameter(torch.empty_like(mean).normal_(posterior_rho_init, 0.1)))
+            nn.init.normal_(mean, mu, 0.1)
+            self.register_parameter(name + RHO, nn.Parameter(torch.empty_like(mean).normal_(rho, 0.1)))
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Apply the torch layer in one draw; return its output and the KL of weight and bias in nats, summed."""
         return call_in_draw(self, super().forward, *args, **kwargs)
 
 
-class LinearReparameterization(_Reparameterization, bayesian_class(nn.Linear, _BAYESIAN)):  # type: ignore[misc]
+class LinearReparameterization(_Layer, bayesian_class(nn.Linear, _BAYESIAN)):  # type: ignore[misc]
     """A Linear layer with a Gaussian posterior N(μ, softplus(ρ)²) over weight and bias.
 
     Each call is a draw of its own, unless a draw of the model around it is in effect.
@@ -103,15 +95,15 @@ class LinearReparameterization(_Reparameterization, bayesian_class(nn.Linear, _B
         **layer: Any,
     ) -> None:
         layer |= {"in_features": in_features, "out_features": out_features, "bias": bias}
-        self._build(prior_mean, prior_variance, posterior_mu_init, posterior_rho_init, **layer)
+        super().__init__(prior_mean, prior_variance, posterior_mu_init, posterior_rho_init, **layer)
 
 
-class _ConvReparameterization(_Reparameterization):
-    """A convolution with a Gaussian posterior N(μ, softplus(ρ)²) over weight and bias.
+class _Conv(_Layer):
+    """A (transposed) convolution with a Gaussian posterior N(μ, softplus(ρ)²) over weight and bias.
 
     ``in_channels`` to ``groups``, ``bias`` and the keywords ``padding_mode``, ``device`` and ``dtype`` are those of the
     torch layer, as are the shapes; the prior and the posterior are set as in :class:`LinearReparameterization`.
-    ``forward`` returns ``(output, kl)``.
+    ``forward``, of a transposed one with its ``output_size``, returns ``(output, kl)``.
     """
 
     def __init__(
@@ -132,17 +124,10 @@ class _ConvReparameterization(_Reparameterization):
     ) -> None:
         layer |= {"in_channels": in_channels, "out_channels": out_channels, "kernel_size": kernel_size}
         layer |= {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups, "bias": bias}
-        self._build(prior_mean, prior_variance, posterior_mu_init, posterior_rho_init, **layer)
+        super().__init__(prior_mean, prior_variance, posterior_mu_init, posterior_rho_init, **layer)
 
 
-class _ConvTransposeReparameterization(_Reparameterization):
-    """A transposed convolution with a Gaussian posterior N(μ, softplus(ρ)²) over weight and bias.
-
-    ``in_channels`` to ``groups``, ``bias`` and the keywords ``padding_mode``, ``device`` and ``dtype`` are those of the
-    torch layer, as are the shapes; the prior and the posterior are set as in :class:`LinearReparameterization`.
-    ``forward`` (with its ``output_size``) returns ``(output, kl)``.
-    """
-
+class _ConvTranspose(_Layer):
     def __init__(
         self,
         in_channels: int,
@@ -163,37 +148,28 @@ class _ConvTransposeReparameterization(_Reparameterization):
         layer |= {"in_channels": in_channels, "out_channels": out_channels, "kernel_size": kernel_size}
         layer |= {"stride": stride, "padding": padding, "output_padding": output_padding}
         layer |= {"dilation": dilation, "groups": groups, "bias": bias}
-        self._build(prior_mean, prior_variance, posterior_mu_init, posterior_rho_init, **layer)
+        super().__init__(prior_mean, prior_variance, posterior_mu_init, posterior_rho_init, **layer)
 
 
-class Conv1dReparameterization(_ConvReparameterization, bayesian_class(nn.Conv1d, _BAYESIAN)):  # type: ignore[misc]
-    __doc__ = _ConvReparameterization.__doc__
+class Conv1dReparameterization(_Conv, bayesian_class(nn.Conv1d, _BAYESIAN)):  # type: ignore[misc]
+    __doc__ = _Conv.__doc__
 
 
-class Conv2dReparameterization(_ConvReparameterization, bayesian_class(nn.Conv2d, _BAYESIAN)):  # type: ignore[misc]
-    __doc__ = _ConvReparameterization.__doc__
+class Conv2dReparameterization(_Conv, bayesian_class(nn.Conv2d, _BAYESIAN)):  # type: ignore[misc]
+    __doc__ = _Conv.__doc__
 
 
-class Conv3dReparameterization(_ConvReparameterization, bayesian_class(nn.Conv3d, _BAYESIAN)):  # type: ignore[misc]
-    __doc__ = _ConvReparameterization.__doc__
+class Conv3dReparameterization(_Conv, bayesian_class(nn.Conv3d, _BAYESIAN)):  # type: ignore[misc]
+    __doc__ = _Conv.__doc__
 
 
-class ConvTranspose1dReparameterization(
-    _ConvTransposeReparameterization,
-    bayesian_class(nn.ConvTranspose1d, _BAYESIAN),  # type: ignore[misc]
-):
-    __doc__ = _ConvTransposeReparameterization.__doc__
+class ConvTranspose1dReparameterization(_ConvTranspose, bayesian_class(nn.ConvTranspose1d, _BAYESIAN)):  # type: ignore[misc]
+    __doc__ = _Conv.__doc__
 
 
-class ConvTranspose2dReparameterization(
-    _ConvTransposeReparameterization,
-    bayesian_class(nn.ConvTranspose2d, _BAYESIAN),  # type: ignore[misc]
-):
-    __doc__ = _ConvTransposeReparameterization.__doc__
+class ConvTranspose2dReparameterization(_ConvTranspose, bayesian_class(nn.ConvTranspose2d, _BAYESIAN)):  # type: ignore[misc]
+    __doc__ = _Conv.__doc__
 
 
-class ConvTranspose3dReparameterization(
-    _ConvTransposeReparameterization,
-    bayesian_class(nn.ConvTranspose3d, _BAYESIAN),  # type: ignore[misc]
-):
-    __doc__ = _ConvTransposeReparameterization.__doc__
+class ConvTranspose3dReparameterization(_ConvTranspose, bayesian_class(nn.ConvTranspose3d, _BAYESIAN)):  # type: ignore[misc]
+    __doc__ = _Conv.__doc__

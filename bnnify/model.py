@@ -1,6 +1,6 @@
 """A converted model: calling it draws one network and returns its output and the KL."""
 
-__all__ = ["BayesianModel", "call_in_draw", "check_converted", "stacked", "total_kl"]
+__all__ = ["BayesianModel", "call_in_draw", "check_converted", "stacked"]
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -63,7 +63,7 @@ class BayesianModel(nn.Module):
 
     def kl(self) -> Tensor:
         """KL(q‖p) in nats, summed over all weights, a tied one once; a scalar in float32 or better, with gradient."""
-        return total_kl(self)
+        return _sum([parameter.kl() for parameter in unique_bayesian_parameters(self)])
 
     def draw(self) -> Draw:
         """Draw one network, in effect for everything that is done in the ``with`` block by this thread or task.
@@ -212,12 +212,8 @@ def draw_with_kl(root: nn.Module, traced: bool = False) -> tuple[Draw, Tensor]:
         return draw, _sum([*terms.values()])
 
 
-def total_kl(root: nn.Module) -> Tensor:
-    """The summed KL, in nats, of the Bayesian parameters under ``root``; devices may differ from one to the next."""
-    return _sum([parameter.kl() for parameter in unique_bayesian_parameters(root)])
-
-
 def _sum(terms: list[Tensor]) -> Tensor:
+    """Sum scalars, whose devices may differ from one to the next."""
     return torch.stack([term.to(terms[0].device) for term in terms]).sum() if terms else torch.zeros(())
 
 

@@ -26,11 +26,6 @@ class Reason(Enum):
     )
     UNSUPPORTED = "unsupported: {why}"
 
-    @property
-    def is_want_of_support(self) -> bool:
-        """Tell a lack of support from a choice."""
-        return self in (Reason.UNKNOWN_LAYER, Reason.UNSUPPORTED)
-
 
 @dataclass(frozen=True)
 class ReportEntry:

@@ -15,6 +15,7 @@ FILES = [path for path in sorted(ROOT.rglob("*.py")) if path.relative_to(ROOT).p
 
 # No user sees these: the reader of files makes a CheckpointError of the first; the parser an exit status of the second.
 HANDLED = {"Refusal", "argparse.ArgumentTypeError", "SystemExit"}
+HANDLED |= {"kind"}  # of error, which the caller names
 HANDLED |= {"AttributeError"}  # with which a property says that there is no such attribute
 
 
@@ -31,9 +32,10 @@ def test_what_is_raised_is_an_error_of_bnnify(path):
 @pytest.mark.parametrize(
     ("call", "kinds"),
     [
-        (lambda bnn: bnn.predict([], 2, likelihood="values"), (bnnify.ArgumentError, ValueError)),
-        (lambda bnn: bnn.predict(None, 2, likelihood="values"), (bnnify.ArgumentTypeError, TypeError, ValueError)),
+        (lambda bnn: bnn.predict([], 2), (bnnify.ArgumentError, ValueError)),
+        (lambda bnn: bnn.predict(None, 2), (bnnify.ArgumentTypeError, TypeError, ValueError)),
         (lambda bnn: bnnify.prune(bnn, 2), (bnnify.ArgumentError, ValueError)),
+        (lambda bnn: bnnify.convert(nn.ReLU()), (bnnify.ConversionError, ValueError)),
     ],
 )
 def test_an_error_of_bnnify_is_one_of_python_too(call, kinds):

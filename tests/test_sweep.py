@@ -10,56 +10,25 @@ from benchmarks.sweep import families
 from tests.contract import CHECKS, Case, broken, examine, outputs
 
 SPREAD = {
-    "torchvision": (
-        "efficientnet_b0",
-        "googlenet",
-        "lraspp_mobilenet_v3_large",
-        "mc3_18",
-        "mnasnet0_5",
-        "mobilenet_v3_small",
-        "quantized_mobilenet_v2",
-        "quantized_shufflenet_v2_x0_5(quantize=False)",
-        "raft_small",
-        "regnet_y_400mf",
-        "resnet18",
-        "shufflenet_v2_x0_5",
-        "squeezenet1_1",
-        "ssdlite320_mobilenet_v3_large",
-    ),
-    "timm": (
-        "ghostnet_050",
-        "efficientvit_m0",
-        "levit_128s",
-        "levit_128s(select=attention_biases)",
-        "mobilevit_xxs",
-        "pit_ti_224",
-        "test_byobnet",
-        "test_coatnet",
-        "test_convnext",
-        "test_mambaout",
-        "test_nfnet",
-        "test_vit",
-        "vit_tiny_patch16_dinov3_qkvb",
-        "xcit_nano_12_p8_224",
-    ),
-    "transformers": (
-        "albert",
-        "bert",
-        "clip",
-        "deberta-v2",
-        "gpt2",
-        "llama",
-        "mamba",
-        "mixtral",
-        "swinv2",
-        "t5",
-        "wav2vec2",
-        "whisper",
-    ),
+    "torchvision": """
+        efficientnet_b0 googlenet lraspp_mobilenet_v3_large mc3_18 mnasnet0_5 mobilenet_v3_small
+        quantized_mobilenet_v2 quantized_shufflenet_v2_x0_5(quantize=False) raft_small regnet_y_400mf
+        resnet18 shufflenet_v2_x0_5 squeezenet1_1 ssdlite320_mobilenet_v3_large
+    """,
+    "timm": """
+        ghostnet_050 efficientvit_m0 levit_128s levit_128s(select=attention_biases) mobilevit_xxs pit_ti_224
+        test_byobnet test_coatnet test_convnext test_mambaout test_nfnet test_vit
+        vit_tiny_patch16_dinov3_qkvb xcit_nano_12_p8_224
+    """,
+    "transformers": """
+        albert bert clip deberta-v2 gpt2 llama mamba mixtral swinv2 t5 wav2vec2 whisper
+    """,
 }
 
 
-@pytest.mark.parametrize(("family", "name"), [(family, name) for family, names in SPREAD.items() for name in names])
+@pytest.mark.parametrize(
+    ("family", "name"), [(family, name) for family, names in SPREAD.items() for name in names.split()]
+)
 def test_every_check_of_the_sweep_passes(family, name):
     pytest.importorskip(family)
     case = families.cases(family)[name]
@@ -110,8 +79,7 @@ class Caching(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("model", "promises"),
-    [(Bypassing, {"draw in eval", "draw in train", "gradients"}), (Caching, {"draw in eval"})],
+    ("model", "promises"), [(Bypassing, {"draw in eval", "draw in train", "gradients"}), (Caching, {"draw in eval"})]
 )
 def test_the_checks_see_a_parameter_that_bypasses_its_sample(model, promises):
     prior = {"prior": bnnify.Gaussian()}

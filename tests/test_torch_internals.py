@@ -33,19 +33,20 @@ def test_whoever_follows_what_torch_does_is_seen(name):
     assert not torch_internals.is_observed()
 
 
-def test_a_transform_of_functions_is_seen_and_a_default_device_does_not_matter():
+@pytest.mark.parametrize(
+    "tells",
+    [
+        lambda x: torch_internals.is_observed(),
+        lambda x: torch_internals.in_transform(),
+        torch_internals.is_transformed,
+    ],
+)
+def test_a_transform_of_functions_and_its_tensors_are_seen_and_a_default_device_does_not_matter(tells):
     seen = []
-    torch.func.vmap(lambda x: (seen.append(torch_internals.is_observed()), x)[1])(torch.ones(2))
-    assert seen == [True]
+    torch.func.vmap(lambda x: (seen.append(tells(x)), x)[1])(torch.ones(2))
     with torch.device("cpu"):
-        assert not torch_internals.is_observed()
-
-
-def test_a_tensor_of_a_transform_is_told_from_others():
-    seen = []
-    torch.func.vmap(lambda x: (seen.append(torch_internals.is_transformed(x)), x)[1])(torch.ones(2))
-    assert seen == [True]
-    assert not torch_internals.is_transformed(torch.ones(2))
+        seen.append(tells(torch.ones(2)))
+    assert seen == [True, False]
 
 
 def test_what_an_operator_writes_to_is_named():
@@ -64,13 +65,6 @@ def test_batch_normalisation_writes_its_statistics_in_training(training):
     args = (torch.ones(3, 2), None, None, mean, var, training, 0.1, 1e-5)
     found = torch_internals.written_arguments(torch.ops.aten.native_batch_norm.default, args, {})
     assert [id(each) for each in found] == ([id(mean), id(var)] if training else [])
-
-
-def test_code_in_a_transform_of_functions_is_told_from_other_code():
-    seen = []
-    torch.func.vmap(lambda x: (seen.append(torch_internals.in_transform()), x)[1])(torch.ones(2))
-    assert seen == [True]
-    assert not torch_internals.in_transform()
 
 
 def test_memory_is_shared_as_long_as_a_view_lives():

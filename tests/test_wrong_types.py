@@ -133,7 +133,7 @@ def test_an_argument_that_a_conversion_cannot_use_is_refused_by_name(function, m
 @pytest.mark.parametrize(
     "call",
     [
-        lambda num_samples: converted().predict(torch.zeros(2, 4), num_samples, likelihood="values"),
+        lambda num_samples: converted().predict(torch.zeros(2, 4), num_samples),
         lambda num_samples: converted().sample(torch.zeros(2, 4), num_samples=num_samples),
         lambda num_samples: bnnify.freeze(converted(), num_samples),
         lambda num_samples: tuned(num_samples=num_samples),
@@ -148,7 +148,7 @@ def test_a_number_of_samples_is_a_positive_integer(call):
 
 def test_numbers_of_other_libraries_are_numbers():
     numpy = pytest.importorskip("numpy")
-    assert converted().predict(torch.zeros(2, 4), numpy.int64(3), likelihood="values").num_samples == 3
+    assert converted().predict(torch.zeros(2, 4), numpy.int64(3)).num_samples == 3
     for num_data in numpy.int64(10), numpy.float32(10), torch.tensor(10):
         assert bnnify.elbo(ONE, ONE, num_data).item() == pytest.approx(1.1)
     assert bnnify.elbo(ONE, ONE, 10, beta=torch.tensor(0.5)).item() == pytest.approx(1.05)

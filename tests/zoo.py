@@ -166,6 +166,16 @@ class WeightStandardizedConv2d(nn.Conv2d):
         return F.conv2d(x, weight / (weight.std((1, 2, 3), keepdim=True) + 1e-5), self.bias, padding=1)
 
 
+class Region:
+    """``checkpoint`` in one of its two ways, or a plain call for None."""
+
+    def __init__(self, use_reentrant: bool | None) -> None:
+        self.use_reentrant = use_reentrant
+
+    def __call__(self, function, x):
+        return function(x) if self.use_reentrant is None else checkpoint(function, x, use_reentrant=self.use_reentrant)
+
+
 class Checkpointed(nn.Module):
     """Activation checkpointing inside, of a region that both holds layers and depends on an earlier one."""
 

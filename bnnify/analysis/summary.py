@@ -20,17 +20,9 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 @dataclass(frozen=True)
 class ParameterSummary:
-    """One Bayesian parameter.
+    """One Bayesian parameter: how many of its weights are pruned, its settings, and the summed KL in nats.
 
-    Attributes:
-        name: The qualified name.
-        shape: Its shape.
-        numel: The number of its weights.
-        pruned: The number of those that are pruned.
-        settings: Estimator, prior and initial σ.
-        std: The quantiles of σ at :data:`QUANTILES`; None for a point posterior.
-        signal_to_noise: Those of ``|μ|/σ``.
-        kl: KL(q‖p) in nats, summed over the parameter.
+    ``std`` and ``signal_to_noise`` are the quantiles of σ and of ``|μ|/σ`` at :data:`QUANTILES`; None without a σ.
     """
 
     name: str

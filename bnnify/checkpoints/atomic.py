@@ -73,9 +73,6 @@ class _RememberingErrors:
     def flush(self) -> None:
         self._file.flush()
 
-    def tell(self) -> int:
-        return self._file.tell()
-
 
 def _sync_folder(folder: Path) -> None:
     """Make the new name outlive a power failure, where the system can."""

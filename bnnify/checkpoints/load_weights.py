@@ -14,15 +14,9 @@ from torch import Tensor, nn
 from ..draws.companions import INITIAL_STD, PRIOR_MEAN, RHO, PriorMean
 from ..errors import CheckpointError, check_module
 from ..model import BayesianModel
-from ..modules.bayesian_class import plain_class
 from ..modules.parameters import BayesianParameter, bayesian_parameters, is_derived
-from ..modules.settings import slots_of
-from ..torch_internals import (
-    load_own_tensors,
-    load_post_hooks,
-    module_versions,
-    set_module_versions,
-)
+from ..modules.settings import plain_class, slots_of
+from ..torch_internals import load_own_tensors, load_post_hooks, module_versions, set_module_versions
 from .architectures.shapes import COUNT, abridged, printable
 from .foreign.prefixes import without_wrappers
 from .tensor_places import TensorPlace, places_of, put, valueless_buffers
@@ -116,15 +110,11 @@ def _assign(root: nn.Module, state_dict: Mapping[str, Any], places: Mapping[Tens
             "missing": needed,
             "unexpected": found.unexpected_keys,
             "of another shape": _reshaped(places, state_dict) if errors else [],
-            "not loaded": [_one_line(text) for text in errors if not text.startswith("size mismatch")],
+            "not loaded": [" ".join(e.split())[:300].rstrip(".") for e in errors if not e.startswith("size mismatch")],
         }
         listing = "; ".join(f"{what}: {abridged(names)}" for what, names in complaints.items() if names)
         raise CheckpointError(f"The state_dict does not fit the model. {listing}. Nothing was loaded.")
     return absent
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:300].rstrip(".")
 
 
 def _undo(root: nn.Module) -> Callable[[], None]:
@@ -150,7 +140,7 @@ def _undo(root: nn.Module) -> Callable[[], None]:
 
 
 def _has_its_own(module: nn.Module, method: str) -> bool:
-    function = getattr(plain_class(type(module)), method)
+    function = getattr(plain_class(module), method)
     return not function.__module__.startswith("torch.")
 
 

@@ -81,9 +81,7 @@ def open_posterior(path: str | os.PathLike[str]) -> PosteriorFile:
     """
     checkpoint = _read_own(path)
     record = own_record(checkpoint)
-    if isinstance(record, str):
-        record = _parsed(path, record)
-    if not isinstance(record, Mapping):
+    if record is None:
         raise _not_ours(path)
     _check_format(path, record)
     try:
@@ -110,13 +108,16 @@ def open_posterior(path: str | os.PathLike[str]) -> PosteriorFile:
     return file
 
 
-def own_record(checkpoint: Checkpoint) -> Any:
-    """Return the record that bnnify wrote beside the weights, text in a safetensors file; None in other files."""
+def own_record(checkpoint: Checkpoint) -> Mapping[str, Any] | None:
+    """Return the record that bnnify wrote beside the weights, as JSON in a safetensors file; None in other files."""
     record = checkpoint.rest.get("bnnify")
-    if isinstance(record, Mapping):
-        return record
-    metadata = checkpoint.rest.get(SAFETENSORS_METADATA)
-    return metadata.get("bnnify") if isinstance(metadata, Mapping) else None
+    if record is None:
+        try:
+            record = json.loads(checkpoint.rest[SAFETENSORS_METADATA]["bnnify"])
+        except (KeyError, TypeError, ValueError, RecursionError):
+            return None
+    # Others may use the name as a key too, but not for a record that names the versions of both libraries.
+    return record if isinstance(record, Mapping) and {"bnnify", "torch"} <= record.keys() else None
 
 
 def _check_format(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
@@ -161,17 +162,6 @@ def _read_own(path: str | os.PathLike[str]) -> Checkpoint:
     except CheckpointError:
         read(path, names=())  # which says it better if the file cannot be read at all
         raise _not_ours(path) from None
-
-
-def _parsed(path: str | os.PathLike[str], text: str) -> Mapping[str, Any]:
-    """Return the record in the metadata of a safetensors file."""
-    try:
-        parsed = json.loads(text)
-    except ValueError:
-        parsed = None
-    if not isinstance(parsed, Mapping):
-        raise CheckpointError(f"`{path}` is damaged: its record is not a JSON object. Convert the model again.")
-    return parsed
 
 
 def _not_ours(path: str | os.PathLike[str]) -> CheckpointError:

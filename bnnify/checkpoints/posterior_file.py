@@ -46,7 +46,6 @@ class PosteriorFile:
     """The content of a file of bnnify's.
 
     Attributes:
-        path: The file.
         state_dict: The original names plus ``*_rho``, ``*_prior_mean`` and ``*_initial_std``.
         settings: How each Bayesian parameter is Bayesian, by name.
         origin: Where the weights came from.

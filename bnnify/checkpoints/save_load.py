@@ -14,7 +14,7 @@ from ..convert import collapse, convert_with
 from ..draws.companions import PRIOR_MEAN
 from ..errors import ArgumentTypeError, CheckpointError, ConversionError, check_module, check_path, describe
 from ..model import BayesianModel
-from ..modules.parameters import BayesianParameter, bayesian_parameters
+from ..modules.parameters import bayesian_parameters
 from ..modules.settings import slots_of
 from .architectures.transformers_model import load_by_config
 from .load_weights import load_weights
@@ -44,7 +44,12 @@ def save(bnn: BayesianModel, path: str | os.PathLike[str]) -> None:
         )
     parameters = list(bayesian_parameters(bnn.module))
     for parameter in parameters:
-        _check_savable(parameter)
+        for what in (parameter.prior, parameter.settings.posterior_std, parameter.posterior):
+            if not can_be_saved(what):
+                raise CheckpointError(
+                    f"Cannot save `{parameter.name}`: {what!r} is not one of bnnify's own; a file could not restore "
+                    "it. Save bnn.module.state_dict() and convert with the same settings before loading it."
+                )
     settings = {parameter.name: parameter.settings for parameter in parameters}
     state_dict = bnn.module.state_dict()
     for name in _left_behind(bnn.module):
@@ -123,12 +128,3 @@ def _left_behind(root: nn.Module) -> Iterator[str]:
             for ending in endings if module._parameters.get(attribute) is None else ():
                 if module._parameters.get(attribute + ending) is not None:
                     yield f"{prefix}.{attribute}{ending}".removeprefix(".")
-
-
-def _check_savable(parameter: BayesianParameter) -> None:
-    for what in (parameter.settings.prior, parameter.settings.posterior_std, parameter.settings.posterior):
-        if not can_be_saved(what):
-            raise CheckpointError(
-                f"Cannot save `{parameter.name}`: {what!r} is not one of bnnify's own; a file could not restore it. "
-                "Save bnn.module.state_dict() and convert with the same settings before loading it."
-            )

@@ -20,8 +20,14 @@ from .kinds import KINDS
 def settings_as_data(settings: Mapping[str, Settings]) -> dict[str, Any]:
     """Return the settings of parameters, by name, as they stand in a file; equal ones are one object, written once."""
     first: dict[str, dict[str, Any]] = {}
-    plain = {name: _as_plain(each) for name, each in settings.items()}
-    return {name: first.setdefault(repr(data), data) for name, data in plain.items()}
+    found = {}
+    for name, each in settings.items():
+        data: dict[str, Any] = {"estimator": each.estimator}
+        for field in ("prior", "posterior_std", "posterior"):
+            value = getattr(each, field)
+            data[field] = {"kind": type(value).__name__, **dataclasses.asdict(value)}
+        found[name] = first.setdefault(repr(data), data)
+    return found
 
 
 def can_be_saved(what: object) -> bool:
@@ -53,16 +59,3 @@ def initial_std_from_data(data: Mapping[str, Any]) -> Tensor | None:
     """Return the rms of the σ that a posterior started with, where files up to format 2 have it; None in newer ones."""
     known = float(data.get("initial_std", math.nan))
     return torch.tensor([known]) if math.isfinite(known) else None
-
-
-def _as_plain(settings: Settings) -> dict[str, Any]:
-    return {
-        "prior": _as_data(settings.prior),
-        "posterior_std": _as_data(settings.posterior_std),
-        "posterior": _as_data(settings.posterior),
-        "estimator": settings.estimator,
-    }
-
-
-def _as_data(value: Any) -> dict[str, Any]:
-    return {"kind": type(value).__name__, **dataclasses.asdict(value)}

@@ -75,7 +75,6 @@ class Draw:
         self.outputs_of = outputs_of
         self.forward_of = forward_of
         self.may_run_again = False
-        """True once a parameter was read in a region that may be run again in backward."""
         self.outputs_without_graph = OutputsWithoutGraph()
         self._entered: list[Any] = []
         for parameter in parameters:

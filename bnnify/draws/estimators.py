@@ -1,13 +1,6 @@
 """Estimators: other places for the noise of a layer than a sample of its weights, for layers whose forward is known."""
 
-__all__ = [
-    "DEFAULT",
-    "ESTIMATORS",
-    "Estimator",
-    "Flipout",
-    "Local",
-    "check_input",
-]
+__all__ = ["DEFAULT", "ESTIMATORS", "Estimator", "Flipout", "Local", "check_input"]
 
 import math
 from abc import ABC, abstractmethod

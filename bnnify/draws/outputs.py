@@ -50,7 +50,7 @@ class OutputsWithoutGraph:
         """Note that ``output`` was computed in these draws."""
         for tensor in output if isinstance(output, tuple) else (output,):
             if isinstance(tensor, Tensor):
-                forget = functools.partial(self._forget, id(tensor))
+                forget = functools.partial(self._outputs.pop, id(tensor))  # gets the dead reference as the default
                 self._outputs[id(tensor)] = weakref.ref(tensor, forget), draws
 
     def remember(self) -> None:
@@ -60,9 +60,6 @@ class OutputsWithoutGraph:
             if tensor is not None and tensor.grad_fn is not None:
                 tensor.register_hook(_TensorHook(draws))
         self._outputs.clear()
-
-    def _forget(self, key: int, reference: Any) -> None:
-        self._outputs.pop(key, None)
 
 
 def hook_outputs(root: nn.Module | None) -> Callable[[], None]:

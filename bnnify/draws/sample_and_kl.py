@@ -50,9 +50,6 @@ def sample_and_kl(mean: Tensor, rho: Tensor, terms: KLTerms) -> tuple[Tensor, Te
     """Compute a sample w = μ + σ·ε, as :func:`~bnnify.draws.sample` does, and the KL in nats, summed to a scalar.
 
     The backward pass keeps ε, as for the sample alone. σ is computed once in each direction.
-
-    References:
-        Blundell et al. 2015, "Weight Uncertainty in Neural Networks", section 3.2.
     """
     return _SampleAndKL.apply(mean, rho, noise_like(mean), terms)
 

@@ -1,6 +1,6 @@
 """The class of a Bayesian module: a subclass of its own class, in which reading a weight gives the draw's sample."""
 
-__all__ = ["allow_replacement", "bayesian_class", "enter_class", "plain_class", "remove_companions"]
+__all__ = ["allow_replacement", "bayesian_class", "enter_class", "remove_companions"]
 
 import copy
 import functools
@@ -23,10 +23,9 @@ from .exported_programs import plain_view
 from .known_forwards import known_forward
 from .parameters import companions_of
 from .read_properties import bayesian_property, computed_property, flat_weights_property, refuse_removal
-from .settings import Slot, slots_of
-from .state_loading import freeze_prior_means, update_derived
+from .settings import Slot, plain_class, slots_of
+from .state_loading import freeze_prior_means, keep_ties, update_derived
 from .subclassing import quiet_subclass
-from .ties import keep_ties
 
 
 def enter_class(module: nn.Module, bayesian: dict[str, Slot]) -> None:
@@ -36,7 +35,7 @@ def enter_class(module: nn.Module, bayesian: dict[str, Slot]) -> None:
     for name in stored:
         module.__dict__.pop(name, None)  # where the layer or a hook has put it; reading gives it from now on
     estimated = "weight" in bayesian and ESTIMATORS[bayesian["weight"].settings.estimator] is not None
-    made = bayesian_class(plain_class(type(module)), tuple(bayesian), computed, estimated)
+    made = bayesian_class(plain_class(module), tuple(bayesian), computed, estimated)
     object.__setattr__(module, "__class__", made)  # past the module's own __setattr__
     module.__dict__["_bayesian"] = bayesian
 
@@ -175,7 +174,7 @@ def _refuse_removal_from_class(cls: type, name: str) -> None:
 
 
 def _copy_graph(module: GraphModule, memo: dict[int, Any]) -> GraphModule:
-    view = plain_view(module, plain_class(type(module)))
+    view = plain_view(module, plain_class(module))
     made = view.__deepcopy__(memo)
     memo[id(module)] = made
     memo.setdefault(id(memo), []).append(view)  # which is in the memo by its id: nothing else may get that
@@ -184,7 +183,7 @@ def _copy_graph(module: GraphModule, memo: dict[int, Any]) -> GraphModule:
 
 
 def _reduce_graph(module: GraphModule, protocol: Any) -> Any:
-    constructor, arguments = plain_view(module, plain_class(type(module))).__reduce__()
+    constructor, arguments = plain_view(module, plain_class(module)).__reduce__()
     return _rebuild_graph, (constructor, arguments, slots_of(module))
 
 
@@ -214,11 +213,6 @@ def _refuse_replacement(module: nn.Module, name: str) -> None:
             "and its rho would not follow. Call bnnify.collapse first, change the model, and convert it again; "
             "to change values alone, load them with bnnify.load_weights."
         )
-
-
-def plain_class(cls: type) -> Any:
-    """Return the class that a Bayesian one was made of; any other class itself."""
-    return getattr(cls, "_plain_class", cls)
 
 
 def _rebuild(key: tuple[Any, ...], constructor: Any, arguments: tuple[Any, ...]) -> Any:

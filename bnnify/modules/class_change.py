@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from ..draws.companions import INITIAL_STD, PRIOR_MEAN
 from ..torch_internals import init_flat_weights
-from .bayesian_class import enter_class, plain_class, remove_companions
+from .bayesian_class import enter_class, remove_companions
 from .computed_weights import compute, computed_weights, parametrizations
 from .parameters import BayesianParameter
-from .settings import PosteriorState, Settings, Slot, slots_of
+from .settings import PosteriorState, Settings, Slot, plain_class, slots_of
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,6 @@ class NewPosterior:
     """The posterior of a parameter that is to become Bayesian; in each place that holds it, if it is tied.
 
     Attributes:
-        settings: The settings of the parameter.
         companions: The tensors that the posterior keeps beside the mean, by the ending of the name.
         prior_mean: None for a prior that is not centred on the pretrained weights.
         initial_std: None for a prior that does not look at it.
@@ -65,7 +64,7 @@ def become_plain(module: nn.Module) -> None:
             parameter.mean.data.copy_(parameter.kept_mean)
         remove_companions(module, attribute)
     del module.__dict__["_bayesian"]
-    object.__setattr__(module, "__class__", plain_class(type(module)))
+    object.__setattr__(module, "__class__", plain_class(module))
     for weight in computed:
         if weight not in parametrizations(module):
             module.__dict__[weight] = compute(module, weight).detach()

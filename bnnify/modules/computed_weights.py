@@ -147,12 +147,11 @@ def _hooks(module: nn.Module) -> dict[str, _Hook]:
 
 def _made_from(module: nn.Module, attribute: str) -> list[str]:
     """Name the weight that a hook computes from ``attribute``, and the one that another hook computes from that."""
-    made_from = {name: weight for weight, hook in _hooks(module).items() for name in _parameters_of(weight, hook)}
+    made_from = {}
+    for weight, hook in _hooks(module).items():
+        for ending in ("_g", "_v") if isinstance(hook, WeightNorm) else ("_orig",):
+            made_from[weight + ending] = weight
     chain = [attribute]
     while chain[-1] in made_from:
         chain.append(made_from[chain[-1]])
     return chain[1:]
-
-
-def _parameters_of(weight: str, hook: _Hook) -> tuple[str, ...]:
-    return (f"{weight}_g", f"{weight}_v") if isinstance(hook, WeightNorm) else (f"{weight}_orig",)

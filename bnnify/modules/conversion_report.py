@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from ..errors import ConversionError
 from ..report import ConversionReport, Reason, ReportEntry
-from .bayesian_class import plain_class
 from .class_change import NewPosterior
 from .holders import Holder
 from .selection import WhyNot
+from .settings import plain_class
 
 
 def conversion_report(
@@ -30,14 +30,14 @@ def conversion_report(
         entries.append(
             ReportEntry(
                 name=places[0].names[0],
-                module=plain_class(type(places[0].module)).__name__,
+                module=plain_class(places[0].module).__name__,
                 shape=tuple(parameter.shape),
                 bayesian=new is not None,
                 reason=reason.sentence if reason else "",
                 settings=descriptions.get(parameter, ""),
                 memory=parameter.nbytes,
                 added_memory=sum(tensor.nbytes for tensor in added if tensor is not None),
-                unsupported=reason is not None and reason.reason.is_want_of_support,
+                unsupported=reason is not None and reason.reason in (Reason.UNKNOWN_LAYER, Reason.UNSUPPORTED),
             )
         )
     return ConversionReport(tuple(entries), untrained)

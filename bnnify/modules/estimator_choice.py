@@ -14,7 +14,7 @@ from .known_forwards import known_forward
 from .mean_field import MeanField
 from .posterior import as_posterior
 from .selection import UNSET, Setting, resolve
-from .settings import Settings, slots_of
+from .settings import Settings, plain_class, slots_of
 
 
 def fit_estimators(
@@ -84,7 +84,7 @@ def _why_not(parameter: Tensor, asked: Mapping[Tensor, str], chosen: Mapping[Ten
         return "it is tied to another parameter, and both must have the same value"
     if len(place.module_names) > 1:
         return "its layer has several names, and must have the same weights wherever it is called"
-    cls = getattr(type(place.module), "_plain_class", type(place.module))
+    cls = plain_class(place.module)
     if known_forward(cls) is None or "forward" in vars(place.module):
         return f"only Linear and (transposed) convolutions with torch's own forward can have it, not {cls.__name__}"
     if place.attribute == "weight":

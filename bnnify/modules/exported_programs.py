@@ -3,7 +3,6 @@
 __all__ = ["operator_weights", "plain_view"]
 
 import types
-from typing import Any
 
 from torch import nn
 from torch.fx import GraphModule, Node
@@ -55,7 +54,9 @@ def _weights(node: Node) -> list[Node]:
     if not wanted:
         return []
     arguments = dict(zip(argument_names(node.target), node.args, strict=False)) | node.kwargs
-    return [found for name in wanted for found in _nodes(arguments.get(name))]
+    found: list[Node] = []
+    map_arg([arguments.get(name) for name in wanted], found.append)
+    return found
 
 
 def _added(node: Node) -> Node | None:
@@ -91,9 +92,3 @@ def _sources(module: nn.Module, node: Node | None) -> set[nn.Parameter]:
         else:
             return set()
     return parameters
-
-
-def _nodes(argument: Any) -> list[Node]:
-    found: list[Node] = []
-    map_arg(argument, found.append)
-    return found

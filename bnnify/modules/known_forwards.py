@@ -40,10 +40,6 @@ def known_forward(cls: type[nn.Module]) -> Forward | None:
     return next((known for known in _FORWARDS if known.is_of(cls)), None)
 
 
-def _linear(layer: nn.Module, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return F.linear(input, weight, bias)
-
-
 def _transposed(
     layer: Any, input: Tensor, weight: Tensor, bias: Tensor | None, output_size: list[int] | None = None
 ) -> Tensor:
@@ -53,7 +49,7 @@ def _transposed(
 
 
 _FORWARDS = (
-    Forward(nn.Linear, -1, _linear),
+    Forward(nn.Linear, -1, lambda layer, *tensors: F.linear(*tensors)),
     *(Forward(conv, -2 - n, convolve) for n, conv in enumerate((nn.Conv1d, nn.Conv2d, nn.Conv3d))),
     *(
         Forward(transposed, -2 - n, _transposed)

@@ -1,12 +1,6 @@
 """Bayesian parameters: their places in a model, and their posterior as it is now."""
 
-__all__ = [
-    "BayesianParameter",
-    "bayesian_parameters",
-    "companions_of",
-    "is_derived",
-    "unique_bayesian_parameters",
-]
+__all__ = ["BayesianParameter", "bayesian_parameters", "companions_of", "is_derived", "unique_bayesian_parameters"]
 
 from collections.abc import Iterator
 from dataclasses import dataclass

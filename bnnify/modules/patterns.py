@@ -10,14 +10,7 @@ _SPECIAL = re.compile(r"[*?[]")
 
 
 class Patterns:
-    """Globs in an order. A name that has ``*``, ``?`` or ``[`` in it also matches itself.
-
-    Args:
-        globs: As of :func:`fnmatch.fnmatchcase`.
-
-    Attributes:
-        globs: The same, as a tuple.
-    """
+    """Globs, as of :func:`fnmatch.fnmatchcase`, in an order. One with ``*``, ``?`` or ``[`` also matches itself."""
 
     def __init__(self, globs: Iterable[str]) -> None:
         self.globs = tuple(globs)

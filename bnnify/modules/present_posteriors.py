@@ -9,12 +9,11 @@ from torch import Tensor
 
 from ..errors import ConversionError
 from ..report import Reason
-from .bayesian_class import plain_class
 from .class_change import NewPosterior
 from .holders import Holder
 from .parameters import BayesianParameter
 from .selection import WhyNot
-from .settings import Settings, slots_of
+from .settings import Settings, plain_class, slots_of
 
 
 def present_posterior(places: Sequence[Holder]) -> NewPosterior | None:
@@ -53,7 +52,7 @@ def refuse_changes(
         elif parameter in found["estimator"] and fitted[parameter].estimator != own.estimator:
             option, has = "estimator", f"estimator={own.estimator!r}"
         if has:
-            cls = plain_class(type(place.module)).__name__
+            cls = plain_class(place.module).__name__
             raise ConversionError(
                 f"Cannot follow {option}= for `{place.names[0]}` ({cls}): it is Bayesian "
                 f"already and has {has}. Give the option for what is new alone (with `select`, or as a mapping from "

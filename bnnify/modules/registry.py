@@ -11,20 +11,14 @@ from torch import Tensor, nn
 
 from ..errors import ConversionError
 from ..torch_internals import BatchOrInstanceNorm, Convolution, TransposedConvolution, flat_weight_names
+from .settings import plain_class
 
 Names: TypeAlias = Sequence[str] | Callable[[Any], Sequence[str]]
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A type of layer, with the names of its weights.
-
-    Attributes:
-        type: The class, or a glob of the class's qualified name for one whose library need not be installed.
-        names: The names of the parameters, or a function that gives them for an instance.
-        by_default: True if ``convert`` takes them without a ``select``.
-        units_dim: The dimension of the weights along which the layer's output units lie, or a function that gives it.
-    """
+    """A type of layer, as :func:`register_layer` describes one; ``units_dim`` may be a function of the layer too."""
 
     type: type[nn.Module] | str
     names: Names
@@ -47,7 +41,7 @@ class Layer:
             return False
         if isinstance(self.type, str):
             return not self.names
-        return self.by_default and getattr(type(module), "_plain_class", type(module)) is not self.type
+        return self.by_default and plain_class(module) is not self.type
 
     def names_in(self, module: nn.Module) -> Sequence[str]:
         """List the names of the weights of ``module``, some of which it may lack."""
@@ -117,10 +111,7 @@ _LAYERS = [
     Layer(TransposedConvolution, _WEIGHT_AND_BIAS, units_dim=lambda layer: 1 if layer.groups == 1 else 0),
     Layer(Convolution, _WEIGHT_AND_BIAS),
     Layer(nn.Bilinear, _WEIGHT_AND_BIAS),
-    Layer(
-        nn.MultiheadAttention,
-        ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "in_proj_bias"),
-    ),
+    Layer(nn.MultiheadAttention, ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "in_proj_bias")),
     Layer(nn.RNNBase, flat_weight_names),
     Layer(nn.RNNCellBase, ("weight_ih", "weight_hh", "bias_ih", "bias_hh")),
     Layer(nn.Embedding, ("weight",), by_default=False),

@@ -1,14 +1,6 @@
 """The selection of the parameters that become Bayesian, and of the settings given for them."""
 
-__all__ = [
-    "UNSET",
-    "Select",
-    "Selection",
-    "Setting",
-    "WhyNot",
-    "known_names",
-    "resolve",
-]
+__all__ = ["UNSET", "Select", "Selection", "Setting", "WhyNot", "known_names", "resolve"]
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -198,10 +190,5 @@ def _by_name(patterns: Patterns, place: Holder) -> set[int]:
 
 def _by_module(patterns: Patterns, place: Holder) -> set[int]:
     """Find the positions of the globs that match the module, or one that contains it."""
-    parts = (part for name in place.module_names for part in _with_ancestors(name))
+    parts = (part for name in place.module_names for part in itertools.accumulate(name.split("."), "{}.{}".format))
     return {position for part in parts for position in patterns.matching(part)}
-
-
-def _with_ancestors(name: str) -> list[str]:
-    parts = name.split(".")
-    return [".".join(parts[: end + 1]) for end in range(len(parts))]

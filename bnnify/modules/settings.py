@@ -1,10 +1,11 @@
 """The settings of a Bayesian parameter, which its conversion fixes, and its state, which may change."""
 
-__all__ = ["PosteriorState", "Settings", "Slot", "is_bayesian", "slots_of"]
+__all__ = ["PosteriorState", "Settings", "Slot", "is_bayesian", "plain_class", "slots_of"]
 
 import math
 from dataclasses import dataclass, field
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,23 +74,17 @@ class Settings:
 
 @dataclass(eq=False)
 class PosteriorState:
-    """The part of a posterior, beside its tensors, that may change; all places of a tied parameter share it.
-
-    Attributes:
-        has_pruned: True if some of its weights were pruned.
-    """
+    """The part of a posterior, beside its tensors, that may change; all places of a tied parameter share it."""
 
     has_pruned: bool = False
+    """True if some of its weights were pruned."""
 
 
 @dataclass(eq=False)
 class Slot:
     """One place of a Bayesian parameter: its settings, its state, and the draw that reads see there.
 
-    Attributes:
-        settings: The choices made at the conversion.
-        state: The state, which the places of a tied parameter share.
-        active: The draw that reads see here. Compiled code looks at it by its path.
+    Compiled code looks at ``active`` by its path.
     """
 
     settings: Settings
@@ -100,6 +95,11 @@ class Slot:
 def is_bayesian(module: nn.Module) -> bool:
     """Tell whether ``module`` itself (not only a child of it) has Bayesian parameters."""
     return hasattr(type(module), "_plain_class")
+
+
+def plain_class(module: nn.Module) -> Any:
+    """Return the class of ``module``, or, if that is a Bayesian one, the class that it was made of."""
+    return getattr(type(module), "_plain_class", type(module))
 
 
 def slots_of(module: nn.Module) -> dict[str, Slot]:

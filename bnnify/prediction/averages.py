@@ -139,11 +139,7 @@ class _Moments(_Mean):
 
 
 def concatenate(predictions: list[Prediction], rows: Sequence[int | None]) -> Prediction:
-    """Concatenate the predictions of batches along the first dimension.
-
-    Args:
-        predictions: One for each batch.
-        rows: The number of examples in each batch, as far as it is known.
+    """Concatenate the predictions of batches, with so many ``rows`` as far as that is known, along the first dimension.
 
     Raises:
         ArgumentError: There is none; their shapes do not fit or their first dimension does not count examples; or one

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..draws.companions import PriorMean
+from ..modules.settings import plain_class
 from ..torch_internals import MODULE_STATE, has_global_hooks, has_own_hooks, is_compiled
 
 _LAYERS = ("timm.", "torch.nn.", "torchvision.", "transformers.")
@@ -49,11 +50,11 @@ class State:
 def is_known(root: nn.Module) -> bool:
     """Tell whether each module is of a class of these libraries, as published, in eval mode and without hooks."""
     parts = list(root.modules())
-    classes = {getattr(type(part), "_plain_class", type(part)) for part in parts}
+    classes = set(map(plain_class, parts))
     ids = set(map(id, parts))
     if has_global_hooks() or not all(map(_is_published, classes)) or not all(_is_ordinary(part, ids) for part in parts):
         return False
-    files = {file for cls in classes for file in _files(cls)}
+    files = {sys.modules.get(str(each.__module__)) for cls in classes for each in (cls, *_methods(cls))}
     # Functions that all layers call. Of torch, Lightning replaces one that no layer does.
     shared = ({name: value for name, value in vars(torch).items() if name != "compile"}, vars(torch.nn.functional))
     return all(file is not None and _is_open(file) for file in files) and all(map(_is_original, shared))
@@ -86,11 +87,6 @@ def _methods(cls: type) -> Iterator[FunctionType]:
             for function in map(_function, vars(base).values()):
                 if function is not None and function.__name__ != "__init__":
                     yield function
-
-
-def _files(cls: type) -> set[ModuleType | None]:
-    """The files of a class and its methods; None for one that is not known."""
-    return {sys.modules.get(str(each.__module__)) for each in (cls, *_methods(cls))}
 
 
 def _is_open(file: ModuleType) -> bool:

@@ -62,9 +62,7 @@ def storage(key="0", numel=4, kind="torch.FloatStorage", location="cpu"):
 
 
 def legacy_storage(key="0", numel=4, view=None):
-    return (
-        b"(" + text("storage") + name("torch.FloatStorage") + text(key) + text("cpu") + put(numel) + put(view) + b"tQ"
-    )
+    return storage(key, numel)[:-2] + put(view) + b"tQ"
 
 
 def tensor(memory=None, offset=0, size=(2, 2), stride=(2, 1)):
@@ -115,35 +113,17 @@ def network():
 
 GADGETS = {
     "os.system": (SHELL,),
-    "subprocess.Popen": (["touch", CANARY],),
     "builtins.eval": (TOUCH,),
-    "builtins.open": (CANARY, "w"),
-    "builtins.__import__": ("antigravity",),
     "builtins.getattr": (name("torch.Tensor"), "__init__"),
-    "_io.FileIO": (CANARY, "w"),
-    "importlib.import_module": ("this",),
     "operator.attrgetter": ("__class__",),
-    "functools.reduce": (name("torch.Tensor"), []),
     "copyreg._reconstructor": (name("torch.Tensor"), name("builtins.set"), None),
-    "copyreg.__newobj__": (name("torch.Tensor"),),
     "pickle.loads": (b"C\x01.",),
-    "codecs.decode": ("x", "rot13"),
-    "cloudpickle.cloudpickle.loads": (b"C\x01.",),
     "numpy.core.multiarray._reconstruct": (),
-    "torch.load": ("x.pt",),
     "torch.jit._script.unpackage_script_module": (),
     "torch.storage._load_from_bytes": (b"C\x01.",),
-    "torch.ops.load_library": ("x.so",),
-    "torch.utils.data.dataloader.DataLoader": (),
     "torch.fx.graph_module.reduce_graph_module": ({"_code": TOUCH}, ""),
-    "torch.nn.init.constant_": (),
-    "torch.nn.utils.weight_norm.WeightNorm": (),
-    "torch.distributed.rpc.internal._run_function": (),
-    "torchvision.datasets.utils.download_url": ("http://localhost/x", "."),
     "sys.exit": (3,),
-    "os.kill": (0, 9),
     "models.net.Net": (),
-    "__main__.Net": (),
     "..os.system": (SHELL,),
     "os\x1b[2J.system": (SHELL,),
 }
@@ -332,16 +312,8 @@ def archive_cases():
         broken[start + field : start + field + 4] = value.to_bytes(4, "little")
         yield f"an end record with {value} at {field}", bytes(broken)
     entry = good.index(b"PK\x01\x02")
-    for field, value in (
-        (20, 10**9),
-        (24, 10**9),
-        (24, 2**32 - 1),
-        (42, 2**31),
-        (42, 7),
-        (28, 60000),
-        (10, 99),
-        (8, 1),
-    ):
+    changes = [(20, 10**9), (24, 10**9), (24, 2**32 - 1), (42, 2**31), (42, 7), (28, 60000), (10, 99), (8, 1)]
+    for field, value in changes:
         size = 2 if field < 20 or field == 28 else 4
         broken = bytearray(good)
         broken[entry + field : entry + field + size] = value.to_bytes(size, "little")
@@ -398,18 +370,8 @@ def other_cases():
     yield "a plain pickle", pickle.dumps({"w": [1.0]}, 2)
     yield "a plain pickle of tensors", pickle.dumps(nn.Linear(2, 2).state_dict(), 2)
     yield "a wrong protocol", pickle.dumps(MAGIC[0], 2) + pickle.dumps(1002, 2)
-    for wrong in (
-        None,
-        3,
-        "x",
-        [],
-        {},
-        [torch.ones(2)],
-        {"epoch": 3},
-        {3: torch.ones(2)},
-        {"a": {"b": [1]}},
-        torch.ones(3),
-    ):
+    one = torch.ones(2)
+    for wrong in (None, 3, "x", [], {}, [one], {"epoch": 3}, {3: one}, {"a": {"b": [1]}}, one):
         yield f"{type(wrong).__name__} {str(wrong)[:20]!r} in place of weights", saved(wrong)
     yield "a sparse tensor", saved({"w": torch.eye(3).to_sparse()})
     yield "a compressed sparse tensor", saved({"w": torch.eye(3).to_sparse_csr()})
@@ -466,14 +428,9 @@ def truncated_cases():
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # at names that are there twice, and sparse tensors
-    CASES = [
-        *code_cases(),
-        *module_cases(),
-        *memory_cases(),
-        *archive_cases(),
-        *other_cases(),
-        *truncated_cases(),
-    ]
+    KINDS = (code_cases, module_cases, memory_cases, archive_cases, other_cases, truncated_cases)
+    OF_EACH_KIND = [dict(cases()) for cases in KINDS]
+CASES = [case for kind in OF_EACH_KIND for case in kind.items()]
 SAFETENSORS_CASES = list(safetensors_cases())
 
 
@@ -517,15 +474,6 @@ def test_it_is_refused(content, tmp_path):
     assert os.listdir() == ["x.pt"]
 
 
-OF_EACH_KIND = (
-    dict(code_cases()),
-    dict(module_cases()),
-    dict(memory_cases()),
-    dict(archive_cases()),
-    dict(truncated_cases()),
-)
-
-
 @pytest.mark.parametrize("content", [next(iter(kind.values())) for kind in OF_EACH_KIND])
 def test_the_command_refuses_it_in_one_line_and_writes_nothing(content, tmp_path, capfd):
     path = tmp_path / "hostile.pt"
@@ -556,7 +504,7 @@ def test_the_canary_dies_where_code_does_run(gadget):
 
 
 BESIDE = {
-    **{gadget: call(gadget, *GADGETS[gadget]) for gadget in ("os.system", "builtins.eval", "subprocess.Popen")},
+    **{gadget: call(gadget, *GADGETS[gadget]) for gadget in ("os.system", "builtins.eval")},
     "a class": name("os.system"),
     "a state": name("models.net.Net") + b")\x81" + call("os.system", SHELL) + b"b",
     "a call of what was called": call("os.system", SHELL) + b"(" + put(SHELL) + b"tR",

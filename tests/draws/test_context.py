@@ -7,15 +7,16 @@ import gc
 import pickle
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch.utils.checkpoint import checkpoint
 
 import bnnify
 from bnnify.modules.parameters import bayesian_parameters
+from tests import zoo
 
 X = torch.linspace(-1, 1, 12).reshape(3, 4)
 
@@ -48,14 +49,12 @@ def test_threads_have_draws_of_their_own(bnn):
             stable.append(torch.equal(samples[index], bnn.module[0].weight) and torch.equal(output, bnn.module(X)))
             barrier.wait(timeout=30)
 
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(2)]
-    for thread in threads:
-        thread.start()
-    barrier.wait(timeout=30)
-    mean = bnn.module[0].weight  # both threads are inside their draws now
-    barrier.wait(timeout=30)
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor() as threads:
+        for index in range(2):
+            threads.submit(work, index)
+        barrier.wait(timeout=30)
+        mean = bnn.module[0].weight  # both threads are inside their draws now
+        barrier.wait(timeout=30)
     assert mean is bnn.module[0]._parameters["weight"]
     assert stable == [True, True]
     assert not torch.equal(samples[0], samples[1])
@@ -184,9 +183,8 @@ def test_generators_that_are_run_in_contexts_of_their_own_do_not_disturb_each_ot
         elif closed_in == "another context":
             generator.close()
         else:
-            thread = threading.Thread(target=generator.close)
-            thread.start()
-            thread.join()
+            with ThreadPoolExecutor() as threads:
+                threads.submit(generator.close).result()
         assert torch.equal(context.run(bnn.module, X), bnnify.collapse(bnn)(X))
     assert_no_draw_is_in_effect(bnn)
 
@@ -204,11 +202,8 @@ def test_one_draw_may_be_in_effect_in_several_threads_at_once(bnn):
             barrier.wait(timeout=30)
         found[number] = first, bnn.module(X)
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(work, range(2)))
     assert are_equal([found[0][0], found[1][0]])
     assert are_equal([found[0][1], found[1][1], bnn.module(X)])
     assert_no_draw_is_in_effect(bnn)
@@ -223,15 +218,10 @@ def test_a_compiled_block_in_an_eager_region_gets_its_draw_back(bnn):
             torch.manual_seed(0)
             super().__init__()
             self.first, self.block = nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.Tanh())
-            self.use_reentrant = use_reentrant
+            self.run = zoo.Region(use_reentrant)
 
         def forward(self, x):
-            x = self.first(x)
-            return (
-                self.block(x)
-                if self.use_reentrant is None
-                else checkpoint(self.block, x, use_reentrant=self.use_reentrant)
-            )
+            return self.run(self.block, self.first(x))
 
     def gradients(how: str, use_reentrant: bool | None) -> list[Tensor]:
         torch._dynamo.reset()
@@ -250,8 +240,7 @@ def test_a_compiled_block_in_an_eager_region_gets_its_draw_back(bnn):
     for how in ("draw", "forward"):
         expected = gradients(how, None)
         for use_reentrant in (False, True):
-            for one, other in zip(gradients(how, use_reentrant), expected, strict=True):
-                torch.testing.assert_close(one, other)
+            torch.testing.assert_close(gradients(how, use_reentrant), expected)
 
 
 @pytest.mark.parametrize(

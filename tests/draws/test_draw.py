@@ -53,14 +53,6 @@ def test_nested_draws_are_restored_not_cleared():
     assert bnn.module[0].weight is bnn.module[0]._parameters["weight"]
 
 
-def test_a_draw_can_be_entered_again():
-    bnn = mlp()
-    with bnn.draw() as draw:
-        expected = bnn.module(X)
-    with draw:
-        assert torch.equal(bnn.module(X), expected)
-
-
 def test_a_converted_part_follows_the_draw_of_the_whole():
     part = mlp()
     whole = bnnify.convert(nn.ModuleDict({"part": part, "rest": nn.Linear(4, 4)}), inplace=True)

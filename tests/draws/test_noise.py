@@ -60,7 +60,7 @@ def test_a_model_in_channels_last_predicts_as_it_draws():
     bnn = bnnify.convert(model)
     x = torch.randn(2, 3, 8, 8).contiguous(memory_format=torch.channels_last)
     torch.manual_seed(1)
-    predicted = bnn.predict(x, 3, likelihood="values").mean
+    predicted = bnn.predict(x, 3).mean
     torch.manual_seed(1)
     drawn = []
     with torch.no_grad():

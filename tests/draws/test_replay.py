@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -27,29 +28,27 @@ def mlp(**options) -> bnnify.BayesianModel:
 
 
 class Recomputed(nn.Module):
-    """Checkpointed blocks, nested on request, whose output is wrapped in ``structure``."""
+    """Checkpointed blocks, nested in each other or with an output that is wrapped in ``structure``."""
 
-    def __init__(self, use_reentrant: bool | None, structure: str = "tensor", nested: bool = False) -> None:
+    def __init__(self, use_reentrant: bool | None, structure: str = "tensor") -> None:
         super().__init__()
         torch.manual_seed(0)
         self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 2)
         self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Dropout(0.3)) for _ in range(3))
-        self.use_reentrant, self.structure, self.nested = use_reentrant, structure, nested
-
-    def maybe_checkpoint(self, function, x):
-        return function(x) if self.use_reentrant is None else checkpoint(function, x, use_reentrant=self.use_reentrant)
+        self.run, self.structure = zoo.Region(use_reentrant), structure
 
     def region(self, x):
         for block in self.blocks[:2]:
-            x = x + (self.maybe_checkpoint(block, x) if self.nested else block(x))
+            x = x + (self.run(block, x) if self.structure == "nested" else block(x))
         return x
 
     def forward(self, x):
-        x = self.maybe_checkpoint(self.region, torch.tanh(self.first(x)))
-        x = self.maybe_checkpoint(self.blocks[2], x)
+        x = self.run(self.region, torch.tanh(self.first(x)))
+        x = self.run(self.blocks[2], x)
         # Nothing random is left after the last recomputed region: the output's own hooks have to be in time.
         return {
             "tensor": lambda: x,
+            "nested": lambda: x,
             "dict": lambda: {"out": {"y": x}},
             "tuple": lambda: (x, [x.detach()]),
             "dataclass": lambda: zoo.Outputs(x, x.detach()),
@@ -82,7 +81,7 @@ def gradients(bnn: bnnify.BayesianModel, how: str) -> list[torch.Tensor]:
 @pytest.mark.parametrize(
     ("how", "structure"),
     [
-        *itertools.product(["forward"], ["tensor", "dict", "tuple", "dataclass", "object"]),
+        *itertools.product(["forward"], ["tensor", "nested", "dict", "tuple", "dataclass", "object"]),
         ("draw", "tensor"),
         ("draw", "object"),
         ("forward_in_draw", "tensor"),
@@ -93,30 +92,7 @@ def test_checkpointing_gives_the_gradients_of_no_checkpointing(use_reentrant, st
     expected = gradients(bnnify.convert(Recomputed(None, structure)), how)
     found = gradients(bnnify.convert(Recomputed(use_reentrant, structure)), how)
     assert len(expected) == len(found) == 16
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other)
-
-
-@pytest.mark.parametrize("use_reentrant", [False, True])
-def test_nested_checkpointing_gives_the_same_gradients_too(use_reentrant):
-    expected = gradients(bnnify.convert(Recomputed(None)), "forward")
-    for one, other in zip(
-        gradients(bnnify.convert(Recomputed(use_reentrant, nested=True)), "forward"), expected, strict=True
-    ):
-        torch.testing.assert_close(one, other)
-
-
-@pytest.mark.parametrize("use_reentrant", [False, True])
-def test_a_checkpointed_submodule_called_in_a_draw_gives_the_same_gradients(use_reentrant):
-    def gradient(model: nn.Module) -> torch.Tensor:
-        bnn = bnnify.convert(nn.ModuleDict({"inner": model}))
-        torch.manual_seed(1)
-        with bnn.draw():
-            output = bnn.module["inner"](X)  # not the root: its own forward is what is hooked
-        output.sum().backward()
-        return bnn.module["inner"].first.weight_rho.grad
-
-    torch.testing.assert_close(gradient(Recomputed(use_reentrant)), gradient(Recomputed(None)))
+    torch.testing.assert_close(found, expected)
 
 
 class SharedInRegions(nn.Module):
@@ -126,16 +102,12 @@ class SharedInRegions(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.first, self.shared = nn.Linear(4, 6), nn.Linear(6, 6)
-        self.use_reentrant = use_reentrant
+        self.run = zoo.Region(use_reentrant)
 
     def forward(self, x):
         x = self.first(x)
         for _ in range(2):
-            x = (
-                torch.tanh(self.shared(x))
-                if self.use_reentrant is None
-                else checkpoint(lambda x: torch.tanh(self.shared(x)), x, use_reentrant=self.use_reentrant)
-            )
+            x = self.run(lambda x: torch.tanh(self.shared(x)), x)
         return x
 
 
@@ -152,21 +124,7 @@ def test_a_layer_may_be_used_in_two_regions_and_in_the_kl(use_reentrant, prior):
         sum(losses).backward()
         return [parameter.grad for parameter in bnn.parameters()]
 
-    for found, expected in zip(gradients(use_reentrant), gradients(None), strict=True):
-        torch.testing.assert_close(found, expected)
-
-
-@pytest.mark.parametrize("use_reentrant", [False, True])
-def test_the_whole_bayesian_model_may_stand_inside_a_checkpoint(use_reentrant):
-    def gradient(checkpointed: bool) -> torch.Tensor:
-        bnn = mlp()
-        torch.manual_seed(1)
-        x = X.clone().requires_grad_()
-        output = checkpoint(lambda x: bnn(x)[0], x, use_reentrant=use_reentrant) if checkpointed else bnn(x)[0]
-        output.sum().backward()
-        return bnn.module[0].weight_rho.grad
-
-    torch.testing.assert_close(gradient(True), gradient(False))
+    torch.testing.assert_close(gradients(use_reentrant), gradients(None))
 
 
 def mean_gradient(model: nn.Module) -> torch.Tensor:
@@ -216,12 +174,9 @@ def test_the_samples_are_freed_with_the_output():
 
 def test_backward_may_run_in_another_thread():
     expected = gradients(bnnify.convert(Recomputed(None)), "forward")
-    bnn, found = bnnify.convert(Recomputed(False)), []
-    thread = threading.Thread(target=lambda: found.extend(gradients(bnn, "forward")))
-    thread.start()
-    thread.join()
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other)
+    with ThreadPoolExecutor() as threads:
+        found = threads.submit(gradients, bnnify.convert(Recomputed(False)), "forward").result()
+    torch.testing.assert_close(found, expected)
 
 
 def test_the_draw_of_another_thread_is_not_replayed():
@@ -249,16 +204,6 @@ def test_the_draw_of_another_thread_is_not_replayed():
 
 
 # Several draws
-
-
-class Checkpointed:
-    """``checkpoint`` with one of its two ways, or neither."""
-
-    def __init__(self, use_reentrant: bool | None) -> None:
-        self.use_reentrant = use_reentrant
-
-    def __call__(self, function, x):
-        return function(x) if self.use_reentrant is None else checkpoint(function, x, use_reentrant=self.use_reentrant)
 
 
 def two_models(run):
@@ -328,6 +273,13 @@ def the_network_itself_as_a_region(run):
     return output, [bnn]
 
 
+def a_part_alone(run):  # whose own outputs are hooked, and not those of the root
+    bnn = bnnify.convert(nn.ModuleDict({"part": CallsAPart(mlp(), run)}))
+    with bnn.draw():
+        output = bnn.module["part"](X)
+    return output, [bnn]
+
+
 def inner_draw_that_is_left_first(run):
     whole = mlp(posterior_std=1.0)
     part = bnnify.convert(whole.module[0], inplace=True)
@@ -343,6 +295,7 @@ def inner_draw_that_is_left_first(run):
     "compute",
     [
         the_network_itself_as_a_region,
+        a_part_alone,
         inner_draw_that_is_left_first,
         two_models,
         whole_and_part,
@@ -356,12 +309,11 @@ def inner_draw_that_is_left_first(run):
 def test_every_draw_around_a_region_is_replayed_and_no_other(compute, use_reentrant):
     def gradients(use_reentrant):
         torch.manual_seed(0)
-        output, models = compute(Checkpointed(use_reentrant))
+        output, models = compute(zoo.Region(use_reentrant))
         output.square().sum().backward()
         return [p.grad for bnn in models for p in bnn.parameters() if p.requires_grad]
 
-    for found, expected in zip(gradients(use_reentrant), gradients(None), strict=True):
-        torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(gradients(use_reentrant), gradients(None))
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
@@ -375,8 +327,7 @@ def test_two_losses_from_one_draw_may_have_a_backward_each(use_reentrant):
         losses[1].backward()
         return [p.grad for p in bnn.parameters() if p.requires_grad]
 
-    for found, expected in zip(gradients(use_reentrant), gradients(None), strict=True):
-        torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(gradients(use_reentrant), gradients(None))
 
 
 # What is kept
@@ -436,7 +387,7 @@ def test_a_loss_that_is_logged_keeps_no_weights(use_reentrant, how, estimator):
 def test_what_a_hook_in_a_backward_pass_computes_is_no_recomputation(where, use_reentrant):
     def gradients(use_reentrant, hooked):
         bnn = bnnify.convert(Recomputed(use_reentrant)).eval()
-        mean, expected_std = bnn.module(X).detach(), bnn.predict(X, 300, likelihood="values").std.mean().item()
+        mean, expected_std = bnn.module(X).detach(), bnn.predict(X, 300).std.mean().item()
         checked = []
 
         @torch.set_grad_enabled(where == "accumulated gradient")
@@ -448,7 +399,7 @@ def test_what_a_hook_in_a_backward_pass_computes_is_no_recomputation(where, use_
             assert not torch.allclose(one, other)
             assert torch.equal(drawn, again)
             assert torch.equal(bnn.module(X), mean)
-            assert bnn.predict(X, 300, likelihood="values").std.mean().item() == pytest.approx(expected_std, rel=0.3)
+            assert bnn.predict(X, 300).std.mean().item() == pytest.approx(expected_std, rel=0.3)
             torch.set_rng_state(state)
             checked.append(True)
 
@@ -466,8 +417,7 @@ def test_what_a_hook_in_a_backward_pass_computes_is_no_recomputation(where, use_
         assert bool(checked) == hooked
         return [p.grad for p in bnn.parameters() if p.requires_grad]
 
-    for found, expected in zip(gradients(use_reentrant, True), gradients(None, False), strict=True):
-        torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(gradients(use_reentrant, True), gradients(None, False))
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
@@ -488,8 +438,7 @@ def test_a_hook_may_run_a_backward_pass_of_its_own(use_reentrant):
         output.square().sum().backward()
         return [p.grad for p in bnn.parameters() if p.requires_grad]
 
-    for found, expected in zip(gradients(use_reentrant, True), gradients(None, False), strict=True):
-        torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(gradients(use_reentrant, True), gradients(None, False))
 
 
 class RunsAgainByItself(torch.autograd.Function):
@@ -528,8 +477,7 @@ def test_a_function_that_runs_again_in_a_way_of_its_own_gets_its_draw_back():
         bnn(X.clone().requires_grad_())[0].square().sum().backward()
         return [p.grad for p in bnn.parameters() if p.requires_grad]
 
-    for found, expected in zip(gradients(True), gradients(False), strict=True):
-        torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(gradients(True), gradients(False))
 
 
 # Threads
@@ -550,29 +498,21 @@ def test_backward_passes_in_several_threads_do_not_disturb_each_other():
 
     bnn = bnnify.convert(Model(), posterior_std=1.0)
     rhos = [each.rho for each in bayesian_parameters(bnn.module)]
-    end, wrong, lock = time.monotonic() + 2, [], threading.Lock()
+    end, lock = time.monotonic() + 2, threading.Lock()
 
-    def train() -> None:
-        while time.monotonic() < end and not wrong:
-            try:
-                with lock, bnn.draw():  # under the lock, since both draw from one generator
-                    outputs = [bnn.module(X.clone().requires_grad_(), how) for how in (True, False)]
-                found, expected = (
-                    torch.autograd.grad(output.square().sum(), rhos, retain_graph=True) for output in outputs
-                )
-                for one, other in zip(found, expected, strict=True):
-                    torch.testing.assert_close(one, other)
-            except Exception as error:
-                wrong.append(error)
+    def train(_: int) -> None:
+        while time.monotonic() < end:
+            with lock, bnn.draw():  # under the lock, since both draw from one generator
+                outputs = [bnn.module(X.clone().requires_grad_(), how) for how in (True, False)]
+            found, expected = (
+                torch.autograd.grad(output.square().sum(), rhos, retain_graph=True) for output in outputs
+            )
+            torch.testing.assert_close(found, expected)
 
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
-        threads = [threading.Thread(target=train) for _ in range(6)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(6) as threads:
+            list(threads.map(train, range(6)))
     finally:
         sys.setswitchinterval(interval)
-    assert not wrong

@@ -123,21 +123,6 @@ def test_a_graph_that_is_kept_gives_the_same_gradients_again(monkeypatch):
     torch.testing.assert_close(first, third, rtol=0, atol=0)
 
 
-def test_the_gradients_of_two_forwards_do_not_disturb_each_other():
-    bnn = bnnify.convert(nn.Linear(4, 3))
-    x = torch.randn(5, 4)
-    state = torch.get_rng_state()
-    apart = []
-    for _ in range(2):
-        output, kl = bnn(x)
-        apart.append(torch.autograd.grad(output.square().sum() + kl, list(bnn.parameters())[:2]))
-    torch.set_rng_state(state)
-    joint = [bnn(x) for _ in range(2)]
-    loss = sum(output.square().sum() + kl for output, kl in joint)
-    expected = [sum(pair) for pair in zip(*apart, strict=True)]
-    torch.testing.assert_close(list(torch.autograd.grad(loss, list(bnn.parameters())[:2])), expected)
-
-
 def test_only_the_noise_is_kept_for_backward_beside_the_sample():
     bnn = bnnify.convert(nn.Linear(50, 40, bias=False), prior=bnnify.Gaussian(std=0.1))
     parameters = {parameter.data_ptr() for parameter in bnn.parameters()}

@@ -143,7 +143,7 @@ def shard(bnn, root="module", mesh=None, **options):
 # DDP
 
 
-def ddp_joint_batch(rank):
+def ddp_gives_the_gradient_of_the_joint_batch(rank):
     for forwards in 1, 2:
         reference, bnn = convert(), convert()
         objective(reference, joint_batch()).backward()
@@ -152,11 +152,7 @@ def ddp_joint_batch(rank):
         assert_gradients_close(gradients(bnn), gradients(reference))
 
 
-def test_ddp_gives_the_gradient_of_the_joint_batch(in_processes):
-    in_processes(ddp_joint_batch)
-
-
-def ddp_own_draws(rank):
+def ddp_averages_the_gradients_of_the_draws_of_all_ranks(rank):
     alone = convert(posterior_std=0.1)
     bnn = copy.deepcopy(alone)
     parallel = DistributedDataParallel(bnn)
@@ -169,14 +165,10 @@ def ddp_own_draws(rank):
     assert_gradients_close(gradients(bnn), averaged(gradients(alone)))
 
 
-def test_ddp_averages_the_gradients_of_the_draws_of_all_ranks(in_processes):
-    in_processes(ddp_own_draws)
-
-
 # FSDP2
 
 
-def ddp_from_rank_0(rank):
+def ddp_sends_the_prior_of_the_first_rank_to_all(rank):
     bnn = bnnify.convert(network(seed=rank))  # as where only the first rank has read the pretrained weights
     with torch.no_grad():
         for parameter in unique_bayesian_parameters(bnn.module):
@@ -186,11 +178,7 @@ def ddp_from_rank_0(rank):
         assert_same_on_every_rank(tensor)
 
 
-def test_ddp_sends_the_prior_of_the_first_rank_to_all(in_processes):
-    in_processes(ddp_from_rank_0)
-
-
-def ddp_unfrozen(rank):
+def ddp_trains_a_model_that_was_unfrozen_and_not_its_prior(rank):
     bnn = bnnify.convert(network(), posterior_std=CERTAIN)
     bnn.requires_grad_(False)
     bnn.requires_grad_(True)
@@ -205,20 +193,12 @@ def ddp_unfrozen(rank):
         assert torch.equal(parameter.prior_mean, before)
 
 
-def test_ddp_trains_a_model_that_was_unfrozen_and_not_its_prior(in_processes):
-    in_processes(ddp_unfrozen)
-
-
-def ddp_several_forwards(rank):
+def several_forwards_under_ddp_may_precede_one_backward(rank):
     """Buffers are sent around before each forward, and a backward of the one before may still be to come."""
     bnn = bnnify.convert(network().bfloat16())
     parallel = DistributedDataParallel(bnn)
     objective(parallel, batch_of(rank).bfloat16(), forwards=2).backward()
     assert all(p.grad.isfinite().all() for p in bnn.parameters() if p.requires_grad)
-
-
-def test_several_forwards_under_ddp_may_precede_one_backward(in_processes):
-    in_processes(ddp_several_forwards)
 
 
 def fsdp_default_prior(rank, unfrozen):
@@ -263,7 +243,7 @@ def test_fsdp_gives_the_gradient_of_the_joint_batch(in_processes, root):
     in_processes(fsdp_joint_batch, root)
 
 
-def fsdp_sample_in_full(rank):
+def every_rank_computes_with_the_full_form_of_one_sharded_sample(rank):
     torch.manual_seed(rank)
     bnn = shard(convert(posterior_std=0.1))
     layer, seen = bnn.module[0], []
@@ -277,11 +257,7 @@ def fsdp_sample_in_full(rank):
     assert torch.equal(seen[0], sample.full_tensor())
     assert_same_on_every_rank(seen[0])
     assert not torch.equal(seen[0], layer.weight.full_tensor())
-    assert_same_on_every_rank(bnn.predict(joint_batch(), num_samples=2, likelihood="values").mean)
-
-
-def test_every_rank_computes_with_the_full_form_of_one_sharded_sample(in_processes):
-    in_processes(fsdp_sample_in_full)
+    assert_same_on_every_rank(bnn.predict(joint_batch(), num_samples=2).mean)
 
 
 def fsdp_one_draw(rank, checkpointed):
@@ -313,7 +289,7 @@ def test_fsdp_gives_the_gradient_of_one_drawn_network_on_the_joint_batch(in_proc
     in_processes(fsdp_one_draw, checkpointed)
 
 
-def fsdp_noise(rank):
+def shards_never_share_their_noise_whatever_the_seeds(rank):
     # Shards of one size, which equal noise would make equal.
     bnn = bnnify.convert(nn.Sequential(nn.Linear(64, 128), nn.Linear(128, 64)), posterior_std=0.1)
     for layer in bnn.module:
@@ -337,11 +313,7 @@ def fsdp_noise(rank):
         assert not torch.equal(noise(seed + 7), mine)
 
 
-def test_shards_never_share_their_noise_whatever_the_seeds(in_processes):
-    in_processes(fsdp_noise)
-
-
-def hsdp(rank):
+def replicas_of_a_shard_share_their_noise_whatever_the_seeds(rank):
     torch.manual_seed(rank)
     bnn = shard(convert(posterior_std=0.1), mesh=mesh_of(RANKS, 1))
     with bnn.draw():
@@ -351,11 +323,7 @@ def hsdp(rank):
         assert_same_on_every_rank(parameter.grad.to_local())
 
 
-def test_replicas_of_a_shard_share_their_noise_whatever_the_seeds(in_processes):
-    in_processes(hsdp)
-
-
-def fsdp_root_group(rank):
+def parameters_gathered_before_the_draw_average_the_gradients_of_the_draws_of_all_ranks(rank):
     alone = convert(posterior_std=0.1)
     bnn = copy.deepcopy(alone)
     fully_shard(bnn, mesh=mesh_of(RANKS))
@@ -369,10 +337,6 @@ def fsdp_root_group(rank):
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-
-
-def test_parameters_gathered_before_the_draw_average_the_gradients_of_the_draws_of_all_ranks(in_processes):
-    in_processes(fsdp_root_group)
 
 
 def fsdp_kl(rank, root):
@@ -395,7 +359,7 @@ def test_the_kl_of_a_sharded_model_and_its_gradient_are_those_of_one_process(in_
     in_processes(fsdp_kl, root)
 
 
-def fsdp_wrapper(rank):
+def a_draw_and_a_kl_outside_the_forward_see_the_sharded_parameters_of_the_wrapper(rank):
     reference = convert(posterior_std=0.1)
     bnn = shard(convert(posterior_std=0.1), root="bnn")
     sharded = dict(bnn.named_parameters())
@@ -407,11 +371,7 @@ def fsdp_wrapper(rank):
     assert_gradients_close(actual, gradients(reference))
 
 
-def test_a_draw_and_a_kl_outside_the_forward_see_the_sharded_parameters_of_the_wrapper(in_processes):
-    in_processes(fsdp_wrapper)
-
-
-def fsdp_mixed_precision(rank):
+def samples_follow_the_mixed_precision_of_fsdp(rank):
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     bnn = shard(convert(posterior_std=0.1), mp_policy=policy)
     output, kl = bnn(batch_of(rank))
@@ -421,10 +381,6 @@ def fsdp_mixed_precision(rank):
     for grad in gradients(bnn).values():
         assert grad.dtype is torch.float32
         assert grad.isfinite().all()
-
-
-def test_samples_follow_the_mixed_precision_of_fsdp(in_processes):
-    in_processes(fsdp_mixed_precision)
 
 
 def tensor_parallel(rank):
@@ -495,3 +451,24 @@ def resharded_checkpoint(rank, path):
 
 def test_a_sharded_checkpoint_loads_into_a_model_that_is_not_sharded(in_processes, tmp_path):
     in_processes(resharded_checkpoint, tmp_path / "checkpoint")
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        ddp_gives_the_gradient_of_the_joint_batch,
+        ddp_averages_the_gradients_of_the_draws_of_all_ranks,
+        ddp_sends_the_prior_of_the_first_rank_to_all,
+        ddp_trains_a_model_that_was_unfrozen_and_not_its_prior,
+        several_forwards_under_ddp_may_precede_one_backward,
+        every_rank_computes_with_the_full_form_of_one_sharded_sample,
+        shards_never_share_their_noise_whatever_the_seeds,
+        replicas_of_a_shard_share_their_noise_whatever_the_seeds,
+        parameters_gathered_before_the_draw_average_the_gradients_of_the_draws_of_all_ranks,
+        a_draw_and_a_kl_outside_the_forward_see_the_sharded_parameters_of_the_wrapper,
+        samples_follow_the_mixed_precision_of_fsdp,
+    ],
+    ids=lambda what: what.__name__,
+)
+def test_each_holds_in_two_processes(what, in_processes):
+    in_processes(what)

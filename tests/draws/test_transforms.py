@@ -1,5 +1,7 @@
 """Converted models under torch.compile, torch.func and torch.export."""
 
+import itertools
+
 import pytest
 import torch
 from functorch.compile import aot_module, nop
@@ -21,12 +23,16 @@ def fresh_compiler():
 COMPILED = ["bfloat16", "conv2d", "transposed", "residual_block", "attention", "unrolled", "tied_language_model"]
 
 
-@pytest.mark.parametrize("name", [*COMPILED, "tied_by_reading", "used_twice", "subclass", "dataclass", "checkpointed"])
-def test_compiles_as_one_graph_and_new_draws_never_recompile(name):
+COMPILED += ["tied_by_reading", "used_twice", "subclass", "dataclass", "checkpointed"]
+BY_ESTIMATOR = itertools.product(["transposed", "tied_by_reading"], ["local", "flipout"])
+
+
+@pytest.mark.parametrize(("name", "estimator"), [*((name, "reparameterization") for name in COMPILED), *BY_ESTIMATOR])
+def test_compiles_as_one_graph_and_new_draws_never_recompile(name, estimator):
     model, inputs = zoo.build(name)
     plain = CompileCounterWithBackend("aot_eager")
     torch.compile(model, fullgraph=True, backend=plain)(*inputs)
-    bnn = bnnify.convert(model)
+    bnn = bnnify.convert(model, estimator=estimator)
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(bnn, fullgraph=True, backend=counter)
     outputs = [compiled(*inputs) for _ in range(3)]
@@ -61,8 +67,7 @@ def test_every_prior_compiles_and_gives_the_kl_and_the_gradients_of_eager_mode(p
         output, kl = run(*inputs)
         (zoo.loss(output) + kl).backward()
         found.append([kl.detach(), *(p.grad for p in bnn.parameters() if p.requires_grad)])
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
 
 
 def test_the_default_backend_draws_anew_at_every_call():

@@ -354,7 +354,7 @@ def test_a_draw_in_training_mode_moves_the_vectors_of_spectral_norm_as_the_drawn
         assert torch.equal(bnn.module.get_buffer(key), plain.get_buffer(key))
         assert not torch.equal(bnn.module.get_buffer(key), before)
     state = copy.deepcopy(bnn.eval().state_dict())
-    bnn.predict(*inputs, num_samples=2, likelihood="values")
+    bnn.predict(*inputs, num_samples=2)
     assert all(torch.equal(state[key], value) for key, value in bnn.state_dict().items())
 
 

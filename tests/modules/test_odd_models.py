@@ -238,19 +238,6 @@ def test_parameters_fetched_by_name_are_drawn_and_values_computed_from_them_are_
     assert set(bnnify.audit(scaled, x).replaced) == {entry.name for entry in scaled.report.bayesian}
 
 
-def test_a_converted_model_is_called_by_functional_call_with_gradients_to_mean_and_rho():
-    bnn, x = bnnify.convert(nn.Linear(4, 3)), torch.randn(5, 4)
-    values = {name: value.detach() for name, value in bnn.named_parameters()}
-
-    def objective(values):
-        output, kl = torch.func.functional_call(bnn, values, (x,))
-        return output.square().sum() + kl
-
-    gradients = torch.func.grad(objective)(values)
-    assert (gradients["module.weight"] != 0).all()
-    assert (gradients["module.weight_rho"] != 0).all()
-
-
 # What is stored on a model belongs to its copy after a conversion
 
 

@@ -110,9 +110,9 @@ def test_a_part_of_the_model_may_be_a_point():
     with bnn.draw():
         assert torch.equal(bnn.module[0].weight, model[0].weight)
         assert not torch.equal(bnn.module[2].weight, model[2].weight)
-    prediction = bnn.predict(x, num_samples=3, likelihood="values")
+    prediction = bnn.predict(x, num_samples=3)
     assert prediction.std.all()
-    bnnify.convert(model, posterior=bnnify.Point()).predict(x, num_samples=3, likelihood="values")
+    bnnify.convert(model, posterior=bnnify.Point()).predict(x, num_samples=3)
 
 
 def test_files_copies_and_the_way_back_work_without_a_rho(tmp_path):

@@ -98,17 +98,7 @@ class Listening(nn.Linear):
         super().__setattr__(name, value)
 
 
-CLASSES = (
-    Registered,
-    Final,
-    WithArguments,
-    OfMetaclass,
-    OfAbstractMetaclass,
-    Concrete,
-    OfType,
-    WithSlots,
-    Listening,
-)
+CLASSES = (Registered, Final, WithArguments, OfMetaclass, OfAbstractMetaclass, Concrete, OfType, WithSlots, Listening)
 
 
 @pytest.mark.parametrize(

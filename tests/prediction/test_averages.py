@@ -112,41 +112,38 @@ def test_a_single_examples_classes_need_no_batch_dimension():
 # Dtypes and layouts
 
 
-@pytest.mark.parametrize("likelihood", ["values", "logits", "probabilities", "binary_logits"])
-def test_decisions_have_no_average(likelihood):
-    bnn = returning(lambda o: o.argmax(-1, keepdim=True))
-    with pytest.raises(TypeError, match=r"(integers|real floating-point numbers).*int64.*decide"):
-        bnn.predict(X, 3, likelihood=likelihood)
+@pytest.mark.parametrize(
+    ("make", "likelihood", "match"),
+    [
+        (lambda o: o.argmax(-1, keepdim=True), "values", r"integers \(torch.int64\).*decide"),
+        (lambda o: o.argmax(-1, keepdim=True), "probabilities", "real floating-point numbers.*int64.*decide"),
+        (lambda o: o > 0, "logits", "likelihood='logits' needs real floating-point numbers.*bool"),
+        (torch.fft.fft, "logits", "likelihood='logits' needs real floating-point numbers.*complex64"),
+    ],
+    ids=["decisions", "decisions as probabilities", "masks", "spectra"],
+)
+def test_numbers_of_another_kind_are_refused(make, likelihood, match):
+    with pytest.raises(TypeError, match=match):
+        returning(make).predict(X, 3, likelihood=likelihood)
 
 
-@pytest.mark.parametrize("make", [lambda o: o > 0, torch.fft.fft], ids=["bool", "complex"])
-def test_masks_and_spectra_are_no_logits(make):
-    with pytest.raises(TypeError, match=r"likelihood='logits' needs real floating-point numbers.*(bool|complex64)"):
-        returning(make).predict(X, 3, likelihood="logits")
-
-
-def test_of_yes_and_no_the_average_is_the_share_of_networks_that_say_yes():
-    bnn, outputs = returning(lambda o: o > 0), []
-    prediction = bnn.predict(X, 8, output=lambda out: outputs.append(out) or out, likelihood="values")
-    torch.testing.assert_close(prediction.mean, torch.stack(outputs).float().mean(0))
-    torch.testing.assert_close(prediction.std, torch.stack(outputs).float().std(0))
-
-
-def test_complex_numbers_have_a_complex_mean_and_a_real_spread():
-    bnn, outputs = returning(torch.fft.fft), []
-    prediction = bnn.predict(X, 8, output=lambda out: outputs.append(out) or out, likelihood="values")
-    samples = torch.stack(outputs)
+@pytest.mark.parametrize(
+    ("make", "dtype"),
+    [
+        (lambda o: o > 0, torch.float32),  # of which the average is the share of networks that say yes
+        (torch.fft.fft, torch.complex64),
+        (lambda o: o.relu().to_sparse(), torch.float32),
+        (lambda o: o.relu().to_sparse_csr(), torch.float32),
+    ],
+    ids=["yes and no", "complex numbers", "coo", "csr"],
+)
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+def test_other_values_have_a_dense_mean_and_a_real_spread(make, dtype):
+    bnn, outputs = returning(make), []
+    prediction = bnn.predict(X, 8, output=lambda out: outputs.append(out.to_dense()) or out)
+    samples = torch.stack(outputs).to(dtype)
     torch.testing.assert_close(prediction.mean, samples.mean(0))
     torch.testing.assert_close(prediction.std, samples.std(0))
-    assert not prediction.std.is_complex()
-
-
-@pytest.mark.parametrize("sparse", [torch.Tensor.to_sparse, torch.Tensor.to_sparse_csr], ids=["coo", "csr"])
-@pytest.mark.filterwarnings("ignore:Sparse CSR")
-def test_sparse_outputs_have_a_dense_average(sparse):
-    bnn, outputs = returning(lambda o: sparse(o.relu())), []
-    prediction = bnn.predict(X, 4, output=lambda out: outputs.append(out.to_dense()) or out, likelihood="values")
-    torch.testing.assert_close(prediction.mean, torch.stack(outputs).mean(0))
 
 
 # Shapes of several networks and of several batches
@@ -156,7 +153,7 @@ def test_outputs_whose_number_differs_between_networks_have_no_average():
     counts = iter([3, 1, 3])
     bnn = returning(lambda o: o[: next(counts)])
     with pytest.raises(ValueError, match=r"two networks.*\(3, 4\) and \(1, 4\).*bnn.draw\(\)"):
-        bnn.predict(X, 3, likelihood="values")
+        bnn.predict(X, 3)
 
 
 @pytest.mark.parametrize(
@@ -172,21 +169,21 @@ def test_outputs_whose_number_differs_between_networks_have_no_average():
 )
 def test_results_of_batches_that_cannot_follow_each_other_are_refused(make, batches, match):
     with pytest.raises(ValueError, match=match):
-        returning(make).predict(list(batches), 2, likelihood="values")
+        returning(make).predict(list(batches), 2)
 
 
 def test_examples_along_another_dimension_are_put_in_front_as_the_error_says():
     bnn = returning(lambda o: o.T)
     torch.manual_seed(1)
-    expected = bnn.predict(X, 3, likelihood="values").mean
+    expected = bnn.predict(X, 3).mean
     torch.manual_seed(1)
-    found = bnn.predict(list(X.split(2)), 3, output=lambda out: out.movedim(1, 0), likelihood="values").mean
+    found = bnn.predict(list(X.split(2)), 3, output=lambda out: out.movedim(1, 0)).mean
     torch.testing.assert_close(found, expected.T)
 
 
 def test_a_loader_may_give_rows_that_are_no_examples():
     rows = returning(lambda o: o.sum(0, keepdim=True)[:, :3])
-    assert rows.predict(list(X.split(2)), 2, likelihood="values").mean.shape == (3, 3)
+    assert rows.predict(list(X.split(2)), 2).mean.shape == (3, 3)
 
 
 @pytest.mark.parametrize("likelihood", ["logits", "probabilities", "gaussian"])
@@ -205,7 +202,7 @@ def test_where_values_are_not_at_hand_only_shapes_are_checked(likelihood):
 def test_the_dimension_of_classes_is_refused_where_there_are_none():
     bnn = returning(lambda o: o)
     with pytest.raises(ValueError, match=r"class_dim=1 is for likelihood='logits' and 'probabilities'.*'values'"):
-        bnn.predict(X, 2, class_dim=1, likelihood="values")
+        bnn.predict(X, 2, class_dim=1)
     with pytest.raises(TypeError, match="class_dim must be an integer, not the string '1'"):
         bnn.predict(X, 2, likelihood="logits", class_dim="1")
 

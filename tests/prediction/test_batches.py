@@ -121,7 +121,7 @@ def test_a_generator_is_read_once_and_as_it_goes():
             read.append(len(x))
             yield x
 
-    assert bnn.predict(batches(), 3, likelihood="values").mean.shape == (6, 3)
+    assert bnn.predict(batches(), 3).mean.shape == (6, 3)
     assert read == [2, 2, 2]
 
 
@@ -129,9 +129,9 @@ def test_a_tuple_as_inputs_is_the_arguments_and_what_else_a_batch_holds_is_not_p
     called = []
     bnn = bnnify.convert(Shifted())
     bnn.module.register_forward_hook(lambda module, args, output: called.append(args))
-    bnn.predict([((X, T), Y)], 1, likelihood="values")
-    bnn.predict([(X, Y)], 1, likelihood="values")
-    bnn.predict([[X]], 1, likelihood="values")
+    bnn.predict([((X, T), Y)], 1)
+    bnn.predict([(X, Y)], 1)
+    bnn.predict([[X]], 1)
     assert [len(args) for args in called] == [2, 1, 1]
     assert torch.equal(called[0][1], T)
 
@@ -160,7 +160,7 @@ def test_batches_of_transformers_are_mappings():
     assert bnn.predict(batches, 2, likelihood="logits", output="logits").mean.shape == (6, 2)
     assert not any("labels" in kwargs for kwargs in seen)
     assert bnnify.tune_std(bnn, batches, num_samples=2, output="logits", likelihood="logits").factor > 0
-    assert bnn.predict(batches[0], 2, output="logits", likelihood="values").mean.shape == (3, 2)
+    assert bnn.predict(batches[0], 2, output="logits").mean.shape == (3, 2)
 
 
 @pytest.mark.parametrize("prepare", ["accelerate", "timm"])
@@ -195,9 +195,9 @@ class OfGraphs(nn.Module):
 def test_an_object_is_one_argument_alone_and_among_batches():
     bnn = bnnify.convert(OfGraphs())
     torch.manual_seed(1)
-    one = bnn.predict(Graph(X), 3, likelihood="values")
+    one = bnn.predict(Graph(X), 3)
     torch.manual_seed(1)
-    several = bnn.predict([Graph(part) for part in X.split(3)], 3, likelihood="values")
+    several = bnn.predict([Graph(part) for part in X.split(3)], 3)
     torch.testing.assert_close(one.mean, several.mean)
 
 
@@ -212,8 +212,8 @@ def test_a_packed_sequence_is_one_argument_although_it_is_a_tuple():
             return self.rnn(sequence)[1][0]
 
     bnn, packed = bnnify.convert(Reads()), pack_sequence([X, X[:3]])
-    assert bnn.predict(packed, 2, likelihood="values").mean.shape == (2, 3)
-    assert bnn.predict([packed, packed], 2, likelihood="values").mean.shape == (4, 3)
+    assert bnn.predict(packed, 2).mean.shape == (2, 3)
+    assert bnn.predict([packed, packed], 2).mean.shape == (4, 3)
 
 
 def test_text_is_one_argument():
@@ -226,10 +226,10 @@ def test_text_is_one_argument():
             return self.layer(torch.tensor([[float(len(text))] for text in texts]))
 
     bnn, texts = bnnify.convert(Counts()), ["aa", "bbb", "cccc", "ddddd"]
-    assert bnn.predict(texts, 2, likelihood="values").mean.shape == (4, 3)
-    assert bnn.predict(DataLoader(texts, 2), 2, likelihood="values").mean.shape == (4, 3)
+    assert bnn.predict(texts, 2).mean.shape == (4, 3)
+    assert bnn.predict(DataLoader(texts, 2), 2).mean.shape == (4, 3)
     labelled = DataLoader(list(zip(texts, [0, 1, 2, 0], strict=True)), 2)
-    assert bnn.predict(labelled, 2, likelihood="values").mean.shape == (4, 3)
+    assert bnn.predict(labelled, 2).mean.shape == (4, 3)
     assert bnnify.tune_std(bnn, labelled, num_samples=2, likelihood="logits").factor > 0
 
 
@@ -254,7 +254,7 @@ def test_a_list_that_may_be_one_batch_is_refused_with_both_ways_out():
         bnn = bnnify.convert(Shifted())
         match = r"looks like one batch.*batch\[0\].*\[batch\].*iter\(batches\)"
         with pytest.raises(TypeError, match=match):
-            bnn.predict(data, 2, likelihood="values")
+            bnn.predict(data, 2)
         with pytest.raises(TypeError, match=match):
             bnnify.tune_std(bnn, data, likelihood="logits")
         with pytest.raises(TypeError, match=match):
@@ -263,7 +263,7 @@ def test_a_list_that_may_be_one_batch_is_refused_with_both_ways_out():
 
 def test_batches_of_several_lengths_are_read_from_an_iterator():
     bnn = bnnify.convert(Pooled())
-    assert bnn.predict(iter([X, X[:, :2]]), 2, likelihood="values").mean.shape == (12, 3)
+    assert bnn.predict(iter([X, X[:, :2]]), 2).mean.shape == (12, 3)
 
 
 class Pooled(nn.Module):
@@ -282,7 +282,7 @@ def test_three_elements_do_not_tell_the_inputs():
             r"batch of 3 .*shape \(6,\).*which of its elements are inputs.*\(\(\(x, t\), y\) for x, t, y in loader\)"
         )
         with pytest.raises(TypeError, match=match):
-            bnn.predict([batch], 2, likelihood="values")
+            bnn.predict([batch], 2)
         with pytest.raises(TypeError, match=match):
             bnnify.tune_std(bnn, [batch], likelihood="logits")
         with pytest.raises(TypeError, match=match):
@@ -291,7 +291,7 @@ def test_three_elements_do_not_tell_the_inputs():
 
 def test_single_examples_are_no_batches():
     with pytest.raises(TypeError, match=r"TensorDataset gives single examples.*DataLoader\(dataset"):
-        bnnify.convert(Shifted()).predict(TensorDataset(X, Y), 2, likelihood="values")
+        bnnify.convert(Shifted()).predict(TensorDataset(X, Y), 2)
 
 
 @pytest.mark.parametrize(
@@ -311,7 +311,7 @@ def test_what_a_model_cannot_be_called_with_is_named_beside_the_rule(data, calle
     with pytest.raises(
         TypeError, match=rf"Shifted, called with .*{called}.*What the model is called with: .*several inputs"
     ):
-        bnn.predict(data, 2, likelihood="values")
+        bnn.predict(data, 2)
 
 
 def test_where_batches_are_needed_one_batch_is_refused():
@@ -377,8 +377,8 @@ def test_a_model_without_parameters_or_with_some_on_the_meta_device_leaves_batch
 
     assert devices_of(nn.Identity()) == []
     assert set(devices_of(Split())) == {torch.device("cpu")}
-    assert bnnify.BayesianModel(nn.Identity()).predict([X, X], 2, likelihood="values").mean.shape == (12, 4)
-    assert bnnify.convert(Split(), select="used").predict([X], 2, likelihood="values").mean.shape == (6, 3)
+    assert bnnify.BayesianModel(nn.Identity()).predict([X, X], 2).mean.shape == (12, 4)
+    assert bnnify.convert(Split(), select="used").predict([X], 2).mean.shape == (6, 3)
 
 
 def test_a_single_batch_is_not_touched():
@@ -407,8 +407,8 @@ def test_a_part_that_the_output_lacks_is_named_with_those_it_has():
 
     bnn = bnnify.convert(Returns())
     with pytest.raises(ValueError, match=r"output='logit' is no part.*a dict with the keys \['logits'\]"):
-        bnn.predict(X, 2, output="logit", likelihood="values")
+        bnn.predict(X, 2, output="logit")
     with pytest.raises(TypeError, match=r"output must be a key, an attribute, an index or a function, not 0\.5"):
-        bnn.predict(X, 2, output=0.5, likelihood="values")
+        bnn.predict(X, 2, output=0.5)
     with pytest.raises(ValueError, match=r"output=0 of a single tensor would be one example.*out\[:, 0\]"):
-        bnnify.convert(Shifted()).predict(X, 2, output=0, likelihood="values")
+        bnnify.convert(Shifted()).predict(X, 2, output=0)

@@ -62,7 +62,7 @@ def test_of_a_function_predictions_have_the_mean_and_the_noise_of_its_distributi
     bnn = bnnify.convert(nn.Linear(4, 2))
     x = torch.randn(3, 4)
     torch.manual_seed(1)
-    expected = bnn.predict(x, 4, likelihood="values")
+    expected = bnn.predict(x, 4)
     torch.manual_seed(1)
     prediction = bnn.predict(x, 4, likelihood=lambda mean: Normal(mean, 0.5))
     assert torch.equal(prediction.mean, expected.mean)

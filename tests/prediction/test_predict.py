@@ -4,6 +4,7 @@ import gc
 import sys
 import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -200,31 +201,6 @@ def test_every_modules_own_flag_is_restored_also_after_an_exception(calls):
     assert torch.is_grad_enabled()
 
 
-class Merging(nn.Linear):
-    """Like a LoRA layer, which adds its correction to the weight in eval mode and takes it out again in train mode."""
-
-    merged = False
-
-    def train(self, mode=True):
-        super().train(mode)
-        if self.merged == mode:
-            with torch.no_grad():
-                self.weight += -1 if mode else 1
-            self.merged = not mode
-        return self
-
-
-@pytest.mark.parametrize("merging", [True, False])
-def test_modules_that_do_more_than_set_the_flag_come_back_to_their_mode(merging):
-    model = nn.Sequential(Merging(4, 2), nn.Linear(2, 2))
-    bnn = bnnify.convert(model, inplace=True)
-    model.train(not merging)
-    weight = model[0].weight.clone()
-    bnn.predict(torch.randn(3, 4), num_samples=2, likelihood="values")
-    assert model[0].merged == merging
-    torch.testing.assert_close(model[0].weight, weight)
-
-
 def test_a_layer_that_merges_its_weights_in_eval_mode_is_as_uncertain_as_in_train_mode():
     class Lora(nn.Linear):
         def __init__(self):
@@ -246,9 +222,12 @@ def test_a_layer_that_merges_its_weights_in_eval_mode_is_as_uncertain_as_in_trai
 
     bnn, x = bnnify.convert(nn.Sequential(Lora()).double(), select="*.lora_*", posterior_std=1.0), inputs()
     expected = predicted(bnn, x).std
+    assert not bnn.module[0].merged
     bnn.eval()
+    weight = bnn.module[0].weight.clone()
     torch.testing.assert_close(predicted(bnn, x).std, expected)
     assert bnn.module[0].merged
+    torch.testing.assert_close(bnn.module[0].weight, weight)
 
 
 def test_predictions_in_threads_are_all_in_eval_mode_and_the_last_restores_the_flags():
@@ -263,18 +242,10 @@ def test_predictions_in_threads_are_all_in_eval_mode_and_the_last_restores_the_f
 
     def run(num_samples):
         waited = []
-        bnn.predict(
-            inputs(),
-            num_samples,
-            output=lambda o: (waited or waited.append(both_run.wait()), o)[1],
-            likelihood="values",
-        )
+        bnn.predict(inputs(), num_samples, output=lambda o: (waited or waited.append(both_run.wait()), o)[1])
 
-    threads = [threading.Thread(target=run, args=(number,)) for number in (2, 50)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(run, (2, 50)))
     assert seen == [False] * 52
     assert all(module.training for module in bnn.modules())
 
@@ -285,7 +256,7 @@ def test_a_shared_module_keeps_its_own_flag_whatever_its_parents_have():
     bnn.module[1].eval()
     shared.train()
     before = [module.training for module in bnn.modules()]
-    bnn.predict(torch.randn(3, 4), num_samples=2, likelihood="values")
+    bnn.predict(torch.randn(3, 4), num_samples=2)
     assert [module.training for module in bnn.modules()] == before
 
 
@@ -295,7 +266,7 @@ def test_no_draw_is_left_in_effect_after_an_exception_in_the_callers_function():
 
     bnn, x = converted().eval(), inputs()
     with pytest.raises(Broken) as error:
-        bnn.predict(x, output=raise_, likelihood="values")
+        bnn.predict(x, output=raise_)
     assert error.tb is not None  # which holds what was in progress
     assert torch.equal(bnn.module(x), bnnify.collapse(bnn)(x))
 
@@ -320,7 +291,7 @@ def test_prediction_inside_a_draw_still_averages_over_networks_and_keeps_the_dra
     bnn, x = converted().eval(), inputs()
     with bnn.draw():
         before = bnn.module(x)
-        assert (bnn.predict(x, num_samples=5, likelihood="values").std > 0).all()
+        assert (bnn.predict(x, num_samples=5).std > 0).all()
         assert torch.equal(bnn.module(x), before)
 
 
@@ -361,7 +332,7 @@ def test_a_loader_gives_its_batches_in_order(wrap):
 
 def test_a_loader_without_batches_is_refused():
     with pytest.raises(ValueError, match="loader without batches"):
-        converted().predict(DataLoader([]), likelihood="values")
+        converted().predict(DataLoader([]))
 
 
 # Loaders: the same networks for every batch, and every batch read once
@@ -401,26 +372,17 @@ def loop_over_draws(bnn, loader, antithetic=False):
     return torch.stack(outputs)
 
 
-@pytest.mark.parametrize(("select", "antithetic"), [(None, True), ("head", False)])
-def test_a_loader_gives_what_the_plain_loop_over_draws_gives(select, antithetic):
-    bnn = bnnify.convert(Network().double(), select=select).eval()
-    loader = DataLoader(inputs(14), batch_size=3, shuffle=True)
-    expected = loop_over_draws(bnn, loader, antithetic)
-    state = torch.get_rng_state()
-    torch.manual_seed(1)
-    prediction = bnn.predict(loader, K, antithetic=antithetic, likelihood="values")
-    assert torch.equal(torch.get_rng_state(), state)
-    torch.testing.assert_close(prediction.mean, expected.mean(0), rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(prediction.std, expected.std(0), rtol=1e-10, atol=1e-12)
-
-
+@pytest.mark.parametrize("antithetic", [False, True])
 @pytest.mark.parametrize("select", [None, "head"])
-def test_the_outputs_for_a_loader_are_those_of_the_plain_loop_bit_for_bit(select):
+def test_the_outputs_for_a_loader_are_those_of_the_plain_loop_bit_for_bit(select, antithetic):
     bnn = bnnify.convert(Network().double(), select=select).eval()
     loader, outputs = DataLoader(inputs(14), batch_size=3, shuffle=True), []
-    expected = loop_over_draws(bnn, loader)
-    predicted(bnn, loader, output=lambda output: outputs.append(output) or output)
+    expected = loop_over_draws(bnn, loader, antithetic)
+    state = torch.get_rng_state()
+    found = predicted(bnn, loader, output=lambda output: outputs.append(output) or output, antithetic=antithetic)
+    assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(torch.cat(outputs), expected.flatten(0, 1))
+    torch.testing.assert_close(found.std, expected.std(0), rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.usefixtures("groups")
@@ -430,7 +392,7 @@ def test_the_seed_decides_which_networks_all_groups_see(antithetic):
     first, second = (predicted(bnn, loader, antithetic=antithetic).mean for _ in range(2))
     assert torch.equal(first, second)
     torch.manual_seed(2)
-    assert not torch.equal(bnn.predict(loader, K, antithetic=antithetic, likelihood="values").mean, first)
+    assert not torch.equal(bnn.predict(loader, K, antithetic=antithetic).mean, first)
 
 
 @pytest.mark.usefixtures("groups")
@@ -439,8 +401,8 @@ def test_the_random_numbers_of_others_are_never_drawn_twice():
     others = []
     bnn = bnnify.convert(Noted().double())
     bnn.module.register_forward_hook(lambda *_: others.append(torch.rand(1).item()))
-    bnn.predict(DataLoader(inputs(14), batch_size=2), K, likelihood="values")
-    bnn.predict(DataLoader(inputs(14), batch_size=2), K, likelihood="values")
+    bnn.predict(DataLoader(inputs(14), batch_size=2), K)
+    bnn.predict(DataLoader(inputs(14), batch_size=2), K)
     assert len(set(others)) == len(others) == 2 * 7 * K
 
 
@@ -449,7 +411,7 @@ def test_batches_that_share_their_memory_are_refused(buffers):
     memory = [torch.zeros(2, 4, dtype=torch.float64) for _ in range(buffers)]
     batches = (memory[number % buffers].fill_(number) for number in range(5))
     with pytest.raises(ValueError, match="reuses their memory"):
-        converted().predict(batches, K, likelihood="values")
+        converted().predict(batches, K)
 
 
 def test_a_group_holds_no_more_batches_than_its_limits_say(monkeypatch):
@@ -471,9 +433,7 @@ def test_a_group_holds_no_more_batches_than_its_limits_say(monkeypatch):
             most.append(len(alive))
             return batch
 
-        bnnify.convert(Head(4, 2).double()).predict(
-            DataLoader(inputs(20), batch_size=2, collate_fn=collate), 2, likelihood="values"
-        )
+        bnnify.convert(Head(4, 2).double()).predict(DataLoader(inputs(20), batch_size=2, collate_fn=collate), 2)
         return max(most)
 
     batch = 2 * 4 * 8  # bytes
@@ -492,7 +452,7 @@ def test_every_batch_sees_the_same_networks_also_when_reading_and_forwards_are_r
     bnn = bnnify.convert(Noted())
     bnn.module.register_forward_hook(lambda module, args, output: output + torch.rand(1))
     loader = DataLoader(Augmented(torch.zeros(10, 4)), batch_size=2, shuffle=True)
-    bnn.predict(loader, K, antithetic=antithetic, likelihood="values")
+    bnn.predict(loader, K, antithetic=antithetic)
     networks: dict[tuple[float, ...], list[torch.Tensor]] = {}
     for weight, x in NOTED:
         networks.setdefault(tuple(weight.flatten().tolist()), []).append(x)
@@ -511,7 +471,7 @@ def test_a_loader_is_read_once_and_in_order():
             return super().__getitem__(index)
 
     read = []
-    prediction = converted().predict(DataLoader(Data(inputs(7)), batch_size=2), K, likelihood="values")
+    prediction = converted().predict(DataLoader(Data(inputs(7)), batch_size=2), K)
     assert read == list(range(7))
     assert len(prediction.mean) == 7
 
@@ -581,9 +541,9 @@ def test_the_progress_bar_counts_forwards(given, total, done, monkeypatch):
     progress = pytest.importorskip("rich.progress")
     monkeypatch.setattr(progress, "Progress", Bar)
     Bar.made.clear()
-    converted().predict(given(), K, likelihood="values")
+    converted().predict(given(), K)
     assert not Bar.made
-    converted().predict(given(), K, progress=True, likelihood="values")
+    converted().predict(given(), K, progress=True)
     (bar,) = Bar.made
     assert (bar.total, bar.done, bar.closed) == (total, done, True)
 
@@ -591,8 +551,8 @@ def test_the_progress_bar_counts_forwards(given, total, done, monkeypatch):
 def test_without_rich_the_progress_bar_is_refused_with_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "rich.progress", None)
     with pytest.raises(ImportError, match=r"progress=True.*bnnify\[cli\]"):
-        converted().predict(inputs(), progress=True, likelihood="values")
-    converted().predict(inputs(), 2, likelihood="values")
+        converted().predict(inputs(), progress=True)
+    converted().predict(inputs(), 2)
 
 
 # What comes out
@@ -625,23 +585,22 @@ def test_the_caller_says_which_output(wrap, output):
     torch.testing.assert_close(vars(predicted(structured, x, likelihood="logits", output=output)), vars(expected))
 
 
-def test_a_mapping_needs_output_and_the_error_names_its_keys():
-    for likelihood in ["values", "logits", "probabilities", "binary_logits"]:
-        bnn = converted(lambda logits: {"loss": 0.0, "logits": logits})
-        with pytest.raises(
-            TypeError, match=rf"{likelihood}.* returned dict with the keys \['loss', 'logits'\].*output="
-        ):
-            bnn.predict(inputs(), likelihood=likelihood)
-
-
-def test_a_tuple_needs_output():
-    with pytest.raises(TypeError, match=r"returned tuple.*output=: a key, an attribute, an index, or a function"):
-        converted(lambda logits: (logits, logits)).predict(inputs(), likelihood="values")
-
-
-def test_gaussian_needs_a_pair_and_the_error_shows_how_to_make_one():
-    with pytest.raises(TypeError, match=r"pair of tensors \(mean, variance\), but got Tensor.*output="):
-        converted().predict(inputs(), likelihood="gaussian")
+@pytest.mark.parametrize(
+    ("wrap", "likelihood", "match"),
+    [
+        (
+            lambda out: {"loss": 0.0, "logits": out},
+            "logits",
+            r"'logits'.* dict with the keys \['loss', 'logits'\].*output=",
+        ),
+        (lambda out: (out, out), "values", "returned tuple.*output=: a key, an attribute, an index, or a function"),
+        (lambda out: out, "gaussian", r"pair of tensors \(mean, variance\), but got Tensor.*output="),
+    ],
+    ids=["mapping", "tuple", "no pair"],
+)
+def test_an_output_of_another_structure_needs_output(wrap, likelihood, match):
+    with pytest.raises(TypeError, match=match):
+        converted(wrap).predict(inputs(), likelihood=likelihood)
 
 
 def test_an_unknown_likelihood_is_refused_with_those_known():

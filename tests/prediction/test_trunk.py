@@ -83,7 +83,7 @@ def predicted(bnn, args):
         outputs.append(copy.deepcopy(output))
         return zoo.tensors(output)[0]
 
-    bnn.predict(tuple(copy.deepcopy(args)), K, output=note, likelihood="values")
+    bnn.predict(tuple(copy.deepcopy(args)), K, output=note)
     return outputs
 
 
@@ -171,9 +171,7 @@ def test_a_cache_that_is_given_gets_its_tokens_once_for_each_network(replays):
     transformers = pytest.importorskip("transformers")
     bnn = bnnify.convert(language_model("llama").eval(), select="lm_head")
     cache = transformers.DynamicCache()
-    bnn.predict(
-        {"input_ids": torch.randint(50, (1, 3)), "past_key_values": cache}, K, output="logits", likelihood="values"
-    )
+    bnn.predict({"input_ids": torch.randint(50, (1, 3)), "past_key_values": cache}, K, output="logits")
     assert cache.get_seq_length() == 3 * K
     assert not replays
 
@@ -187,7 +185,7 @@ def test_under_autocast_every_network_runs_as_usual(dtype):
 def test_the_trunk_runs_once_for_each_batch_of_a_loader(replays, monkeypatch):
     monkeypatch.setattr("bnnify.prediction.loop.GROUP_BATCHES", 2)
     bnn = bnnify.convert(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), select="2")
-    bnn.predict(DataLoader(torch.randn(10, 4), batch_size=2), K, likelihood="values")
+    bnn.predict(DataLoader(torch.randn(10, 4), batch_size=2), K)
     assert len(replays) == 5 * (K - 1)
 
 
@@ -195,7 +193,7 @@ def test_the_trunk_runs_once_for_each_batch_of_a_loader(replays, monkeypatch):
 def test_what_is_kept_of_trunks_has_a_limit(monkeypatch):
     monkeypatch.setattr(trunk, "LIMIT", 5 * 8 * 4 + 1)  # a little more than what one batch leaves in the head
     bnn = bnnify.convert(Network(), select="head")
-    bnn.predict(DataLoader(torch.randn(15, 4), batch_size=5), K, likelihood="values")
+    bnn.predict(DataLoader(torch.randn(15, 4), batch_size=5), K)
     assert len(CALLS) == 1 + 1 + K
 
 
@@ -226,7 +224,7 @@ HIDDEN_NOISE = {
 def test_noise_that_torch_does_not_know_is_in_every_network():
     for name in HIDDEN_NOISE:
         bnn = bnnify.convert(Noisy(HIDDEN_NOISE[name]), select="head", posterior_std=1e-9)
-        std = bnn.predict(x(), 8, likelihood="values").std
+        std = bnn.predict(x(), 8).std
         assert (std > 1e-4).all()
 
 
@@ -256,7 +254,7 @@ STATE = {
 def test_state_goes_on_from_network_to_network(name):
     state = STATE[name]()
     bnn, seen = bnnify.convert(Network(after=lambda o, h: o * 0 + step(state)), select="head"), []
-    bnn.predict(x(), K, output=lambda o: seen.append(o[0, 0].item()) or o, likelihood="values")
+    bnn.predict(x(), K, output=lambda o: seen.append(o[0, 0].item()) or o)
     assert seen == [1, 2, 3, 4]
 
 
@@ -424,19 +422,14 @@ def test_a_layer_that_keeps_something_from_batch_to_batch_runs_each_time(replays
     sizes = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = transformers.LlamaConfig(**sizes, intermediate_size=16, max_position_embeddings=16, rope_parameters=rope)
     bnn = bnnify.convert(transformers.LlamaForCausalLM(config).eval(), select="lm_head")
-    bnn.predict(
-        iter([{"input_ids": torch.randint(50, (1, n))} for n in (8, 40)]),
-        K,
-        output=lambda o: o.logits[:, 0],
-        likelihood="values",
-    )
+    bnn.predict(iter([{"input_ids": torch.randint(50, (1, n))} for n in (8, 40)]), K, output=lambda o: o.logits[:, 0])
     assert not replays
 
 
 @pytest.mark.parametrize("make", [torch.fx.symbolic_trace, lambda m: torch.export.export(m, x()).module()])
 def test_a_graph_runs_each_time(make, replays):
     bnn = bnnify.convert(make(published()), select="2*")
-    assert bnn.predict(x(), K, likelihood="values").mean.shape == (5, 3)
+    assert bnn.predict(x(), K).mean.shape == (5, 3)
     assert not replays
 
 
@@ -449,7 +442,7 @@ def test_hooks_are_called_for_each_network():
     bnn = bnnify.convert(published(), select="2")
     seen = []
     bnn.module[0].register_forward_hook(lambda *_: seen.append(None))
-    bnn.predict(x(), K, likelihood="values")
+    bnn.predict(x(), K)
     assert len(seen) == K
 
 
@@ -463,7 +456,7 @@ def test_other_modes_see_every_forward():
 
     bnn = bnnify.convert(published(), select="2")
     with Products() as products:
-        bnn.predict(x(), K, likelihood="values")
+        bnn.predict(x(), K)
     assert products.seen == 2 * K
 
 
@@ -595,7 +588,7 @@ def test_who_changes_an_output_changes_it_for_that_network_alone():
         outputs.append(output[1].mul_(2).clone())
         return output[0]
 
-    bnn.predict(x(), K, output=note, likelihood="values")
+    bnn.predict(x(), K, output=note)
     assert all(torch.equal(output, outputs[0]) for output in outputs)
 
 
@@ -605,4 +598,4 @@ def test_an_error_of_the_model_is_the_models():
 
     bnn = bnnify.convert(Network(after=broken), select="head")
     with pytest.raises(KeyError, match="mine"):
-        bnn.predict(x(), K, likelihood="values")
+        bnn.predict(x(), K)

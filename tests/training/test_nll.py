@@ -241,9 +241,3 @@ def test_a_std_that_does_not_broadcast_to_the_target_is_refused():
         GaussianNLL(std=torch.ones(8))(torch.ones(4, 2), torch.ones(4, 2))
     with pytest.raises(ValueError, match=r"std of shape \(4, 2\).*target's \(2,\)"):
         GaussianNLL(std=torch.ones(4, 2))(torch.ones(2), torch.ones(2))
-
-
-def test_predict_takes_the_same_pair():
-    _, bnn, y = case("predicted")
-    prediction = bnn.predict(torch.randn(8, 3), num_samples=4, likelihood="gaussian")
-    assert prediction.aleatoric_std.shape == prediction.mean.shape == y.shape

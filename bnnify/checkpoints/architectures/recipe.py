@@ -136,7 +136,13 @@ class Recipe:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                model = _BUILD[self.library](self.builder, dict(self.arguments))
+                library = library_named(self.library)[0]
+                if self.library == "timm":
+                    model: nn.Module = library.create_model(self.builder, pretrained=False, **self.arguments)
+                else:
+                    function = library.get_model_builder(self.builder)
+                    without = {"weights", "weights_backbone"} & inspect.signature(function).parameters.keys()
+                    model = function(**dict.fromkeys(without), **self.arguments)
         except Exception as error:
             reason = str(error).partition("\n")[0][:200]
             raise CheckpointError(f"{self} cannot be made: {type(error).__name__}: {reason.rstrip('.')}.") from error
@@ -149,10 +155,7 @@ class _Weightless(TorchFunctionMode):
     """While active, new weights are on the meta device and initialising them does nothing.
 
     The meta device as the default would not do: some builders compute their widths with tensors (regnet), and buffers
-    that no state_dict holds would lose their values.
-
-    Args:
-        watch: Called with each matrix or kernel that is made; what it raises ends the construction.
+    that no state_dict holds would lose their values. ``watch`` is that of :meth:`Recipe.shapes`.
     """
 
     def __init__(self, watch: Callable[[tuple[int, ...]], None] | None = None) -> None:
@@ -177,19 +180,6 @@ _FACTORIES = {torch.empty, torch.zeros, torch.ones, torch.full, torch.randn}
 _FILLING = {getattr(nn.init, name) for name in dir(nn.init) if name.endswith("_") and name[0] != "_"} | {
     getattr(Tensor, name) for name in ("normal_", "uniform_", "fill_", "zero_", "erfinv_", "clamp_")
 }
-
-
-def _build_torchvision(builder: str, arguments: dict[str, Any]) -> nn.Module:
-    function = library_named("torchvision")[0].get_model_builder(builder)
-    without = {"weights", "weights_backbone"} & inspect.signature(function).parameters.keys()
-    return function(**dict.fromkeys(without), **arguments)
-
-
-def _build_timm(builder: str, arguments: dict[str, Any]) -> nn.Module:
-    return library_named("timm")[0].create_model(builder, pretrained=False, **arguments)
-
-
-_BUILD = {"torchvision": _build_torchvision, "timm": _build_timm}
 
 
 def _check_argument(what: str, value: Any, limit: int | bool | None) -> None:

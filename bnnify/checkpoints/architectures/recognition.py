@@ -115,7 +115,8 @@ def _fitted(recipe: Recipe, given: Shapes, kernels: Kernels) -> Recipe | None:
     for adapt in _ADAPTATIONS:
         if shapes is None or not (difference := Difference.between(shapes, given)):
             break
-        if adapt is not _with_other_parts and not difference.is_of_few_shapes:
+        few = 3 * len(difference.reshaped) <= len(difference.model)
+        if adapt is not _with_other_parts and (difference.missing or difference.unexpected or not few):
             return None
         if (adapted := adapt(recipe, difference)) is not None:
             recipe, shapes = adapted, shapes_of_recipe(adapted)

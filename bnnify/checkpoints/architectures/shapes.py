@@ -43,11 +43,6 @@ class Difference:
         )
 
     @property
-    def is_of_few_shapes(self) -> bool:
-        """Tell whether the names agree, and most shapes too."""
-        return not self.missing and not self.unexpected and 3 * len(self.reshaped) <= len(self.model)
-
-    @property
     def fitting(self) -> int:
         """Count the tensors of the model that are in the file, with their shape."""
         return sum(self.file.get(name) == shape for name, shape in self.model.items())

@@ -32,8 +32,8 @@ _MAX_LAYERS = 1000
 _SPARE_ELEMENTS = 16 << 20
 
 
-def model_from_config(config: Mapping[str, Any], device: str = "meta") -> nn.Module:
-    """Make the model that a ``config.json`` describes, on the meta device by default: its weights are in the file.
+def model_from_config(config: Mapping[str, Any]) -> nn.Module:
+    """Make the model that a ``config.json`` describes, on the meta device: its weights are in the file.
 
     Its class is looked up in the installed ``transformers``; code beside the weights or on a hub is not used.
 
@@ -41,7 +41,7 @@ def model_from_config(config: Mapping[str, Any], device: str = "meta") -> nn.Mod
         CheckpointError: transformers is missing or has no such class, or it cannot make a model from the config.
     """
     cls = _class_of(config)
-    with _explained(cls), torch.device(device):
+    with _explained(cls), torch.device("meta"):
         return cls(_config_of(cls, config))
 
 
@@ -113,24 +113,17 @@ def _class_of(config: Mapping[str, Any]) -> Any:
 
 
 def _config_of(cls: Any, config: Mapping[str, Any]) -> Any:
-    cleaned = _cleaned(config)
-    _refuse_endless(cleaned)
-    return cls.config_class.from_dict(cleaned)
+    return cls.config_class.from_dict(_checked(config))
 
 
-def _cleaned(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _cleaned(item) for key, item in value.items() if key not in _NOT_OURS}
-    return value
-
-
-def _refuse_endless(config: Any) -> None:
-    """Refuse thousands of layers: on the meta device they take no memory, but the time to make them."""
-    for key, value in config.items():
-        if isinstance(value, dict):
-            _refuse_endless(value)
-        elif isinstance(value, int) and value > _MAX_LAYERS and ("layer" in key or "expert" in key or "depth" in key):
-            raise CheckpointError(f"config.json asks for a model with {key}={value}, which no checkpoint fills.")
+def _checked(value: Any) -> Any:
+    """Leave out what names code, and refuse thousands of layers: on the meta device they take nothing but time."""
+    if not isinstance(value, Mapping):
+        return value
+    for key, item in value.items():
+        if isinstance(item, int) and item > _MAX_LAYERS and ("layer" in key or "expert" in key or "depth" in key):
+            raise CheckpointError(f"config.json asks for a model with {key}={item}, which no checkpoint fills.")
+    return {key: _checked(item) for key, item in value.items() if key not in _NOT_OURS}
 
 
 def _refuse_larger(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:

@@ -57,11 +57,7 @@ class Storage:
 
 
 class Vocabulary:
-    """Makes what one file names, and bounds what its tensors may hold together.
-
-    Args:
-        size: The length of the file.
-    """
+    """Makes what one file, of this ``size`` in bytes, names, and bounds what its tensors may hold together."""
 
     def __init__(self, size: int) -> None:
         self._bytes_left = 4 * size + _SPARE_BYTES
@@ -127,11 +123,6 @@ class Vocabulary:
                 raise Refusal("its tensors are expanded to many times its size. Save contiguous tensors instead.")
         return torch.empty(0, dtype=dtype).set_(memory.untyped, offset, size, stride)
 
-    def _tensor_v3(
-        self, storage: Any, offset: Any, size: Any, stride: Any, _: Any, __: Any, dtype: Any, *___: Any
-    ) -> Any:
-        return self._tensor(storage, offset, size, stride, dtype=dtype)
-
     def _parameter(self, data: Any, requires_grad: Any = True, *_: Any) -> nn.Parameter:
         data = of_type(data, Tensor, nn.Parameter)
         differentiable = data.is_floating_point() or data.is_complex()
@@ -145,10 +136,6 @@ class Vocabulary:
 def storage_dtype(dotted: str) -> torch.dtype | None:
     module, _, attribute = dotted.rpartition(".")
     return _STORAGES.get(attribute) if module in ("torch", "torch.cuda", "torch.storage") else None
-
-
-def _ordered(_: Vocabulary, items: Any = ()) -> OrderedDict[Any, Any]:
-    return OrderedDict((as_key(key), value) for key, value in of_type(items, list, tuple))
 
 
 def _encoded(_: Vocabulary, text: Any, encoding: Any) -> bytes:
@@ -190,7 +177,7 @@ def _sparse(layout: Any, indices: Any, second: Any, third: Any, *more: Any) -> T
 
 
 _MAKERS: dict[str, Callable[..., Any]] = {
-    "collections.OrderedDict": _ordered,
+    "collections.OrderedDict": lambda _, items=(): OrderedDict((as_key(k), v) for k, v in of_type(items, list, tuple)),
     "collections.Counter": lambda _, items=(): Counter(dict(of_type(items, dict))) if items else Counter(),
     "collections.defaultdict": lambda _, factory=None: {},
     "argparse.Namespace": lambda _: {},
@@ -208,21 +195,21 @@ _MAKERS: dict[str, Callable[..., Any]] = {
     "torch.device": lambda _, *arguments: torch.device(*arguments),
     "torch._utils._rebuild_tensor": Vocabulary._tensor,
     "torch._utils._rebuild_tensor_v2": Vocabulary._tensor,
-    "torch._utils._rebuild_tensor_v3": Vocabulary._tensor_v3,
+    "torch._utils._rebuild_tensor_v3": lambda self, *given: self._tensor(*given[:4], dtype=given[6]),
     "torch._utils._rebuild_parameter": Vocabulary._parameter,
     "torch._utils._rebuild_parameter_with_state": Vocabulary._parameter,
     "torch._tensor._rebuild_from_type_v2": Vocabulary._subclass,
-    "torch.Tensor": lambda *_: _refuse_legacy_tensor(),
+    "torch.Tensor": lambda *_: _refuse(
+        "were written by torch before 0.4. Load it and save it again with a newer torch."
+    ),
     "torch.nn.parameter.Parameter": Vocabulary._parameter,
     "torch._utils._rebuild_sparse_tensor": lambda _, layout, data: _sparse(layout, *of_type(data, tuple)),
     "torch.serialization._get_layout": lambda _, name: _LAYOUTS[of_type(name, str)],
-    "torch._utils._rebuild_meta_tensor_no_storage": lambda *_: _refuse_meta(),
+    "torch._utils._rebuild_meta_tensor_no_storage": lambda *_: _refuse(
+        "were saved on the meta device and have no values. Save the loaded model."
+    ),
 }
 
 
-def _refuse_legacy_tensor() -> None:
-    raise Refusal("its tensors were written by torch before 0.4. Load it and save it again with a newer torch.")
-
-
-def _refuse_meta() -> None:
-    raise Refusal("its tensors were saved on the meta device and have no values. Save the loaded model.")
+def _refuse(why: str) -> None:
+    raise Refusal(f"its tensors {why}")

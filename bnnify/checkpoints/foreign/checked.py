@@ -24,16 +24,10 @@ def as_size(value: Any) -> int:
 
 def as_key(value: Any) -> Any:
     """Return ``value``, once it is known that hashing it is quick, cannot recurse and cannot be made to collide."""
-    if type(value) is tuple and len(value) <= 16:
-        for element in value:
-            if type(element) is tuple:
-                break
-            as_key(element)
-        else:
-            return value
-    elif type(value) is int:
-        if abs(value) < 1 << 60:
-            return value
-    elif value is None or type(value) in (str, bytes, float, bool, torch.dtype, torch.device, Instance, Name):
+    if type(value) is tuple and len(value) <= 16 and tuple not in map(type, value):
+        return tuple(map(as_key, value))
+    if type(value) is int and abs(value) < 1 << 60:
+        return value
+    if value is None or type(value) in (str, bytes, float, bool, torch.dtype, torch.device, Instance, Name):
         return value
     raise Refusal(f"it has a {type(value).__name__} as the key of a mapping. Save the state_dict alone.")

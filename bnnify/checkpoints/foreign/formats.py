@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .archive import Archive, Refusal
 from .records import record_in
-from .unpickler import Unpickler, View
+from .unpickler import Unpickler
 
 SAFETENSORS_METADATA = "__metadata__"
 _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
@@ -72,7 +72,7 @@ def read_zip(source: OpenFile, archive: Archive) -> Any:
     mapped: Any = None
     loaded: dict[str, torch.UntypedStorage] = {}
 
-    def load_storage(dtype: torch.dtype, key: str, numel: int, _: Any) -> torch.UntypedStorage:
+    def load_storage(dtype: torch.dtype, key: str, numel: int) -> torch.UntypedStorage:
         nonlocal mapped
         name = f"data/{key}"
         if name not in loaded:
@@ -92,25 +92,16 @@ def read_zip(source: OpenFile, archive: Archive) -> Any:
 def read_legacy(source: OpenFile) -> Any:
     """Read what torch.save wrote before 1.6 into memory."""
     loaded: dict[str, torch.UntypedStorage] = {}
-    views: dict[str, torch.UntypedStorage] = {}
     bytes_left = source.size
 
-    def load_storage(dtype: torch.dtype, key: str, numel: int, view: View | None) -> torch.UntypedStorage:
+    def load_storage(dtype: torch.dtype, key: str, numel: int) -> torch.UntypedStorage:
         nonlocal bytes_left
         if key not in loaded:
             bytes_left -= numel * dtype.itemsize
             if bytes_left < 0:
                 raise Refusal("it claims to hold more than it is long: it was cut off or damaged. Get the file again.")
             loaded[key] = torch.UntypedStorage(numel * dtype.itemsize)
-        if view is None:
-            return loaded[key]
-        view_key, offset, length = view
-        if view_key not in views:
-            start, end = offset * dtype.itemsize, (offset + length) * dtype.itemsize
-            if not 0 <= start <= end <= loaded[key].nbytes():
-                raise Refusal("a tensor in it reaches beyond its own data: it is damaged. Get the file again.")
-            views[view_key] = loaded[key][start:end]
-        return views[view_key]
+        return loaded[key]
 
     source.file.seek(0)
     header = Unpickler(source.file, source.size)

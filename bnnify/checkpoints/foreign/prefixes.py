@@ -28,12 +28,7 @@ def prefix_by_names(found: Mapping[str, Any], names: Collection[str]) -> str:
 
 
 def without_wrappers(state_dict: Mapping[str, Any], names: Collection[str]) -> Mapping[str, Any]:
-    """Remove the prefixes of wrappers, as long as all names begin with one and none is the model's own.
-
-    Args:
-        state_dict: Tensors by name.
-        names: The model's own names.
-    """
+    """Remove the prefixes of wrappers, as long as all names begin with one and none is among the model's ``names``."""
     prefix = common_prefix(state_dict, None, names)
     return within(state_dict, prefix) if prefix else state_dict
 
@@ -76,7 +71,7 @@ def within(found: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     state_dict: dict[str, Any] = OrderedDict(
         (name[len(prefix) :], value.detach() if isinstance(value, Tensor) else value)
         for name, value in found.items()
-        if name.startswith(prefix) and _can_be_taken(name, value)
+        if name.startswith(prefix) and is_weight(name, value) and record_in(value) is None
     )
     versions = module_versions(found)
     if versions is not None:
@@ -92,10 +87,6 @@ def within(found: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 def is_weight(name: str, value: Any) -> bool:
     return isinstance(value, Tensor) or name.rpartition(".")[2] == "_extra_state"
-
-
-def _can_be_taken(name: str, value: Any) -> bool:
-    return is_weight(name, value) and record_in(value) is None
 
 
 def _is_version(name: Any, value: Any) -> bool:

@@ -47,11 +47,7 @@ _OTHER_SUFFIXES = {
 
 
 def read(
-    path: str | os.PathLike[str],
-    *,
-    key: str | None = None,
-    names: Collection[str] | None = None,
-    trust: bool = False,
+    path: str | os.PathLike[str], *, key: str | None = None, names: Collection[str] | None = None, trust: bool = False
 ) -> Checkpoint:
     """Read a checkpoint of unknown origin.
 
@@ -90,15 +86,10 @@ def read(
 def write(path: str | os.PathLike[str], layout: Layout, state_dict: Mapping[str, Any], rest: Mapping[str, Any]) -> None:
     """Write a state_dict in the layout of the file that it came from.
 
-    The file is complete or not there. What was sharded becomes one file, and what was a pickled module or an exported
-    program becomes a state_dict. The names are those that the original had: other names of a tied parameter are left
-    out, and so are counts of batches that it lacked.
-
-    Args:
-        path: The file, which is replaced if it exists.
-        layout: Of the original file.
-        state_dict: The weights, under the model's names.
-        rest: The other content of the original file.
+    The file is complete or not there; one that exists is replaced. What was sharded becomes one file, and what was a
+    pickled module or an exported program becomes a state_dict, with the ``rest`` of the original beside it. The names
+    are those that the original had: other names of a tied parameter are left out, and so are counts of batches that it
+    lacked.
 
     Raises:
         CheckpointError: The file cannot be written.

@@ -4,12 +4,12 @@ torch's own ``weights_only`` unpickler runs no foreign code either, but it alloc
 ``bytearray(10**11)``, a dict keyed by a deeply nested tuple.
 """
 
-__all__ = ["Unpickler", "View"]
+__all__ = ["Unpickler"]
 
 import pickletools
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, BinaryIO
 
 import torch
 
@@ -20,8 +20,6 @@ from .records import Instance, Name
 
 # Bounds what a small file can make of itself: an empty set takes 216 bytes of memory and one in the file.
 _MAX_OPERATIONS = 10_000_000
-# A part of a storage, as files before torch 0.4 may have: the part's own key, where it starts, its number of elements.
-View: TypeAlias = tuple[str, int, int]
 
 
 class Unpickler:
@@ -30,14 +28,14 @@ class Unpickler:
     Args:
         file: Where the pickles stand.
         size: The length of the whole file, with which what the tensors may occupy is compared.
-        load_storage: ``(dtype, key, numel, part) -> UntypedStorage``, for what the file keeps outside of the pickle.
+        load_storage: ``(dtype, key, numel) -> UntypedStorage``, for what the file keeps outside of the pickle.
     """
 
     def __init__(
         self,
         file: BinaryIO,
         size: int,
-        load_storage: Callable[[torch.dtype, str, int, View | None], torch.UntypedStorage] | None = None,
+        load_storage: Callable[[torch.dtype, str, int], torch.UntypedStorage] | None = None,
     ) -> None:
         self.file = file
         self._load_storage = load_storage
@@ -131,11 +129,9 @@ class Unpickler:
         dtype = storage_dtype(of_type(named, Name).name)
         if dtype is None:
             raise Refusal("its tensors are of a kind that is no longer there. Get the file again.")
-        part: View | None = None
         if view and view[0] is not None:
-            view_key, offset, length = of_type(view[0], tuple)
-            part = of_type(view_key, str), as_size(offset), as_size(length)
-        return Storage(self._load_storage(dtype, of_type(key, str), as_size(numel), part), dtype)
+            raise Refusal("its tensors were written by torch before 0.4. Load it and save it again with a newer torch.")
+        return Storage(self._load_storage(dtype, of_type(key, str), as_size(numel)), dtype)
 
 
 def _extend(what: Any, items: list[Any]) -> None:
