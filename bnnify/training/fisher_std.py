@@ -124,7 +124,7 @@ class FisherStd:
         check_module("FisherStd.estimate(model)", model)
         meaning = as_likelihood(likelihood, class_dim)
         if chunk_size is not None:
-            check_positive("FisherStd.estimate(chunk_size)", chunk_size)
+            check_positive("FisherStd.estimate(chunk_size)", chunk_size, ArgumentError)
         model = model.module if isinstance(model, BayesianModel) else model
         parameters = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         if not parameters:
@@ -183,7 +183,7 @@ class FisherStd:
             ArgumentTypeError: An argument is of a wrong type.
         """
         as_number("FisherStd.from_adam(batch_size)", batch_size)
-        check_positive("FisherStd.from_adam(batch_size)", batch_size)
+        check_positive("FisherStd.from_adam(batch_size)", batch_size, ArgumentError)
         check_module("FisherStd.from_adam(model)", model)
         squares = mean_squares(model, optimizer)
         return cls({name: batch_size * square for name, square in squares.items()}, num_data, prior_std)

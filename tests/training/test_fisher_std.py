@@ -273,7 +273,7 @@ def test_from_adam_says_what_does_not_fit():
     named = trained_by_adam(model, [1.0], torch.optim.Adam(model.named_parameters())).state_dict()
     complain("it names `0.weight`", nn.ModuleDict({"a": nn.Linear(2, 3), "b": nn.Linear(3, 2)}), named)
     complain(r"`state` and `param_groups`, not dict.*'optimizer'", model, {"optimizer": state})
-    with pytest.raises(ConversionError, match="batch_size"):
+    with pytest.raises(ArgumentError, match="batch_size"):
         FisherStd.from_adam(model, adam, num_data=10, batch_size=0)
 
 
