@@ -36,7 +36,7 @@ def main() -> None:
     network = trained(train, options.steps)
     results: dict[str, dict[str, Variances]] = {}
     for estimator in ESTIMATORS:
-        bnn = bnnify.convert(network, estimator=estimator)
+        bnn = bnnify.convert(network, estimator=estimator, posterior_std=bnnify.Relative(0.2, full_width=32))
         results[estimator] = {
             str(size): variances(bnn, train, size, max(options.batches, options.images // size))
             for size in track(BATCH_SIZES, estimator)

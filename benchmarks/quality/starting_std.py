@@ -29,6 +29,7 @@ IMAGES_PER_DRAW = 100
 """Few, so that many networks are drawn in all, and the figures depend less on which."""
 DROPOUT_RATES = [0.05 * step for step in range(1, 19)]
 DROPOUT_SAMPLES = 32
+RMS = "0.2 rms, full width 32"
 
 
 def main() -> None:
@@ -73,7 +74,7 @@ def compare(
         for images, test in tests.items():
             bnn = bnnify.convert(network, **setting)
             yield result(images, row, _predict(bnn, test, options, f"{row}, {images}"))
-            for per_layer in [False, True] if options.per_layer and row == "default" else [False]:
+            for per_layer in [False, True] if options.per_layer and row == RMS else [False]:
                 what = f"{row}, tuned per layer" if per_layer else f"{row}, tuned"
                 yield result(images, what, *_cross_tuned(bnn, test, per_layer, options, f"{what}, {images}"))
 
@@ -88,7 +89,7 @@ def settings(network: nn.Module, train: Images, options: argparse.Namespace) -> 
     )
     wide = bnnify.FisherStd(fisher.fisher, num_data, prior_std=bnnify.Relative(1.0))
     return {
-        "default": {},
+        RMS: {"posterior_std": bnnify.Relative(0.2, full_width=32)},
         "FisherStd.estimate": {"posterior_std": fisher},
         "FisherStd.from_adam": {"posterior_std": adam},
         "Moped(0.2)": {"posterior_std": bnnify.Moped(0.2)},

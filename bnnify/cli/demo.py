@@ -18,6 +18,7 @@ from ..errors import MissingLibraryError
 from ..model import BayesianModel
 from ..prediction.averages import Prediction
 from ..training.elbo import elbo
+from ..training.response_std import ResponseStd
 
 EPOCHS, BATCH_SIZE = 20, 100
 
@@ -74,7 +75,7 @@ def demo(picture: Path | None = None, quiet: bool = False) -> None:
         )
         return digits
 
-    bnn = convert(network)
+    bnn = convert(network, posterior_std=ResponseStd(train.images, 0.1))
     add_row("as it was trained", lambda images: certain(network, images))
     add_row("converted", lambda images: bnn.predict(images, likelihood="logits"))
     # A bar on a terminal only: in a file or a pipe it would be noise.
