@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..distributions.gaussian import rms_std
 from ..distributions.initial_std import Constant, MeasuredStd, Relative, as_posterior_std, fan_in_scale
 from ..distributions.prior import as_prior
-from ..distributions.untrained import looks_untrained
+from ..distributions.untrained import looks_untrained, tells_training
 from ..draws.companions import PriorMean, as_buffer
 from .class_change import NewPosterior
 from .computed_weights import layer_weight
@@ -84,11 +84,13 @@ def untrained_layer(
     """Name the last of the layers that become Bayesian if its weight looks untrained and nobody asked for its prior.
 
     It is the last one that tells: a network from scratch has never seen a target, nor has one with a new head, whose
-    other layers are trained, but for something else. The name is empty if it looks trained.
+    other layers are trained, but for something else. Where it is too small to tell, the one before it has to. The name
+    is empty if it looks trained.
     """
-    last = next((parameter for parameter in reversed(list(holders)) if parameter in wanted), None)
-    if last is None or last not in unasked:
-        return ""
-    place = holders[last][0]
-    weight, bias = layer_weight(place.layer, last), place.layer._parameters.get("bias")
-    return place.layer_names[0] or type(place.layer).__name__ if looks_untrained(weight, bias) else ""
+    for parameter in reversed([parameter for parameter in holders if parameter in wanted]):
+        place = holders[parameter][0]
+        weight, bias = layer_weight(place.layer, parameter), place.layer._parameters.get("bias")
+        if tells_training(weight):
+            untrained = parameter in unasked and looks_untrained(weight, bias)
+            return place.layer_names[0] or type(place.layer).__name__ if untrained else ""
+    return ""

@@ -14,7 +14,7 @@ from ..modules.parameters import BayesianParameter, bayesian_parameters
 
 
 class ScaledStd:
-    """The σ of one Bayesian parameter, always multiplied from its first value, and the scale of a prior that goes by it.
+    """The σ of one Bayesian parameter, a multiple of its first value, and the scale of a prior that goes by it.
 
     A ``Pretrained`` prior without a std becomes as wide as the σ, whatever its ``scale``: that is for a σ that was
     guessed, and this one is found from data.
