@@ -2,6 +2,7 @@
 
 __all__ = ["LinearProbe", "TrialProbe", "Trying"]
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ from ..draws.outputs import tensors_in
 from ..errors import ConversionError
 from ..modules.known_forwards import Forward
 from ..prediction.batches import Arguments
-from ..torch_internals import tree_map
+from .module_state import ModuleState, cloned
 
 _STEP = 0.05
 """The size of a trial noise, as a fraction of the rms of a tensor; in half precision a smaller one would be lost."""
@@ -107,7 +108,7 @@ class TrialProbe:
         self.signal = _Signal()
         self.moved: dict[str, float] = {}
         self.vectors: set[str] = set()
-        self._calls: list[Arguments] = []
+        self._calls: list[tuple[Arguments, ModuleState]] = []
 
     def attach(self, module: nn.Module) -> list[RemovableHandle]:
         # A trial runs the hooks of a user too, so it takes the arguments from before the first of them.
@@ -118,41 +119,51 @@ class TrialProbe:
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self.trying.runs:
-            self._calls.append(_cloned((args, kwargs)))
+            self._calls.append((cloned((args, kwargs)), ModuleState(module)))
 
     def observe(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if self.trying.runs:
             return
-        arguments, rows = self._calls.pop(), _first(output)
+        (arguments, before), after = self._calls.pop(), ModuleState(module)
+        rows = _first(output)
         if rows is None:
             return
         self.signal.add(rows)
+
+        def moved_by(parameters: dict[str, Tensor]) -> float:
+            """The sum of squares by which the output moves; infinite if its shape changes."""
+            args, kwargs = cloned(arguments)
+            before.restore()
+            found = _first(functional_call(module, parameters, args, kwargs))
+            if found is None or found.shape != rows.shape:
+                return math.inf
+            return (found.double() - rows.double()).square().sum().item()
+
         self.trying.runs = True
         try:
-            self._check_repeats(module, arguments, rows)
+            if moved_by({}) > _SAME * rows.double().square().sum().item():
+                raise self._not_repeated(module)
             for name in self.parameters:
                 weight = module.get_parameter(name)
                 if weight.ndim < 2:
                     self.vectors.add(name)
+                step = _step(weight)
                 generator = torch.Generator(weight.device).manual_seed(0)
                 for _ in range(_TRIALS):
                     noise = torch.randn(weight.shape, generator=generator, device=weight.device, dtype=weight.dtype)
-                    trial = _call(module, {name: weight + _step(weight) * noise}, arguments)
-                    squares = _square_distance(trial, rows) / _TRIALS
-                    self.moved[name] = self.moved.get(name, 0.0) + squares / _step(weight).double().item() ** 2
+                    squares = moved_by({name: weight + step * noise}) / _TRIALS
+                    self.moved[name] = self.moved.get(name, 0.0) + squares / step.double().item() ** 2
         finally:
             self.trying.runs = False
+            after.restore()
 
-    def _check_repeats(self, module: nn.Module, arguments: Arguments, rows: Tensor) -> None:
-        again = _call(module, {}, arguments)
-        if again is not None and again.shape == rows.shape:
-            if not _square_distance(again, rows) > _SAME * rows.double().square().sum().item():
-                return
-        raise ConversionError(
-            f"ResponseStd tries noise on `{'`, `'.join(sorted(self.parameters.values()))}` by calling "
-            f"`{self.path}` ({type(module).__name__}) again, which does not give the same output: it draws random "
-            "numbers, or keeps something from one call to the next. Give another posterior_std to these parameters, "
-            "with a mapping from globs."
+    def _not_repeated(self, module: nn.Module) -> ConversionError:
+        names = "`, `".join(sorted(self.parameters.values()))
+        called = f"`{self.path}` ({type(module).__name__})" if self.path else f"the model ({type(module).__name__})"
+        return ConversionError(
+            f"ResponseStd tries noise on `{names}` by calling {called} again, which does not give the same output: it "
+            "draws random numbers, or keeps something from one call to the next. Give another posterior_std to these "
+            "parameters, with a mapping from globs."
         )
 
     def result(self) -> dict[str, Tensor]:
@@ -166,16 +177,6 @@ class TrialProbe:
             self.parameters[name]: response.minimum(least) if name in self.vectors else response
             for name, response in found.items()
         }
-
-
-def _call(module: nn.Module, parameters: dict[str, Tensor], arguments: Arguments) -> Tensor | None:
-    """Call a module with other parameters, and with copies of its arguments, which it may change in place."""
-    args, kwargs = _cloned(arguments)
-    return _first(functional_call(module, parameters, args, dict(kwargs)))
-
-
-def _cloned(arguments: Any) -> Any:
-    return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, arguments)
 
 
 def _square_distance(trial: Tensor | None, rows: Tensor) -> float:

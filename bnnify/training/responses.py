@@ -10,10 +10,11 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, ConversionError
 from ..modules.known_forwards import known_forward
-from ..prediction.batches import batches_of
+from ..prediction.batches import Arguments, batches_of, called_with, rows_of
 from ..prediction.eval_mode import evaluating
+from .module_state import ModuleState, cloned
 from .response_probes import LinearProbe, TrialProbe, Trying
 
 
@@ -26,41 +27,39 @@ def responses(model: nn.Module, names: set[str], data: Any) -> dict[str, Tensor]
     Raises:
         ArgumentError: There are no data.
         ArgumentTypeError: It is not clear what of a batch are inputs.
-        ConversionError: A module that is called again, to try noise, does not do the same again.
+        ConversionError: The model is on the meta device, or a module that is called again does not do the same again.
     """
+    on_meta = next((name for name, parameter in model.named_parameters() if parameter.is_meta), None)
+    if on_meta is not None:
+        raise ConversionError(
+            f"ResponseStd runs the model, whose `{on_meta}` is on the meta device. Load weights first."
+        )
     generators = torch.random.fork_rng(range(torch.cuda.device_count()))
-    with evaluating(model), _unchanged(model), torch.no_grad(), generators, _without_fast_path():
-        batches = batches_of(data, model)
+    with evaluating(model), torch.no_grad(), generators, _without_fast_path():
+        batches = (batch for batch in batches_of(data, model) if rows_of(batch) != 0)
         first = next(batches, None)
         if first is None:
             raise ArgumentError("ResponseStd was given data without batches.")
-        probes = _probes(model, names, lambda: model(*first[0], **first[1]))
+        probes = _probes(model, names, lambda: _call(model, first))
         handles = [handle for module, found in probes.items() for probe in found for handle in probe.attach(module)]
         try:
-            for args, kwargs in chain([first], batches):
-                model(*args, **kwargs)
+            for batch in chain([first], batches):
+                _call(model, batch)
         finally:
             for handle in handles:
                 handle.remove()
     return {name: response for found in probes.values() for probe in found for name, response in probe.result().items()}
 
 
-@contextmanager
-def _unchanged(model: nn.Module) -> Iterator[None]:
-    """Put back what forwards set on the modules of a model: buffers, in place too, and attributes such as a state."""
-    modules = list(model.modules())
-    attributes = [(module, dict(module.__dict__), dict(module._buffers)) for module in modules]
-    values = {buffer: buffer.clone() for buffer in model.buffers()}
+def _call(model: nn.Module, batch: Arguments) -> None:
+    """Call the model with a copy of a batch, which it may change in place, and leave it as it was."""
+    args, kwargs = cloned(batch)
+    state = ModuleState(model)
     try:
-        yield
+        with called_with(model, batch):
+            model(*args, **kwargs)
     finally:
-        for module, before, buffers in attributes:
-            module.__dict__.clear()
-            module.__dict__.update(before)
-            module._buffers.clear()
-            module._buffers.update(buffers)
-        for buffer, value in values.items():
-            buffer.copy_(value)
+        state.restore()
 
 
 @contextmanager
