@@ -36,7 +36,10 @@ class ResponseStd:
     For Linear and (transposed) convolutions with torch's own forward σ follows from one pass over the data. For any
     other layer (attention, recurrent ones, what a user registered) noise is tried on each tensor, and σ, one for the
     whole tensor, is such that the output of the layer, or of the closest module around it that is called, moves by the
-    fraction; a vector gets no more than the matrices beside it. What the data do not reach gets the σ of the default.
+    fraction; a vector gets no more than the matrices beside it, and nothing more than the rms of its weights. For that
+    a module runs again with the arguments and the state that it was called with, and has to give the same output.
+
+    What the data do not reach gets the σ of the default. The model's state, its buffers and attributes, stays.
 
     With a ``likelihood`` the converted model is tuned on the same data by :func:`bnnify.tune_std`: σ is then no
     larger than the predictions allow, and the fraction only where the search begins.
@@ -114,6 +117,9 @@ class _Measured:
             raise ConversionError(f"ResponseStd: under the data the output of `{names[0]}` is not finite.")
         largest = response.max()
         std = torch.where(largest > 0, self.fraction * response.maximum(_FLOOR * largest), default)
+        if response.ndim == 0:  # small noise was tried, which tells nothing of what is larger than the weights
+            own = root_mean_square(weight)
+            std = torch.where(own > 0, std.minimum(own), std)
         return std.to(default.dtype).expand_as(weight).clone()
 
 

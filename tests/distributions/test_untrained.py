@@ -112,6 +112,28 @@ def test_a_new_head_makes_the_prior_of_the_whole_network_wide_and_the_report_say
     assert all(parameter.initial_std is None for parameter in unique_bayesian_parameters(given.module))
 
 
+def one_output():
+    return nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 1))
+
+
+@pytest.mark.parametrize(("build", "layer"), [(one_output, "0"), (lambda: nn.LSTM(8, 32), "LSTM")])
+def test_where_the_last_parameters_are_too_few_those_before_tell(build, layer):
+    torch.manual_seed(0)
+    assert bnnify.convert(build()).report.untrained == layer
+
+
+def test_a_trained_network_with_a_single_output_looks_trained():
+    torch.manual_seed(0)
+    x, y, _, _ = split()
+    model = one_output()
+    optimizer = torch.optim.Adam(model.parameters(), 2e-3)
+    for batch in torch.randperm(len(x)).split(50):
+        optimizer.zero_grad()
+        F.mse_loss(model(x[batch])[:, 0], y[batch].float()).backward()
+        optimizer.step()
+    assert not bnnify.convert(model).report.untrained
+
+
 def test_trained_weights_that_are_loaded_afterwards_take_the_room_away():
     x, y, _, _ = split()
     bnn = bnnify.convert(network())
