@@ -140,6 +140,7 @@ def test_trained_weights_that_are_loaded_afterwards_take_the_room_away():
     assert bnn.report.untrained == "2"
     model = trained(network(), x, y)
     bnnify.load_weights(bnn, model.state_dict())
+    assert not bnn.report.untrained
     assert scales(bnn) == pytest.approx(scales(bnnify.convert(model)), rel=1e-3)
 
 
