@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..distributions.gaussian import rms_std
 from ..distributions.initial_std import Constant, MeasuredStd, Relative, as_posterior_std, fan_in_scale
 from ..distributions.prior import as_prior
+from ..distributions.priors import Pretrained
 from ..distributions.untrained import looks_untrained, tells_training
 from ..draws.companions import PriorMean, as_buffer
 from .class_change import NewPosterior
@@ -21,8 +22,8 @@ from .refusals import refuse_parameter
 from .registry import units_dim
 from .settings import Settings
 
-_UNTRAINED = 2.0
-"""The scale that a prior goes by if the weights are not trained yet, as a fraction of the rms of each tensor."""
+_UNTRAINED = 10.0
+"""How wide a prior is if the weights are not trained yet, as a multiple of the rms of each tensor."""
 
 
 def initial_posterior(
@@ -58,7 +59,8 @@ def initial_posterior(
     if prior.needs_initial_std:
         known = rms_std(first, parameter.dtype)
         if untrained:
-            known = Relative(_UNTRAINED)(parameter.detach(), scale).maximum(known).to(known.dtype)
+            share = prior.scale if isinstance(prior, Pretrained) else 1.0
+            known = Relative(_UNTRAINED / share)(parameter.detach(), scale).maximum(known).to(known.dtype)
         initial_std = as_buffer(known)
     companions = posterior.start(parameter.detach(), first if std is None else std)
     prior_mean = PriorMean(parameter.detach().clone()) if prior.centred else None

@@ -106,6 +106,10 @@ def test_a_new_head_makes_the_prior_of_the_whole_network_wide_and_the_report_say
     assert "`2` looks untrained" in str(bnn.report)
     rms = [p.detach().square().mean().sqrt().item() for p in model.parameters()]
     assert scales(bnn) == pytest.approx([2 * size for size in rms], rel=1e-3)
+    bnnify.tune_std(bnn, x, likelihood="logits", labels=False)
+    assert scales(bnn) == pytest.approx([2 * size for size in rms], rel=1e-3)
+    from_data = bnnify.convert(model, posterior_std=bnnify.ResponseStd(x, likelihood="logits"))
+    assert scales(from_data) == pytest.approx([10 * size for size in rms], rel=1e-3)
     body = bnnify.convert(model, select="0")
     assert not body.report.untrained
     given = bnnify.convert(model, prior=bnnify.Gaussian(std=0.1))
