@@ -32,7 +32,8 @@ def responses(model: nn.Module, names: set[str], data: Any) -> dict[str, Tensor]
     on_meta = next((name for name, parameter in model.named_parameters() if parameter.is_meta), None)
     if on_meta is not None:
         raise ConversionError(
-            f"ResponseStd runs the model, whose `{on_meta}` is on the meta device. Load weights first."
+            f"ResponseStd runs the model, and its `{on_meta}` is on the meta device, without values. Load weights "
+            "into the plain model, and convert that; convert_checkpoint converts before it loads."
         )
     generators = torch.random.fork_rng(range(torch.cuda.device_count()))
     with evaluating(model), torch.no_grad(), generators, _without_fast_path():
