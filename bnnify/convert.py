@@ -135,8 +135,13 @@ def convert(
     wanted = {parameter: fitted[parameter] for parameter in chosen.keys() - already.keys()}
     unasked = {parameter: settings for parameter, settings in wanted.items() if parameter not in found["prior"]}
     bnn = _convert(model, root, holders, wanted, why_not, strict, unasked)
-    for rule in measured:
-        rule.finish(bnn)
+    try:
+        for rule in measured:
+            rule.finish(bnn)
+    except BaseException:
+        if not already:
+            collapse(bnn, inplace=True)
+        raise
     return bnn
 
 

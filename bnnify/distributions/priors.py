@@ -53,8 +53,8 @@ class Pretrained(Prior):
     Args:
         std: s, the same for every weight, or ``"learned"`` as for :class:`Gaussian`. Default: ``None``, which gives
             each tensor ``scale`` times the rms of the σ its posterior starts with, so that prior and posterior live on
-            the same scale and a fresh conversion with a uniform σ has a KL of zero; or ``scale`` times twice the rms of
-            its weights if the model's last layer looks untrained, so that training can move them.
+            the same scale and a fresh conversion with a uniform σ has a KL of zero; or ten times the rms of its weights
+            if the model's last layer looks untrained and nobody gave this prior, so that training can move them.
         scale: The factor used when ``std`` is None. Default: ``1.0``.
 
     References:

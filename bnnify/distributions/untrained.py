@@ -1,6 +1,6 @@
 """Tell a weight as an initialisation drew it from one that training has shaped."""
 
-__all__ = ["looks_untrained"]
+__all__ = ["looks_untrained", "tells_training"]
 
 import math
 
@@ -21,6 +21,11 @@ _CRITICAL = 1.8
 
 _DEVIATIONS = 5.0
 """The standard errors by which the rows of an untrained matrix may differ more than independent numbers do."""
+
+
+def tells_training(weight: Tensor) -> bool:
+    """Tell whether a ``weight`` is large enough, or all zero, for :func:`looks_untrained` to have something to see."""
+    return weight.ndim > 1 and (weight.numel() >= _FEWEST or weight.is_meta or not weight.any())
 
 
 def looks_untrained(weight: Tensor, bias: Tensor | None = None) -> bool:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from ..distributions.gaussian import rms_std
 from ..distributions.initial_std import Constant, MeasuredStd, Relative, as_posterior_std, fan_in_scale
 from ..distributions.prior import as_prior
-from ..distributions.untrained import looks_untrained
+from ..distributions.priors import Pretrained
+from ..distributions.untrained import looks_untrained, tells_training
 from ..draws.companions import PriorMean, as_buffer
 from .class_change import NewPosterior
 from .computed_weights import layer_weight
@@ -21,8 +22,8 @@ from .refusals import refuse_parameter
 from .registry import units_dim
 from .settings import Settings
 
-_UNTRAINED = 2.0
-"""The scale that a prior goes by if the weights are not trained yet, as a fraction of the rms of each tensor."""
+_UNTRAINED = 10.0
+"""How wide a prior is if the weights are not trained yet, as a multiple of the rms of each tensor."""
 
 
 def initial_posterior(
@@ -58,7 +59,8 @@ def initial_posterior(
     if prior.needs_initial_std:
         known = rms_std(first, parameter.dtype)
         if untrained:
-            known = Relative(_UNTRAINED)(parameter.detach(), scale).maximum(known).to(known.dtype)
+            share = prior.scale if isinstance(prior, Pretrained) else 1.0
+            known = Relative(_UNTRAINED / share)(parameter.detach(), scale).maximum(known).to(known.dtype)
         initial_std = as_buffer(known)
     companions = posterior.start(parameter.detach(), first if std is None else std)
     prior_mean = PriorMean(parameter.detach().clone()) if prior.centred else None
@@ -84,11 +86,13 @@ def untrained_layer(
     """Name the last of the layers that become Bayesian if its weight looks untrained and nobody asked for its prior.
 
     It is the last one that tells: a network from scratch has never seen a target, nor has one with a new head, whose
-    other layers are trained, but for something else. The name is empty if it looks trained.
+    other layers are trained, but for something else. Where it is too small to tell, the one before it has to. The name
+    is empty if it looks trained.
     """
-    last = next((parameter for parameter in reversed(list(holders)) if parameter in wanted), None)
-    if last is None or last not in unasked:
-        return ""
-    place = holders[last][0]
-    weight, bias = layer_weight(place.layer, last), place.layer._parameters.get("bias")
-    return place.layer_names[0] or type(place.layer).__name__ if looks_untrained(weight, bias) else ""
+    for parameter in reversed([parameter for parameter in holders if parameter in wanted]):
+        place = holders[parameter][0]
+        weight, bias = layer_weight(place.layer, parameter), place.layer._parameters.get("bias")
+        if tells_training(weight):
+            untrained = parameter in unasked and looks_untrained(weight, bias)
+            return place.layer_names[0] or type(place.layer).__name__ if untrained else ""
+    return ""

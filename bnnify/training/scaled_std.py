@@ -14,19 +14,21 @@ from ..modules.parameters import BayesianParameter, bayesian_parameters
 
 
 class ScaledStd:
-    """The σ of one Bayesian parameter, always multiplied from its first value, and the scale of its prior.
+    """The σ of one Bayesian parameter, a multiple of its first value, and the scale of a prior that goes by it.
 
     A ``Pretrained`` prior without a std becomes as wide as the σ, whatever its ``scale``: that is for a σ that was
     guessed, and this one is found from data.
 
     Args:
         parameter: A place of the parameter.
+        keep_prior: Leave the prior as it is. Default: ``False``.
     """
 
-    def __init__(self, parameter: BayesianParameter) -> None:
+    def __init__(self, parameter: BayesianParameter, keep_prior: bool = False) -> None:
         self.parameter = parameter
         self._rho = parameter.rho.detach().clone()
-        self._scale = None if parameter.initial_std is None else parameter.initial_std.detach().clone()
+        initial_std = None if keep_prior else parameter.initial_std
+        self._scale = None if initial_std is None else initial_std.detach().clone()
         self._places = [parameter]
 
     def add_place(self, place: BayesianParameter) -> None:
@@ -55,7 +57,7 @@ class ScaledStd:
                 place.initial_std.copy_(scale)
 
 
-def layers_of(module: nn.Module) -> dict[str, list[ScaledStd]]:
+def layers_of(module: nn.Module, keep_priors: bool = False) -> dict[str, list[ScaledStd]]:
     """Group the parameters that have a σ, each once, by the qualified name of their (first) module."""
     layers: dict[str, list[ScaledStd]] = {}
     known: dict[int, ScaledStd] = {}
@@ -65,7 +67,7 @@ def layers_of(module: nn.Module) -> dict[str, list[ScaledStd]]:
         if id(parameter.mean) in known:
             known[id(parameter.mean)].add_place(parameter)
         else:
-            known[id(parameter.mean)] = ScaledStd(parameter)
+            known[id(parameter.mean)] = ScaledStd(parameter, keep_priors)
             layers.setdefault(parameter.name.rpartition(".")[0], []).append(known[id(parameter.mean)])
     return layers
 

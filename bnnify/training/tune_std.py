@@ -60,7 +60,8 @@ def tune_std(
     call this with the same data.
 
     The prior moves along: a ``Pretrained`` prior without a std of its own becomes as wide as σ, whatever its ``scale``,
-    so that training goes on from σ as tuned, and not back. Weights loaded later by
+    so that training goes on from σ as tuned, and not back; one that is wide because the network looked untrained stays
+    so. Weights loaded later by
     :func:`bnnify.load_weights` start with the σ of the rule anew, and the prior's scale with it, unless they bring
     both. The result is written into ``bnn.report``.
 
@@ -113,7 +114,8 @@ def tune_std(
     meaning = as_likelihood(likelihood, class_dim)
     if per_layer and not labels:
         raise ArgumentError("per_layer=True needs labels; without, less noise is always nearer to the mean network.")
-    layers = layers_of(bnn.module)
+    # A prior that leaves untrained weights room does not go by σ.
+    layers = layers_of(bnn.module, keep_priors=bool(bnn.report.untrained))
     if not layers:
         raise ArgumentError("tune_std found nothing to tune: no parameter of the model has a σ.")
     everything = [scaled for layer in layers.values() for scaled in layer]

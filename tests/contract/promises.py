@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import bnnify
+from bnnify.convert import DEFAULTS
 from bnnify.distributions.gaussian import std
 from bnnify.draws.companions import INITIAL_STD, PRIOR_MEAN, RHO
 from bnnify.modules.parameters import bayesian_parameters
@@ -36,7 +37,8 @@ from .comparisons import (
 def sigma_to_zero(subject: Subject) -> None:
     """With σ = 1e-30 a draw has the output of the original, and its structure."""
     # Small enough to leave every weight but a zero as it is: a detector turns a change of 1e-12 into one of 1e-4.
-    subject.second = bnn = subject.convert(posterior_std=1e-30)
+    prior = subject.case.settings.get("prior", DEFAULTS.prior)  # beside a σ that is given the default is another one
+    subject.second = bnn = subject.convert(posterior_std=1e-30, prior=prior)
     with torch.no_grad():
         output, kl = subject.run(bnn)
         refute(outputs.difference(output, subject.reference, tolerance=1e-4))
@@ -126,11 +128,12 @@ def kl(subject: Subject) -> None:
     with torch.no_grad():
         for parameter in {id(p.mean): p for p in bayesian_parameters(subject.bnn.module)}.values():
             tensors = (parameter.mean, parameter.rho, _prior_mean(parameter).expand_as(parameter.mean))
-            scale = parameter.initial_std if parameter.initial_std is not None else parameter.settings.prior.std
+            prior = parameter.settings.prior
+            scale = prior.std if parameter.initial_std is None else prior.scale * parameter.initial_std
             for mean, rho, centre in zip(*(tensor.flatten().split(1 << 16) for tensor in tensors), strict=True):
                 posterior = torch.distributions.Normal(mean.double(), std(rho.double()))
-                prior = torch.distributions.Normal(centre.double(), torch.as_tensor(scale).double())
-                expected += torch.distributions.kl_divergence(posterior, prior).sum().item()
+                p = torch.distributions.Normal(centre.double(), torch.as_tensor(scale).double())
+                expected += torch.distributions.kl_divergence(posterior, p).sum().item()
         found = subject.bnn.kl().item()
     refute("" if abs(found - expected) <= 1e-4 * expected else f"the KL is {found:.6e} instead of {expected:.6e}")
 

@@ -106,10 +106,36 @@ def test_a_new_head_makes_the_prior_of_the_whole_network_wide_and_the_report_say
     assert "`2` looks untrained" in str(bnn.report)
     rms = [p.detach().square().mean().sqrt().item() for p in model.parameters()]
     assert scales(bnn) == pytest.approx([2 * size for size in rms], rel=1e-3)
+    bnnify.tune_std(bnn, x, likelihood="logits", labels=False)
+    assert scales(bnn) == pytest.approx([2 * size for size in rms], rel=1e-3)
+    from_data = bnnify.convert(model, posterior_std=bnnify.ResponseStd(x, likelihood="logits"))
+    assert scales(from_data) == pytest.approx([10 * size for size in rms], rel=1e-3)
     body = bnnify.convert(model, select="0")
     assert not body.report.untrained
     given = bnnify.convert(model, prior=bnnify.Gaussian(std=0.1))
     assert all(parameter.initial_std is None for parameter in unique_bayesian_parameters(given.module))
+
+
+def one_output():
+    return nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 1))
+
+
+@pytest.mark.parametrize(("build", "layer"), [(one_output, "0"), (lambda: nn.LSTM(8, 32), "LSTM")])
+def test_where_the_last_parameters_are_too_few_those_before_tell(build, layer):
+    torch.manual_seed(0)
+    assert bnnify.convert(build()).report.untrained == layer
+
+
+def test_a_trained_network_with_a_single_output_looks_trained():
+    torch.manual_seed(0)
+    x, y, _, _ = split()
+    model = one_output()
+    optimizer = torch.optim.Adam(model.parameters(), 2e-3)
+    for batch in torch.randperm(len(x)).split(50):
+        optimizer.zero_grad()
+        F.mse_loss(model(x[batch])[:, 0], y[batch].float()).backward()
+        optimizer.step()
+    assert not bnnify.convert(model).report.untrained
 
 
 def test_trained_weights_that_are_loaded_afterwards_take_the_room_away():
@@ -118,6 +144,7 @@ def test_trained_weights_that_are_loaded_afterwards_take_the_room_away():
     assert bnn.report.untrained == "2"
     model = trained(network(), x, y)
     bnnify.load_weights(bnn, model.state_dict())
+    assert not bnn.report.untrained
     assert scales(bnn) == pytest.approx(scales(bnnify.convert(model)), rel=1e-3)
 
 

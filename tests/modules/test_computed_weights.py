@@ -219,7 +219,7 @@ def test_globs_and_functions_select_the_layer(name):
 
 
 def test_samples_of_an_orthogonal_weight_are_orthogonal():
-    bnn = bnnify.convert(parametrizations.orthogonal(nn.Linear(6, 6).double()))
+    bnn = bnnify.convert(parametrizations.orthogonal(nn.Linear(6, 6).double()), posterior_std=bnnify.Relative(0.2))
     mean = bnn.module.weight
     with bnn.draw():
         sample = bnn.module.weight
@@ -253,7 +253,7 @@ def test_the_noise_of_a_weight_normalised_layer_is_of_the_size_asked_for(wrap):
 
 
 def test_what_is_pruned_stays_exactly_zero_and_costs_no_kl():
-    bnn = bnnify.convert(pruned(nn.Linear(6, 5), 0.7))
+    bnn = bnnify.convert(pruned(nn.Linear(6, 5), 0.7), posterior_std=bnnify.Relative(0.2))
     mask = bnn.module.weight_mask.bool()
     for _ in range(3):
         with bnn.draw():
