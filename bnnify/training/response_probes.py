@@ -3,7 +3,7 @@
 __all__ = ["LinearProbe", "TrialProbe", "Trying"]
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -142,7 +142,7 @@ class TrialProbe:
         self.trying.runs = True
         try:
             if moved_by({}) > _SAME * rows.double().square().sum().item():
-                raise self._not_repeated(module)
+                raise _not_repeated(module, self.path, self.parameters.values())
             for name in self.parameters:
                 weight = module.get_parameter(name)
                 if weight.ndim < 2:
@@ -156,15 +156,6 @@ class TrialProbe:
         finally:
             self.trying.runs = False
             after.restore()
-
-    def _not_repeated(self, module: nn.Module) -> ConversionError:
-        names = "`, `".join(sorted(self.parameters.values()))
-        called = f"`{self.path}` ({type(module).__name__})" if self.path else f"the model ({type(module).__name__})"
-        return ConversionError(
-            f"ResponseStd tries noise on `{names}` by calling {called} again, which does not give the same output: it "
-            "draws random numbers, or keeps something from one call to the next. Give another posterior_std to these "
-            "parameters, with a mapping from globs."
-        )
 
     def result(self) -> dict[str, Tensor]:
         if not self.signal.count:
@@ -199,3 +190,13 @@ def _rows(output: Tensor, channel: int) -> Tensor:
     if output.ndim == 0:
         return output.reshape(1, 1)
     return output.movedim(channel, -1).flatten(0, -2) if output.ndim > 1 else output[None]
+
+
+def _not_repeated(module: nn.Module, path: str, parameters: Iterable[str]) -> ConversionError:
+    names = "`, `".join(sorted(parameters))
+    called = f"`{path}` ({type(module).__name__})" if path else f"the model ({type(module).__name__})"
+    return ConversionError(
+        f"ResponseStd tries noise on `{names}` by calling {called} again, which does not give the same output: it "
+        "draws random numbers, or keeps something from one call to the next. Give another posterior_std to these "
+        "parameters, with a mapping from globs."
+    )
