@@ -80,6 +80,8 @@ def measure(subject: Subject, options: argparse.Namespace) -> dict[str, Scores]:
         found[TEMPERATURE] = _temperature(subject)
     for name, make in track(FIXED.items(), subject.name):
         found[name] = _score_bayesian(subject, make(subject), options.samples)
+    if options.fixed:
+        return found
     large = sum(p.numel() for p in subject.model.parameters()) > options.large
     for name, rule in track(FITTED.items(), f"{subject.name}, fitting"):
         for labels in (False, True):
@@ -244,6 +246,7 @@ def _options() -> argparse.Namespace:
     add("--images", type=int, default=2000, help="unseen images for each network")
     add("--samples", type=int, default=10, help="networks drawn")
     add("--large", type=int, default=1_000_000, help="parameters from which on only two rules are fitted")
+    add("--fixed", action="store_true", help="only the rules that need no fitting")
     add("--packaged", action="store_true", help="also the networks that packages ship, by agreement")
     add("--quick", action="store_true", help="one small network and 500 images, to see that it runs")
     options = parser.parse_args()

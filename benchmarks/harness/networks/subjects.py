@@ -139,7 +139,7 @@ def _language_model(data: Path) -> Subject:
     with zipfile.ZipFile(data / "sst2.zip") as archive:
         lines = archive.read("dev.tsv").decode().splitlines()[1:]
     text = " ".join(line.rsplit("\t", 1)[0].strip() for line in lines)
-    tokens = tokenizer(text, return_tensors="pt").input_ids[0, : 6 * 257].view(6, 257)
+    tokens = tokenizer(text, return_tensors="pt").input_ids[0, : 4 * 257].view(4, 257)
     fitting, judging = ((part[:, :-1].contiguous(), part[:, 1:].contiguous()) for part in (tokens[:2], tokens[2:]))
     name = "SmolLM2-135M, SST-2"
     return Subject(name, model.eval(), fitting, judging, output=lambda out: out.logits, batch_size=1)
