@@ -2,7 +2,7 @@
 
 __all__ = ["ResponseStd"]
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from ..distributions.initial_std import DEFAULT_POSTERIOR_STD
 from ..errors import ConversionError, check_positive
 from ..model import BayesianModel
 from ..modules.settings import is_bayesian
+from ..prediction.batches import batches_of, is_one_batch, rows_of
 from ..prediction.known_likelihoods import LikelihoodLike
 from .responses import responses
 from .tune_std import tune_std
@@ -47,21 +48,24 @@ class ResponseStd:
     The converted model keeps the σ, and neither the data nor the rule: settings and files have its rms for each tensor.
 
     Attributes:
-        data: Inputs, in any form that :func:`bnnify.prediction.predict` takes; labels in it are left out.
+        data: Inputs, in any form that :func:`bnnify.prediction.predict` takes; labels in it are left out. Of what gives
+            batches the first are read, until they have ``num_data`` examples.
         fraction: Of each layer's signal. Must be positive. Default: ``0.05``.
         likelihood: What the model's output means, as in ``predict``, to tune σ. Default: ``None``, no tuning.
         tuning: Further options of :func:`bnnify.tune_std`, such as ``{"labels": True}``. Default: without labels.
+        num_data: How many examples are enough. Default: ``512``.
     """
 
     data: Any = field(repr=False)
     fraction: float = 0.05
     likelihood: LikelihoodLike | None = None
     tuning: Mapping[str, Any] = field(default_factory=dict)
+    num_data: int = 512
+    _taken: list[Any] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_positive("ResponseStd(fraction)", self.fraction)
-        if self.likelihood is not None and isinstance(self.data, Iterator):
-            object.__setattr__(self, "data", list(self.data))  # which are read twice
+        check_positive("ResponseStd(num_data)", self.num_data)
 
     def measure(self, model: nn.Module, names: Iterable[str]) -> "_Measured":
         """Run the data through ``model``, in eval mode, and find σ of the parameters that have these names in it.
@@ -76,12 +80,25 @@ class ResponseStd:
                 "ResponseStd(likelihood) would tune σ of what is Bayesian already, too. Leave the likelihood out, and "
                 "call bnnify.tune_std afterwards if you want that."
             )
-        return _Measured(responses(model, set(names), self.data), self.fraction)
+        return _Measured(responses(model, set(names), self._read(model)), self.fraction)
 
     def finish(self, bnn: BayesianModel) -> None:
         """Tune σ of the converted model, if a likelihood is known."""
         if self.likelihood is not None:
-            tune_std(bnn, self.data, likelihood=self.likelihood, **{"labels": False, **self.tuning})
+            tune_std(bnn, self._read(bnn.module), likelihood=self.likelihood, **{"labels": False, **self.tuning})
+
+    def _read(self, model: nn.Module) -> Any:
+        """The data that are looked at: one batch, or the first of many, which are read once."""
+        if is_one_batch(self.data):
+            return self.data
+        if not self._taken:
+            rows = 0
+            for batch in self.data:
+                self._taken.append(batch)
+                rows += sum(rows_of(arguments) or 0 for arguments in batches_of(iter([batch]), model))
+                if rows >= self.num_data:
+                    break
+        return self._taken and iter(self._taken)
 
 
 @dataclass(frozen=True, eq=False)

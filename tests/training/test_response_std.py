@@ -154,6 +154,21 @@ def test_data_come_in_any_form_that_predict_takes_and_labels_are_not_looked_at()
         ResponseStd(x, 0.0)
 
 
+def test_of_a_stream_only_as_much_is_read_as_it_takes():
+    def stream():
+        while True:
+            read.append(torch.randn(100, 4))
+            yield read[-1]
+
+    read = []
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    endless = sigmas(bnnify.convert(model, posterior_std=ResponseStd(stream(), likelihood="logits", num_data=250)))
+    assert len(read) == 3
+    some = sigmas(bnnify.convert(model, posterior_std=ResponseStd(read, likelihood="logits")))
+    for name, sigma in some.items():
+        torch.testing.assert_close(endless[name], sigma)
+
+
 def test_model_and_random_numbers_are_left_as_they_were_and_the_data_are_not_kept():
     model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.LSTM(8, 4)).train()
     before, state = {n: p.clone() for n, p in model.named_parameters()}, torch.get_rng_state()
