@@ -39,7 +39,8 @@ from .report import Reason
 DEFAULTS = Settings(Pretrained(scale=5.0), DEFAULT_POSTERIOR_STD)
 """The settings of a parameter for which no option was given.
 
-This σ is so small that it harms no network. The prior beside it is wider, so that training can find a larger one.
+This σ is so small that it harmed no network that was tried. The prior beside it is wider, so that training can find a
+larger one.
 """
 
 _OF_GIVEN_STD = replace(DEFAULTS, prior=Pretrained())

@@ -51,6 +51,9 @@ FITTED: dict[str, Callable[[Subject], Any]] = {
 }
 """Rules of which tune_std finds the size."""
 
+SMALL = ["MLP*", "LeNet*", "published LeNet*", "published robust*", "transformer*"]
+"""The networks that are measured if none are named: all that can be done within some minutes."""
+
 QUICK = ("rms", "ResponseStd")
 """The rules that large networks are fitted with."""
 
@@ -241,7 +244,7 @@ def _options() -> argparse.Namespace:
     add = parser.add_argument
     add("--data", type=Path, help="folder of archives and checkpoints; else torchvision downloads")
     add("--cache", type=Path, help="folder where trained networks are kept and found again")
-    add("--networks", nargs="+", default=["*"], help="globs of the names of the networks to measure")
+    add("--networks", nargs="+", default=SMALL, help="globs of the names of the networks to measure; '*' takes hours")
     add("--earlier", type=Path, nargs="+", default=[], help="results of earlier runs, for the tables")
     add("--images", type=int, default=2000, help="unseen images for each network")
     add("--samples", type=int, default=10, help="networks drawn")

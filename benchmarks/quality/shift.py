@@ -136,10 +136,11 @@ def measure(
             if scores_in.abs().max() < 1e-6:  # one network has no mutual information
                 continue
             labels = torch.cat([torch.zeros(len(scores_in)), torch.ones(len(scores_out))]).long()
-            ranks = torch.cat([scores_in, scores_out]).argsort().argsort().double() / len(labels)
+            both = torch.cat([scores_in, scores_out])
+            both = (both - both.min()) / (both.max() - both.min())  # else the metric takes them for logits
             threshold = scores_out.quantile(0.05)
             found[f"{name}, {each}"] = {
-                "auroc": 100 * binary_auroc(ranks, labels).item(),
+                "auroc": 100 * binary_auroc(both, labels).item(),
                 "fpr95": 100 * (scores_in >= threshold).double().mean().item(),
             }
     return found

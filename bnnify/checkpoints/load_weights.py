@@ -68,10 +68,11 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Any], *, share: bool
             _start_anew(parameter, absent, share)
         for holders in places.values():
             put(holders, holders[0].tensor)  # on the meta device, what was started anew is new
-    if isinstance(model, BayesianModel) and any(name.endswith(RHO) for name in absent):
-        model.report = replace(model.report, tuning="")
-    if isinstance(model, BayesianModel) and any(name.endswith(INITIAL_STD) for name in absent):
-        model.report = replace(model.report, untrained="")  # the prior goes by σ again
+    if isinstance(model, BayesianModel):
+        if any(name.endswith(RHO) for name in absent):
+            model.report = replace(model.report, tuning="")
+        if any(name.endswith(INITIAL_STD) for name in absent):
+            model.report = replace(model.report, untrained="")  # the prior goes by σ again
 
 
 def _must_be_replaced(tensor: Tensor, given: Any) -> bool:

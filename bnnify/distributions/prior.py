@@ -113,6 +113,11 @@ class Prior(ABC):
         """True if the KL needs the σ that the posterior started with, which is then kept as ``*_initial_std``."""
         return True
 
+    @property
+    def relative_std(self) -> float:
+        """How wide the prior is in units of ``*_initial_std``."""
+        return 1.0
+
     @abstractmethod
     def kl(self, posterior: Posterior) -> Tensor:
         """KL(q‖p) of each weight, in nats: of the weight's shape, in float32 or better."""

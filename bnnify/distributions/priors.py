@@ -86,6 +86,10 @@ class Pretrained(Prior):
     def needs_initial_std(self) -> bool:
         return self.std is None
 
+    @property
+    def relative_std(self) -> float:
+        return self.scale
+
     def _std(self, posterior: Posterior) -> Tensor | float | Literal["learned"]:
         if self.std is not None:
             return self.std

@@ -1,6 +1,6 @@
 """Tell a weight as an initialisation drew it from one that training has shaped."""
 
-__all__ = ["looks_untrained", "tells_training"]
+__all__ = ["looks_untrained"]
 
 import math
 
@@ -17,41 +17,35 @@ _MOST = 512
 """The most rows and columns that are looked at."""
 
 _CRITICAL = 1.8
-"""√n times the distance between distributions that one in some hundred draws would exceed (Kolmogorov and Smirnov)."""
+"""√n times the distance between distributions that one in 300 draws would exceed (Kolmogorov and Smirnov)."""
 
 _DEVIATIONS = 5.0
 """The standard errors by which the rows of an untrained matrix may differ more than independent numbers do."""
 
 
-def tells_training(weight: Tensor) -> bool:
-    """Tell whether a ``weight`` is large enough, or all zero, for :func:`looks_untrained` to have something to see."""
-    return weight.ndim > 1 and (weight.numel() >= _FEWEST or weight.is_meta or not weight.any())
-
-
-def looks_untrained(weight: Tensor, bias: Tensor | None = None) -> bool:
+def looks_untrained(weight: Tensor, bias: Tensor | None = None) -> bool | None:
     """Tell whether the ``weight`` of a layer looks as initialisations leave it: all zero, or drawn independently.
 
     Draws are recognised if they are uniform or normal (truncated or not) with the spread that one of the usual schemes
     gives a matrix of this shape, and if neither their rows nor their columns differ in size by more than chance.
-    Training makes some units larger than others, so a trained matrix fails the latter. A vector does not tell, nor do
-    fewer than 64 weights, or fewer than 4,096 normal ones unless their ``bias`` is all zero: False, as on the meta
-    device.
+    Training makes some units larger than others, so a trained matrix fails the latter. Fewer than 4,096 normal weights
+    are recognised only if their ``bias`` is all zero. On the meta device, and of a sharded weight: False.
+
+    Returns:
+        None if the weight is too small to tell: a vector, or fewer than 64 numbers that are not all zero.
 
     References:
         Glorot and Bengio 2010, "Understanding the difficulty of training deep feedforward neural networks", eq. 16; He
         et al. 2015, "Delving Deep into Rectifiers", eq. 10: the schemes.
     """
-    if (
-        type(weight) not in (Tensor, nn.Parameter)
-        or weight.is_meta
-        or weight.numel() == 0
-        or not weight.is_floating_point()
-    ):
+    if weight.ndim < 2 or weight.numel() == 0:
+        return None
+    if type(weight) not in (Tensor, nn.Parameter) or weight.is_meta or not weight.is_floating_point():
         return False
     if not weight.any():
         return True
-    if weight.ndim < 2 or weight.numel() < _FEWEST:
-        return False
+    if weight.numel() < _FEWEST:
+        return None
     matrix = weight.detach().flatten(1).double()
     matrix = matrix[:: math.ceil(len(matrix) / _MOST), :: math.ceil(matrix.shape[1] / _MOST)]
     values = matrix.flatten().sort().values

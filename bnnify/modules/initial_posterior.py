@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from ..distributions.gaussian import rms_std
 from ..distributions.initial_std import Constant, MeasuredStd, Relative, as_posterior_std, fan_in_scale
 from ..distributions.prior import as_prior
-from ..distributions.priors import Pretrained
-from ..distributions.untrained import looks_untrained, tells_training
+from ..distributions.untrained import looks_untrained
 from ..draws.companions import PriorMean, as_buffer
 from .class_change import NewPosterior
 from .computed_weights import layer_weight
@@ -59,8 +58,7 @@ def initial_posterior(
     if prior.needs_initial_std:
         known = rms_std(first, parameter.dtype)
         if untrained:
-            share = prior.scale if isinstance(prior, Pretrained) else 1.0
-            known = Relative(_UNTRAINED / share)(parameter.detach(), scale).maximum(known).to(known.dtype)
+            known = Relative(_UNTRAINED / prior.relative_std)(parameter.detach(), scale).maximum(known).to(known.dtype)
         initial_std = as_buffer(known)
     companions = posterior.start(parameter.detach(), first if std is None else std)
     prior_mean = PriorMean(parameter.detach().clone()) if prior.centred else None
@@ -92,7 +90,8 @@ def untrained_layer(
     for parameter in reversed([parameter for parameter in holders if parameter in wanted]):
         place = holders[parameter][0]
         weight, bias = layer_weight(place.layer, parameter), place.layer._parameters.get("bias")
-        if tells_training(weight):
-            untrained = parameter in unasked and looks_untrained(weight, bias)
-            return place.layer_names[0] or type(place.layer).__name__ if untrained else ""
+        untrained = looks_untrained(weight, bias)
+        if untrained is not None:
+            name = place.layer_names[0] or type(place.layer).__name__
+            return name if untrained and parameter in unasked else ""
     return ""

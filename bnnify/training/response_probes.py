@@ -170,10 +170,6 @@ class TrialProbe:
         }
 
 
-def _square_distance(trial: Tensor | None, rows: Tensor) -> float:
-    return (trial.double() - rows.double()).square().sum().item()  # type: ignore[union-attr]
-
-
 def _step(weight: Tensor) -> Tensor:
     own = root_mean_square(weight)
     return _STEP * torch.where(own > 0, own, torch.ones_like(own))

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..distributions.gaussian import at_least_float32, is_pruned, rho_from_std, rms_std, std
-from ..distributions.priors import Pretrained
+from ..draws.sharding import is_distributed
 from ..modules.parameters import BayesianParameter, bayesian_parameters
 
 
@@ -41,9 +41,7 @@ class ScaledStd:
         rho = rho_from_std(sigma).to(self._rho.dtype)
         self.parameter.rho.copy_(torch.where(is_pruned(self._rho), self._rho, rho))
         if self._scale is not None:
-            prior = self.parameter.settings.prior
-            rms = rms_std(sigma, self._rho.dtype)
-            self._set_scales(rms / prior.scale if isinstance(prior, Pretrained) else rms)
+            self._set_scales(rms_std(sigma, self._rho.dtype) / self.parameter.prior.relative_std)
 
     def restore(self) -> None:
         """Set both to their first values, bit by bit."""
@@ -75,6 +73,11 @@ def layers_of(module: nn.Module, keep_priors: bool = False) -> dict[str, list[Sc
 def log_ratio(everything: Iterable[ScaledStd]) -> float:
     """log(rms(σ) / rms(μ)) over all weights as they are now; 0 where one of the two is zero."""
     parameters = [scaled.parameter for scaled in everything]
-    variance = sum(std(at_least_float32(p.rho)).double().square().sum().item() for p in parameters)
-    square = sum(p.mean.double().square().sum().item() for p in parameters)
+    variance = sum(_sum_of_squares(std(at_least_float32(parameter.rho))) for parameter in parameters)
+    square = sum(_sum_of_squares(parameter.mean) for parameter in parameters)
     return 0.5 * math.log(variance / square) if variance > 0 and square > 0 else 0.0
+
+
+def _sum_of_squares(tensor: torch.Tensor) -> float:
+    total = tensor.double().square().sum()
+    return float(total.full_tensor() if is_distributed(total) else total)  # else each rank had that of its own shard

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..draws.sharding import is_sharding
 from ..errors import ArgumentError, check_integer, check_num_samples, check_positive
 from ..model import BayesianModel, check_converted
 from ..prediction.batches import batches_of, labelled_batches_of, rows_of
@@ -56,14 +57,13 @@ def tune_std(
     Every factor is judged with the same ``num_samples`` networks: the same ε, scaled. The search begins at fixed sizes
     of σ relative to the weights, so how large σ was before has no say. It passes about 13 times over the data with
     labels and 8 to 12 times without, as often as ``predict`` with that many networks would, in eval mode. The data are
-    kept in memory and, without labels, two numbers for each datum and class. If a model is sharded, every rank has to
-    call this with the same data.
+    kept in memory and, without labels, two numbers for each datum and class. Under tensor
+    parallelism every rank has to call this with the same data.
 
     The prior moves along: a ``Pretrained`` prior without a std of its own becomes as wide as σ, whatever its ``scale``,
     so that training goes on from σ as tuned, and not back; one that is wide because the network looked untrained stays
-    so. Weights loaded later by
-    :func:`bnnify.load_weights` start with the σ of the rule anew, and the prior's scale with it, unless they bring
-    both. The result is written into ``bnn.report``.
+    so. Weights loaded later by :func:`bnnify.load_weights` start with the σ of the rule anew, and the prior's scale
+    with it, unless they bring both. The result is written into ``bnn.report``.
 
     Args:
         bnn: The converted model, whose ρ change in place. Pruned weights stay pruned. If tuning fails, nothing changes.
@@ -92,11 +92,10 @@ def tune_std(
     Raises:
         ArgumentError: No σ is there to be tuned, the data are empty or have no targets, a target does not fit the
             output (such as a shape of (N,) for an output of shape (N, 1)), the output cannot mean what the likelihood
-            says, no factor gives a finite likelihood, ``num_samples`` is not positive, or ``per_layer`` goes without
-            labels.
+            says, no factor gives a finite likelihood, ``num_samples`` or ``tolerance`` is not positive,
+            ``per_layer`` goes without labels, or FSDP shards the model.
         ArgumentTypeError: An argument is of a wrong type; ``data`` is one batch, with labels; or it is not clear what
             the inputs are.
-        ConversionError: ``tolerance`` is not a positive number.
         MissingLibraryError: ``progress`` was asked for, and rich is not installed.
 
     Example::
@@ -110,11 +109,13 @@ def tune_std(
     check_num_samples(num_samples)
     check_integer("tune_std(ignore_index)", ignore_index)
     check_integer("tune_std(seed)", seed)
-    check_positive("tune_std(tolerance)", tolerance)
+    check_positive("tune_std(tolerance)", tolerance, ArgumentError)
     meaning = as_likelihood(likelihood, class_dim)
     if per_layer and not labels:
         raise ArgumentError("per_layer=True needs labels; without, less noise is always nearer to the mean network.")
     # A prior that leaves untrained weights room does not go by σ.
+    if any(map(is_sharding, bnn.modules())):
+        raise ArgumentError("tune_std cannot set σ that FSDP has sharded: call it before fully_shard.")
     layers = layers_of(bnn.module, keep_priors=bool(bnn.report.untrained))
     if not layers:
         raise ArgumentError("tune_std found nothing to tune: no parameter of the model has a σ.")

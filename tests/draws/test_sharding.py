@@ -402,6 +402,33 @@ def tensor_parallel(rank):
     assert_gradients_close(gradients(bnn), gradients(reference))
 
 
+def tuning_under_tensor_parallelism_finds_one_factor_for_all_ranks(rank):
+    torch.manual_seed(0)
+    mlp = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 6))
+    x = torch.randn(30, 5)
+    with torch.no_grad():
+        data = [(x, torch.distributions.Categorical(logits=mlp(x)).sample())]
+        mlp[2].weight *= 20
+        mlp[2].bias *= 20
+    reference, bnn = (bnnify.convert(mlp, posterior_std=0.02, prior=bnnify.Pretrained()) for _ in range(2))
+    parallelize_module(bnn.module, mesh_of(2, names=("tensor",)), {"0": ColwiseParallel(), "2": RowwiseParallel()})
+    alone = bnnify.tune_std(reference, data, num_samples=32, likelihood="logits")
+    tuned = bnnify.tune_std(bnn, data, num_samples=32, likelihood="logits")
+    assert_same_on_every_rank(torch.tensor([tuned.factor, tuned.ratio]))
+    assert tuned.ratio / tuned.factor == pytest.approx(alone.ratio / alone.factor, rel=1e-4)
+    for shared in (bnn.module[0].weight_initial_std, bnn.module[2].weight_initial_std):
+        assert_same_on_every_rank(full(shared))
+
+
+def tuning_what_fsdp_has_sharded_is_refused_and_changes_nothing(rank):
+    bnn = convert()
+    shard(bnn)
+    before = [full(parameter).clone() for parameter in bnn.parameters()]
+    with pytest.raises(bnnify.ArgumentError, match="before fully_shard"):
+        bnnify.tune_std(bnn, [joint_batch()], likelihood="logits", labels=False)
+    assert all(torch.equal(full(parameter), old) for parameter, old in zip(bnn.parameters(), before, strict=True))
+
+
 def test_fsdp_over_tensor_parallelism_reads_samples(in_processes):
     in_processes(tensor_parallel, ranks=4)
 
@@ -467,6 +494,8 @@ def test_a_sharded_checkpoint_loads_into_a_model_that_is_not_sharded(in_processe
         parameters_gathered_before_the_draw_average_the_gradients_of_the_draws_of_all_ranks,
         a_draw_and_a_kl_outside_the_forward_see_the_sharded_parameters_of_the_wrapper,
         samples_follow_the_mixed_precision_of_fsdp,
+        tuning_under_tensor_parallelism_finds_one_factor_for_all_ranks,
+        tuning_what_fsdp_has_sharded_is_refused_and_changes_nothing,
     ],
     ids=lambda what: what.__name__,
 )

@@ -189,5 +189,8 @@ def test_a_likelihood_tunes_the_converted_model_on_the_same_data():
     for name, sigma in sigmas(by_hand).items():
         torch.testing.assert_close(sigmas(bnn)[name], sigma)
     labelled = [(x, torch.randint(3, (40,)))]
-    rule = ResponseStd(labelled, likelihood="logits", tuning={"labels": True})
-    assert sigmas(bnnify.convert(model, posterior_std=rule))
+    bnn = bnnify.convert(model, posterior_std=ResponseStd(labelled, likelihood="logits", tuning={"labels": True}))
+    bnnify.tune_std(by_hand, labelled, likelihood="logits")
+    for name, sigma in sigmas(by_hand).items():
+        torch.testing.assert_close(sigmas(bnn)[name], sigma, rtol=0.1, atol=0)
+    assert "NLL" in bnn.report.tuning
