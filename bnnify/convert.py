@@ -14,12 +14,14 @@ from .distributions.prior import Prior
 from .distributions.priors import Pretrained
 from .errors import ConversionError, check_module
 from .model import BayesianModel
+from .modules.adapters import adapter_pairs
 from .modules.class_change import NewPosterior, become_bayesian, become_plain, recompute_on_read
 from .modules.computed_weights import detached_hook_weights
 from .modules.conversion_report import conversion_report, nothing_to_convert, refuse_unsupported
 from .modules.estimator_choice import fit_estimators
 from .modules.holders import Holder, holders_by_parameter
 from .modules.initial_posterior import initial_posterior, measure_rules, untrained_layer
+from .modules.lora_std import DEFAULT_ADAPTER_STD
 from .modules.parameters import is_derived
 from .modules.posterior import PosteriorFamily
 from .modules.present_posteriors import present_posterior, refuse_changes
@@ -78,7 +80,8 @@ def convert(
             weights are large, so that training can move them; the report says so.
         posterior_std: How σ starts: a number, ``Relative(fraction)``, ``Moped(delta)``, a ``ResponseStd(data)``, which
             looks at what the data do in the model and is the better start, or a ``FisherStd``. Default:
-            ``Relative(0.04)``, 4 % of each tensor's rms, which costs a network next to nothing and gains as little.
+            ``Relative(0.04)``, 4 % of each tensor's rms, which costs a network next to nothing and gains as little; for
+            LoRA adapters ``LoraStd()``, by which the noise is 4 % of the weight that they adapt.
         posterior: The family of q(w). ``Point()`` is all at the mean: there is no noise, and ``-log p(w)`` takes the
             place of the KL, so that training finds the maximum a posteriori. Default: ``MeanField()``.
         estimator: Where the noise is put: ``"reparameterization"``, one weight sample per forward; ``"local"``, on each
@@ -123,10 +126,14 @@ def convert(
         raise ConversionError(nothing_to_convert(root, why_not))
     found: dict[str, dict[Tensor, Any]] = {option: resolve(option, value, chosen) for option, value in given.items()}
     rules = found["posterior_std"]
+    with_rule = set(rules)
+    for parameter in (factor for pair in adapter_pairs(root) for factor in (pair.down, pair.up)):
+        if parameter in chosen and parameter not in already:
+            rules.setdefault(parameter, DEFAULT_ADAPTER_STD)
     measured = measure_rules(root, rules, holders)
     settings = {
         parameter: replace(
-            already.get(parameter, DEFAULTS if parameter not in rules else _OF_GIVEN_STD),
+            already.get(parameter, DEFAULTS if parameter not in with_rule else _OF_GIVEN_STD),
             **{option: values[parameter] for option, values in found.items() if parameter in values},
         )
         for parameter in chosen
