@@ -26,15 +26,7 @@ from .modules.parameters import is_derived
 from .modules.posterior import PosteriorFamily
 from .modules.present_posteriors import present_posterior, refuse_changes
 from .modules.refusals import refuse_model
-from .modules.selection import (
-    UNSET,
-    Select,
-    Selection,
-    Setting,
-    WhyNot,
-    known_names,
-    resolve,
-)
+from .modules.selection import UNSET, Select, Selection, Setting, WhyNot, known_names, resolve
 from .modules.settings import Settings, is_bayesian, slots_of
 from .report import Reason
 
@@ -60,6 +52,7 @@ def convert(
     estimator: Setting[str] = UNSET,
     inplace: bool = False,
     strict: bool = False,
+    for_writing: bool = False,
 ) -> BayesianModel:
     """Make the layers of ``model`` Bayesian, with its weights as the means of the posterior N(μ, softplus(ρ)²).
 
@@ -91,6 +84,8 @@ def convert(
         inplace: Convert ``model`` itself. A conversion that fails leaves it as it was. Default: ``False``.
         strict: Raise when a parameter is left alone for want of support: in a layer of a type that nobody has
             registered (see :func:`bnnify.register_layer`), or that cannot be converted. Default: ``False``.
+        for_writing: Make a model that is only to be saved, whose prior means are the memory of the weights: it takes a
+            third less, and must not be trained. Default: ``False``.
 
     Each of these four settings may be a mapping from globs to values, of which the first that matches a parameter
     holds: ``prior={"fc.*": Gaussian(std=0.1)}``; where none matches, the default does.
@@ -142,7 +137,7 @@ def convert(
     refuse_changes(already, holders, why_not, found, fitted)
     wanted = {parameter: fitted[parameter] for parameter in chosen.keys() - already.keys()}
     unasked = {parameter: settings for parameter, settings in wanted.items() if parameter not in found["prior"]}
-    bnn = _convert(model, root, holders, wanted, why_not, strict, unasked)
+    bnn = _convert(model, root, holders, wanted, why_not, strict, unasked, for_writing)
     try:
         for rule in measured:
             rule.finish(bnn)
@@ -224,6 +219,7 @@ def _convert(
     why_not: Mapping[Tensor, WhyNot | None],
     strict: bool,
     unasked: Container[Tensor] = (),
+    for_writing: bool = False,
 ) -> BayesianModel:
     """Give the wanted parameters, and whatever is tied to a Bayesian one, their posteriors.
 
@@ -237,7 +233,7 @@ def _convert(
             posteriors[parameter], descriptions[parameter] = there, str(there.settings)
         elif parameter in wanted:
             wide = bool(untrained) and parameter in unasked
-            started = initial_posterior(parameter, places, wanted[parameter], wide)
+            started = initial_posterior(parameter, places, wanted[parameter], wide, for_writing)
             posteriors[parameter], descriptions[parameter] = started
     report = conversion_report(holders, why_not, posteriors, descriptions, untrained)
     if strict:
