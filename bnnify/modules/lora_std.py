@@ -1,6 +1,6 @@
 """A starting σ for the factors of a LoRA adapter, by what the noise in them does to the weight that they adapt."""
 
-__all__ = ["DEFAULT_ADAPTER_STD", "LoraStd"]
+__all__ = ["DEFAULT_ADAPTER_STD", "LoraStd", "StdOfPairs"]
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..distributions.gaussian import root_mean_square
 from ..distributions.initial_std import Relative, fan_in_scale
+from ..draws.sharding import is_distributed
 from ..errors import check_positive
 from .adapters import AdapterPair, adapter_pairs
 
@@ -38,17 +39,17 @@ class LoraStd:
     def __post_init__(self) -> None:
         check_positive("LoraStd(fraction)", self.fraction)
 
-    def measure(self, model: nn.Module, names: Iterable[str]) -> "_OfPairs":
+    def measure(self, model: nn.Module, names: Iterable[str]) -> "StdOfPairs":
         """Find σ of the factors that have these names in ``model``."""
         wanted = set(names)
-        return _OfPairs(dict(item for pair in adapter_pairs(model) for item in self._of(pair, wanted)), self)
+        return StdOfPairs(dict(item for pair in adapter_pairs(model) for item in self._of(pair, wanted)), self)
 
     def finish(self, bnn: Any) -> None:
         """Do nothing: σ is known when the model is converted."""
 
     def _of(self, pair: AdapterPair, wanted: set[str]) -> Iterator[tuple[str, Tensor]]:
         """σ of those of its factors that are wanted."""
-        if pair.down.is_meta or pair.up.is_meta:
+        if any(factor.is_meta or is_distributed(factor) for factor in (pair.down, pair.up)):
             return
         rank, down, up = len(pair.down), pair.down.detach().double(), pair.up.detach().double()
         width, height = down.numel() / rank, up.numel() / rank
@@ -70,8 +71,13 @@ DEFAULT_ADAPTER_STD = LoraStd()
 
 
 @dataclass(frozen=True, eq=False)
-class _OfPairs:
-    """The rule once the pairs were seen: σ of each factor by its name."""
+class StdOfPairs:
+    """The rule once the pairs were seen.
+
+    Attributes:
+        found: σ of each factor by its name.
+        rule: The rule.
+    """
 
     found: Mapping[str, Tensor] = field(repr=False)
     rule: LoraStd
