@@ -16,6 +16,7 @@ from ..errors import ArgumentTypeError, CheckpointError, ConversionError, check_
 from ..model import BayesianModel
 from ..modules.parameters import bayesian_parameters
 from ..modules.settings import slots_of
+from .architectures.lora_adapter import base_weights, with_adapter
 from .architectures.transformers_model import load_by_config
 from .load_weights import load_weights
 from .own_format import open_posterior, write_posterior
@@ -87,8 +88,12 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> Bayesi
 
 
 def _make_model(file: PosteriorFile) -> nn.Module:
-    if file.origin.config is not None:
-        return without_values(load_by_config(file.origin.config, file.plain_state_dict)[0])
+    config, adapter = file.origin.config, file.origin.adapter
+    if config is not None and adapter is not None:
+        base, _ = load_by_config(config, base_weights(config, adapter, file.plain_state_dict))
+        return without_values(with_adapter(base, adapter))
+    if config is not None:
+        return without_values(load_by_config(config, file.plain_state_dict)[0])
     recipe = file.origin.recipe
     if recipe is None:
         raise CheckpointError(

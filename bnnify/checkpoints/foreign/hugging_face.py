@@ -10,6 +10,7 @@ from typing import Any
 from .archive import Refusal
 from .formats import OpenFile
 
+_ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _MAX_JSON = 16 << 20
 
@@ -17,8 +18,13 @@ _MAX_JSON = 16 << 20
 def shards_of_folder(path: Path) -> tuple[dict[Path, Collection[str] | None], dict[str, Any] | None]:
     """List the files with the weights in a model directory, each with the names to take from it; read its config.
 
-    The config is None where there is none, or one of another library, such as timm's.
+    The config is None where there is none, or one of another library, such as timm's. That of an adapter, which is only
+    a part of a model, names its kind as ``peft_type``.
     """
+    if adapters := [name for name in _ADAPTER if (path / name).exists() and (path / "adapter_config.json").exists()]:
+        if any((path / name).exists() for name in _WEIGHTS):
+            raise Refusal("it holds a model and an adapter. Put the adapter's files into a directory of their own.")
+        return {_within(path, adapters[0]): None}, {"peft_type": None} | _read_json(path / "adapter_config.json")
     config = _read_json(path / "config.json") if (path / "config.json").exists() else None
     if config is not None and not config.keys() & {"architectures", "model_type"}:
         config = None
