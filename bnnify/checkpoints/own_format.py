@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..distributions.gaussian import dtype_of_rho
 from ..draws.companions import INITIAL_STD, PRIOR_MEAN
 from ..errors import BnnifyError, CheckpointError
 from ..modules.settings import Settings
@@ -28,7 +29,7 @@ from .settings_data import initial_std_from_data, settings_as_data, settings_fro
 FORMAT = 5
 """The format of the files that are written. Format 1 had neither the model nor where its weights came from; up to
 format 2 the scale of a prior stood among the settings, and not among the tensors; up to format 3 a point posterior was
-the estimator "point"; up to format 4 no model had an adapter.
+the estimator "point"; up to format 4 no model had an adapter, and ρ had the dtype of the weights.
 """
 
 
@@ -154,7 +155,9 @@ def _check_tensors(file: PosteriorFile) -> None:
 
 
 def _kind(tensor: Any) -> Any:
-    return (tensor.shape, tensor.dtype) if isinstance(tensor, Tensor) and tensor.is_floating_point() else None
+    """Return shape and dtype; half precision counts as float32, in which ρ is beside it since format 5."""
+    is_float = isinstance(tensor, Tensor) and tensor.is_floating_point()
+    return (tensor.shape, dtype_of_rho(tensor.dtype)) if is_float else None
 
 
 def _read_own(path: str | os.PathLike[str]) -> Checkpoint:

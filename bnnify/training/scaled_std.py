@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from ..distributions.gaussian import at_least_float32, is_pruned, rho_from_std, rms_std, std
+from ..distributions.gaussian import is_pruned, rho_from_std, rms_std, std
 from ..draws.sharding import is_distributed
 from ..modules.parameters import BayesianParameter, bayesian_parameters
 
@@ -37,8 +37,8 @@ class ScaledStd:
 
     def multiply(self, log_factor: float) -> None:
         """Set σ to e^``log_factor`` times its first value, and the prior's scale by it; pruned weights stay pruned."""
-        sigma = std(at_least_float32(self._rho)) * math.exp(log_factor)
-        rho = rho_from_std(sigma).to(self._rho.dtype)
+        sigma = std(self._rho) * math.exp(log_factor)
+        rho = rho_from_std(sigma)
         self.parameter.rho.copy_(torch.where(is_pruned(self._rho), self._rho, rho))
         if self._scale is not None:
             self._set_scales(rms_std(sigma, self._rho.dtype) / self.parameter.prior.relative_std)
@@ -73,7 +73,7 @@ def layers_of(module: nn.Module, keep_priors: bool = False) -> dict[str, list[Sc
 def log_ratio(everything: Iterable[ScaledStd]) -> float:
     """log(rms(σ) / rms(μ)) over all weights as they are now; 0 where one of the two is zero."""
     parameters = [scaled.parameter for scaled in everything]
-    variance = sum(_sum_of_squares(std(at_least_float32(parameter.rho))) for parameter in parameters)
+    variance = sum(_sum_of_squares(std(parameter.rho)) for parameter in parameters)
     square = sum(_sum_of_squares(parameter.mean) for parameter in parameters)
     return 0.5 * math.log(variance / square) if variance > 0 and square > 0 else 0.0
 

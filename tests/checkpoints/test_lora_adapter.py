@@ -120,8 +120,9 @@ def test_the_posterior_mean_is_what_peft_loads_also_from_the_file_and_after_coll
     assert torch.equal(logits(peft.PeftModel.from_pretrained(load(base), back).eval()), logits(wanted))
 
 
-def test_training_moves_the_adapter_alone_and_peft_saves_it(publish_adapter, tmp_path):
-    base, folder = publish_adapter()
+@pytest.mark.parametrize("make_base", [tied_llama, half_llama])
+def test_training_moves_the_adapter_alone_and_peft_saves_it(make_base, publish_adapter, tmp_path):
+    base, folder = publish_adapter(make_base)
     bnn = bnnify.convert_checkpoint(folder, base=base)
     before = {name: value.clone() for name, value in bnn.module.state_dict().items()}
     optimizer = torch.optim.Adam(bnn.parameter_groups(lr=1e-2))
