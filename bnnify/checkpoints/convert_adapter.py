@@ -53,10 +53,13 @@ def convert_adapter(
     refuse_not_finite(base, found)
     weights = checkpoint.state_dict
     config = config_for_task(found.config, adapter, weights)
+    own = names_in_model(config, adapter, weights)
     heads = [name.removeprefix(PREFIX) for name in weights]  # what the adapter brings along need not be in the base
     model, unused = load_by_config(config, found.state_dict, heads)
-    model = with_adapter(model, adapter, weights)
-    own = names_in_model(model, weights)
+    model = with_adapter(model, adapter)
+    state = model.state_dict()
+    for name, value in weights.items():
+        state[own[name]].copy_(value)
     if options.get("select") is None:
         options["select"] = [own[name] for name, value in weights.items() if value.ndim > 1]
     bnn = convert(model, inplace=True, **options)

@@ -178,9 +178,9 @@ def test_without_its_base_an_adapter_is_refused_with_the_name_of_what_is_missing
         ({"layer_replication": [[0, 2], [1, 2]]}, "`layer_replication`"),
         ({"megatron_config": {"a": 1}, "megatron_core": "evil"}, "`megatron_config`"),
         ({"a_key_of_tomorrow": "on"}, "`a_key_of_tomorrow`"),
-        ({"r": 10**9}, "rank 1000000000"),
-        ({"r": "8"}, "rank '8'"),
-        ({"rank_pattern": [3]}, r"rank \[3\]"),
+        ({"r": 10**9}, r"is \(2, 16\) in the file and \(1000000000, 16\) on this base"),
+        ({"r": "8"}, "peft cannot"),
+        ({"rank_pattern": [3]}, "peft cannot"),
         ({"target_modules": ["nothing"]}, "peft cannot .* trained on"),
         ({"target_modules": ["q_proj"]}, "without a place: .*v_proj"),
         ({"target_modules": ["q_proj", "v_proj", "o_proj"]}, "missing: .*o_proj"),
@@ -237,6 +237,16 @@ def test_nothing_is_looked_up_and_no_code_beside_the_weights_runs(publish_adapte
     bnnify.save(bnnify.convert_checkpoint(folder, base=base), tmp_path / "x.bnn.pt")
     bnnify.load(tmp_path / "x.bnn.pt")
     assert not (tmp_path / "canary").exists()
+
+
+def test_a_file_asks_for_no_adapter_but_that_of_its_tensors(publish_adapter, tmp_path):
+    base, folder = publish_adapter()
+    bnnify.save(bnnify.convert_checkpoint(folder, base=base), tmp_path / "x.bnn.pt")
+    content = torch.load(tmp_path / "x.bnn.pt")
+    content["bnnify"]["adapter"]["r"] = 10**9
+    torch.save(content, tmp_path / "x.bnn.pt")
+    with pytest.raises(bnnify.CheckpointError, match="not those of the adapter on its base"):
+        bnnify.load(tmp_path / "x.bnn.pt")
 
 
 def test_a_missing_peft_is_named(publish_adapter, monkeypatch):

@@ -3,13 +3,13 @@
 __all__ = ["PREFIX", "base_weights", "config_for_task", "describe_adapter", "names_in_model", "with_adapter"]
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
 from ...errors import CheckpointError, MissingLibraryError
-from .shapes import abridged, printable
+from .shapes import Difference, abridged, printable, shapes_of
 from .transformers_model import model_from_config
 
 # What makes the model. Everything else in the file is left out, and refused where it would change what is computed.
@@ -95,64 +95,52 @@ def config_for_task(config: Mapping[str, Any], adapter: Mapping[str, Any], weigh
     return changed
 
 
-def with_adapter(base: Any, adapter: Mapping[str, Any], weights: Mapping[str, Tensor] | None = None) -> Any:
-    """Put a LoRA adapter on ``base``, in place, as ``PeftModel.from_pretrained`` does: on its device and in eval mode.
+def with_adapter(base: Any, adapter: Mapping[str, Any]) -> Any:
+    """Put a LoRA adapter on ``base``, in place, as ``PeftModel.from_pretrained`` does, but without its weights.
 
     Half-precision adapters become float32, as peft's do. Nothing is looked up on a hub and no code of the adapter runs.
 
     Args:
-        base: The model that it was trained on.
+        base: The model that it was trained on; on the meta device it takes no memory.
         adapter: The content of ``adapter_config.json``.
-        weights: Its tensors under the names in its file. Default: ``None``, it starts at zero.
 
     Returns:
-        The ``PeftModel``; its adapter can be trained, and its base is frozen.
+        The ``PeftModel`` in eval mode; its adapter can be trained, and its base is frozen.
 
     Raises:
-        CheckpointError: The config is of another kind of adapter or asks for what is not supported, or the tensors do
-            not fit the base. ``base`` may have been changed.
+        CheckpointError: The config is of another kind of adapter or asks for what is not supported, or for what the
+            base does not have. ``base`` may have been changed.
     """
     peft = _import_peft()
-    known = _checked(adapter, weights)
+    known = _checked(adapter)
     base.name_or_path = known.get("base_model_name_or_path") or ""  # where peft looks for the name that it saves
-    with warnings.catch_warnings():
+    device = next(base.parameters()).device  # peft would make them on the CPU before it moves them
+    with warnings.catch_warnings(), device:
         warnings.simplefilter("ignore")
         try:
-            model = peft.get_peft_model(base, peft.LoraConfig(**known))
+            return peft.get_peft_model(base, peft.LoraConfig(**known)).eval()
         except Exception as error:
             reason = " ".join(str(error).split())[:300].rstrip(".")
             raise CheckpointError(
                 f"peft cannot put the adapter on the base, a {type(base).__name__}: {type(error).__name__}: "
                 f"{printable(reason)}. It was trained on {describe_adapter(adapter)}: pass that model."
             ) from error
-    if weights is not None:
-        _fill(model, adapter, weights)
-    return model.eval()
 
 
-def names_in_model(model: Any, names: Iterable[str] = ()) -> dict[str, str]:
+def names_in_model(
+    config: Mapping[str, Any], adapter: Mapping[str, Any], weights: Mapping[str, Tensor]
+) -> dict[str, str]:
     """Map the names that the tensors of an adapter have in its file to those in the ``PeftModel``.
 
-    ``names`` in the file that are no adapter's, such as those of an embedding that was saved with it, are the same.
+    Raises:
+        CheckpointError: They are not those of this adapter on the base of this ``config.json``; as with_adapter.
     """
-    own = model.state_dict().keys()
+    model = with_adapter(model_from_config(config), adapter)
+    state = model.state_dict()
     # It chooses and renames, and looks at no value.
-    found = _import_peft().get_peft_model_state_dict(model, {name: name for name in own}, save_embedding_layers=False)
-    return dict(found) | {name: name for name in names if name in own and name not in found}
-
-
-def base_weights(
-    config: Mapping[str, Any], adapter: Mapping[str, Any], state_dict: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """Return what a ``PeftModel``'s ``state_dict`` has of its base, under the names that the base has by itself."""
-    base = model_from_config(config)
-    own = base.state_dict(keep_vars=True)
-    names = {tensor: name for name, tensor in with_adapter(base, adapter).state_dict(keep_vars=True).items()}
-    return {name: state_dict[names[tensor]] for name, tensor in own.items() if names.get(tensor) in state_dict}
-
-
-def _fill(model: Any, adapter: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
-    own, state = names_in_model(model, weights), model.state_dict()
+    names = {name: name for name in state}
+    own: dict[str, str] = _import_peft().get_peft_model_state_dict(model, names, save_embedding_layers=False)
+    own |= {name: name for name in weights if name in state}  # as an embedding, which may be saved with an adapter
     for name, value in weights.items():
         if name in own and state[own[name]].shape != value.shape:
             raise CheckpointError(
@@ -169,11 +157,27 @@ def _fill(model: Any, adapter: Mapping[str, Any], weights: Mapping[str, Tensor])
             f"The adapter's tensors are not those that adapter_config.json asks for on this base. {listing}. It was "
             f"trained on {describe_adapter(adapter)}: pass that model, or get the adapter's files again."
         )
-    for name, value in weights.items():
-        state[own[name]].copy_(value)
+    return own
 
 
-def _checked(adapter: Mapping[str, Any], weights: Mapping[str, Tensor] | None) -> dict[str, Any]:
+def base_weights(
+    config: Mapping[str, Any], adapter: Mapping[str, Any], state_dict: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return what a ``PeftModel``'s ``state_dict`` has of its base, under the names that the base has by itself.
+
+    Raises:
+        CheckpointError: The two configs make another model than that of ``state_dict``.
+    """
+    base = model_from_config(config)
+    own = base.state_dict(keep_vars=True)
+    whole = with_adapter(base, adapter).state_dict(keep_vars=True)
+    if difference := Difference.between(shapes_of(whole), shapes_of(state_dict)):
+        raise CheckpointError(f"The weights are not those of the adapter on its base: {difference}.")
+    names = {tensor: name for name, tensor in whole.items()}
+    return {name: state_dict[names[tensor]] for name, tensor in own.items()}
+
+
+def _checked(adapter: Mapping[str, Any]) -> dict[str, Any]:
     """Return what of the config makes the model."""
     if adapter.get("peft_type") != "LORA":
         raise CheckpointError(
@@ -189,13 +193,7 @@ def _checked(adapter: Mapping[str, Any], weights: Mapping[str, Tensor] | None) -
             f"adapter_config.json asks for what is not supported: {abridged(map(printable, unknown))}. Load it with "
             "PeftModel.from_pretrained, and convert the model with bnnify.convert(select=…)."
         )
-    known = {key: adapter[key] for key in _USED if adapter.get(key) is not None}
-    pattern = known.get("rank_pattern", {})
-    ranks = [known.get("r", 8), *(pattern.values() if isinstance(pattern, dict) else [pattern])]
-    sizes = {size for value in (weights or {}).values() for size in value.shape}
-    if absent := [rank for rank in ranks if not isinstance(rank, int) or (weights and rank > max(sizes, default=0))]:
-        raise CheckpointError(f"adapter_config.json asks for the rank {absent[0]!r:.80}, which no tensor of it has.")
-    return known
+    return {key: adapter[key] for key in _USED if adapter.get(key) is not None}
 
 
 def _import_peft() -> Any:
