@@ -77,7 +77,7 @@ def publish_adapter(tmp_path):
 
 
 def tensors_in(folder):
-    return read(next(folder.glob("adapter_model.*")), names=()).state_dict
+    return read(folder, names=()).state_dict
 
 
 def logits(model):
@@ -162,10 +162,11 @@ def change_adapter(folder, **changes):
 def test_without_its_base_an_adapter_is_refused_with_the_name_of_what_is_missing(publish_adapter, capsys):
     _, folder = publish_adapter()
     change_adapter(folder, base_model_name_or_path="owner/name", revision="v1")
-    assert main(["convert", str(folder)]) == 1
-    said = capsys.readouterr().err
-    for part in (str(folder), "`owner/name`", "`v1`", "`CAUSAL_LM`", "--base"):
-        assert part in said
+    for path in (folder, folder / "adapter_model.safetensors"):
+        assert main(["convert", str(path)]) == 1
+        said = capsys.readouterr().err
+        for part in (str(path), "`owner/name`", "`v1`", "`CAUSAL_LM`", "--base"):
+            assert part in said
     assert not list(folder.parent.glob("*.bnn.pt"))
 
 

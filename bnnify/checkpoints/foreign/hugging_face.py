@@ -1,6 +1,6 @@
 """Hugging Face model directories: several files with weights, and the config that says what model they are of."""
 
-__all__ = ["shards_of_folder", "shards_of_index"]
+__all__ = ["is_adapter_file", "shards_of_folder", "shards_of_index"]
 
 import json
 from collections.abc import Collection
@@ -21,7 +21,7 @@ def shards_of_folder(path: Path) -> tuple[dict[Path, Collection[str] | None], di
     The config is None where there is none, or one of another library, such as timm's. That of an adapter, which is only
     a part of a model, names its kind as ``peft_type``.
     """
-    if adapters := [name for name in _ADAPTER if (path / name).exists() and (path / "adapter_config.json").exists()]:
+    if adapters := [name for name in _ADAPTER if is_adapter_file(path / name)]:
         if any((path / name).exists() for name in _WEIGHTS):
             raise Refusal("it holds a model and an adapter. Put the adapter's files into a directory of their own.")
         return {_within(path, adapters[0]): None}, {"peft_type": None} | _read_json(path / "adapter_config.json")
@@ -34,6 +34,11 @@ def shards_of_folder(path: Path) -> tuple[dict[Path, Collection[str] | None], di
                 return dict(shards_of_index(path / name)), config
             return {_within(path, name): None}, config
     raise Refusal(f"it is a directory without {', '.join(_WEIGHTS[:3])}. Name the checkpoint file in it.")
+
+
+def is_adapter_file(path: Path) -> bool:
+    """Tell whether ``path`` is the file with the weights of an adapter, whose config stands beside it."""
+    return path.name in _ADAPTER and path.exists() and path.with_name("adapter_config.json").exists()
 
 
 def shards_of_index(path: Path) -> dict[Path, Collection[str] | None]:
