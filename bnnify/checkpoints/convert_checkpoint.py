@@ -31,7 +31,6 @@ def convert_checkpoint(
     base: str | os.PathLike[str] | None = None,
     key: str | None = None,
     trust: bool = False,
-    for_writing: bool = False,
     **options: Any,
 ) -> BayesianModel:
     """Convert the model whose weights are in a file, whoever wrote it.
@@ -46,9 +45,7 @@ def convert_checkpoint(
             adapter's matrices become Bayesian unless ``select`` says otherwise. Default: ``None``.
         key: Where in the file the state_dict stands, such as ``"ema.state_dict"``, if it holds several.
         trust: Let a pickled module run the code that it names. Default: ``False``; nothing in a file runs.
-        for_writing: Make a model that is only to be saved: it takes a third less memory, and must not be trained.
-            Default: ``False``.
-        options: Those of :func:`bnnify.convert`.
+        options: Those of :func:`bnnify.convert`, which is given the model with its weights.
 
     Returns:
         The converted model. Its ``origin`` says where the weights came from, and :func:`bnnify.save` writes that down.
@@ -86,10 +83,10 @@ def convert_checkpoint(
         notes += found.notes
     if beside := checkpoint.beside:
         notes.append(f"beside the model, and not converted: {abridged(map(printable, beside))}")
-    unconverted: Any = checkpoint.module if model is None else model  # a file without a module has had its model made
-    bnn = convert(unconverted, inplace=True, **options)
     if model is not None:
-        load_weights(bnn, checkpoint.state_dict, share=for_writing)
+        load_weights(model, checkpoint.state_dict)
+    plain: Any = checkpoint.module if model is None else model  # a file without a module has had its model made
+    bnn = convert(plain, inplace=True, **options)
     bnn.origin = Origin(recipe, checkpoint.config, checkpoint.layout, checkpoint.rest, tuple(notes))
     return bnn
 
