@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 import bnnify
+from bnnify.distributions.gaussian import std
 from bnnify.modules.parameters import bayesian_parameters
 from bnnify.report import Reason
 
@@ -188,6 +189,11 @@ def test_adapters_over_a_quantized_base_are_bayesian_and_the_base_is_as_it_was(q
     with torch.no_grad():
         plain = model(ids(2, 5)).logits
     bnn = bnnify.convert(model)
+    if quantize is by_torchao:  # whose weights can be read: by them goes the σ of the adapters
+        wide = bnnify.convert(with_lora(llama(**SIZES)))
+        torch.testing.assert_close(bnn.kl(), wide.kl(), rtol=1e-3, atol=0.0)
+        for one, other in zip(bayesian_parameters(bnn), bayesian_parameters(wide), strict=True):
+            torch.testing.assert_close(std(one.rho), std(other.rho), rtol=0.02, atol=0.0)
     assert {entry.name for entry in bnn.report.bayesian} == {n for n, p in model.named_parameters() if "lora_" in n}
     reasons = {entry.name: entry.reason for entry in bnn.report.left_alone}
     assert reasons["base_model.model.model.layers.0.self_attn.k_proj.weight"] == Reason.QUANTIZED.value
