@@ -10,6 +10,7 @@ import json
 import zipfile
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,10 @@ def _rows(
         bnnify.tune_std(bnn, batches, likelihood="logits", labels=labels, num_samples=options.tuning_samples)
         return bnn
 
+    @cache
+    def tuned_a() -> bnnify.BayesianModel:
+        return tuned(True)
+
     def of_temperature() -> Predict:
         with torch.no_grad():
             logits = torch.cat([model(*x) for x, _ in data.fitting.batches])
@@ -153,8 +158,8 @@ def _rows(
         "MC dropout": dropped,
         "bnnify (A), as converted": sampled(lambda: bnnify.convert(rotated, select=A)),
         "bnnify (A), tuned, no labels": sampled(lambda: tuned(False)),
-        "bnnify (A), tuned, labels": sampled(lambda: tuned(True)),
-        "bnnify (A), tuned, then the ELBO": sampled(lambda: finetuned(tuned(True), data, options)),
+        "bnnify (A), tuned, labels": sampled(tuned_a),
+        "bnnify (A), tuned, then the ELBO": sampled(lambda: finetuned(copy.deepcopy(tuned_a()), data, options)),
         "bnnify (A and B), tuned, then the ELBO": sampled(lambda: finetuned(tuned(True, A_AND_B), data, options)),
         "bnnify (A), not rotated, tuned, labels": sampled(lambda: tuned(True, of=model)),
         "rule of TFB (A), no labels": sampled(lambda: tuned(False, posterior_std=_noise_of_one_size(rotated))),
