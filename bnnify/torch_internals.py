@@ -1,5 +1,6 @@
 """Each private name of torch that bnnify needs, behind a function that says what it is for."""
 
+import importlib
 from collections.abc import Callable, Mapping
 from typing import IO, Any
 
@@ -244,3 +245,8 @@ def save_in_old_format(content: Any, file: IO[bytes]) -> None:
 def activation(name: str) -> Callable[..., Tensor]:
     """Return the activation function, such as ``"gelu"``, that modules hold and torch implements in C++."""
     return getattr(torch._C._nn, name)
+
+
+def inductor() -> Any:
+    """Give the compiler that writes packages and loads them, which is imported only when it is asked for."""
+    return importlib.import_module("torch._inductor")

@@ -1,0 +1,252 @@
+"""Networks as one graph, in which what does not depend on the sample stands once."""
+
+__all__ = [
+    "BATCH",
+    "EnsembleGraph",
+    "Named",
+    "Networks",
+    "Output",
+    "batch_shapes",
+    "dynamic_dimensions",
+    "first_line",
+    "tensors_of",
+    "trace",
+]
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.fx import Graph, GraphModule, Node
+
+from ..errors import ExportError
+from ..prediction.batches import Arguments, called_with, choose, rows_of
+from ..torch_internals import operator_name, tree_leaves, tree_map, tree_unflatten
+
+BATCH = "batch"
+"""The dynamic shapes in which the first dimension of every input may have any size, as far as the model allows."""
+
+
+Output: TypeAlias = str | int | Callable[[Any], Any] | None
+"""Which part of a model's output, as in :func:`~bnnify.prediction.batches.choose`."""
+
+
+class Named(nn.Module):
+    """A module whose inputs have the names of another one's, which an exported program keeps.
+
+    Args:
+        signature: That of the other one's forward.
+    """
+
+    def __init__(self, signature: inspect.Signature) -> None:
+        super().__init__()
+        self.signature = signature
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return self.compute(*args, **kwargs)
+
+        forward.__signature__ = signature  # type: ignore[attr-defined]
+        self.forward = forward
+
+    def compute(self, *args: Any, **kwargs: Any) -> Any:
+        """The forward."""
+        raise NotImplementedError
+
+
+class Networks(Named):
+    """Networks as they are exported: the forward returns the list of their outputs."""
+
+    name: str
+    """The class of a network, for errors."""
+
+    noise_names: Sequence[str] = ()
+    """The names of the weights whose noise is an input."""
+
+    dynamic_shapes: Any
+    """What ``torch.export.export`` takes as such for this module."""
+
+    def expected(self, *args: Any, **kwargs: Any) -> list[Any]:
+        """The same, by plain networks that are no part of what is exported."""
+        raise NotImplementedError
+
+    def draw(self, seed: int) -> dict[str, Any]:
+        """Draw what the forward takes beside the arguments of a network. Default: nothing."""
+        return {}
+
+
+class _Chosen(Named):
+    """A network, of whose output a part is chosen."""
+
+    def __init__(self, network: nn.Module, output: Output) -> None:
+        super().__init__(inspect.signature(network.forward))
+        self.network = network
+        self._output = output
+
+    def compute(self, *args: Any, **kwargs: Any) -> Any:
+        return choose(self.network(*args, **kwargs), self._output)
+
+
+class EnsembleGraph(Networks):
+    """The graph of one network, in which each operation that depends on the sample stands once for each network.
+
+    It computes what the networks compute one after the other, by the same operations.
+
+    Args:
+        networks: Networks of one architecture, which share all but the samples, in eval mode.
+        arguments: An example of what they are called with.
+        output: Which part of their output, as in :func:`~bnnify.prediction.predict`. Default: all of it.
+        dynamic_shapes: As in ``torch.export.export``, or ``"batch"``.
+
+    Raises:
+        ExportError: ``torch.export`` does not take the network, or it draws random numbers.
+    """
+
+    def __init__(
+        self, networks: Sequence[nn.Module], arguments: Arguments, output: Output, dynamic_shapes: Any
+    ) -> None:
+        chosen = _Chosen(networks[0], output)
+        super().__init__(chosen.signature)
+        self._plain, self._output = list(networks), output
+        with torch.no_grad(), called_with(networks[0], arguments):
+            chosen(*arguments[0], **arguments[1])  # where it cannot, torch says more clearly why
+        self.name = type(networks[0]).__name__
+        program = trace(chosen, arguments, batch_shapes(chosen, arguments, dynamic_shapes), self.name)
+        self.dynamic = dynamic_dimensions(program)
+        # The graph alone does not tell any more which sizes the code of the network has fixed.
+        fixed = [leaf for leaf, dims in zip(tensors_of(arguments), self.dynamic.values(), strict=True) if 0 not in dims]
+        self.dynamic_shapes = batch_shapes(self, arguments, dynamic_shapes, fixed)
+        # Without operations in place, so that none changes what another network reads.
+        program = program.run_decompositions({})
+        names = dict(networks[0].named_parameters(remove_duplicate=False))
+        drawn = {name for name, p in names.items() if any(p is not each.get_parameter(name) for each in networks)}
+        self.graph = _multiplied(program.module(check_guards=False), networks, drawn)
+        self._output_spec = program.call_spec.out_spec
+
+    def compute(self, *args: Any, **kwargs: Any) -> list[Any]:
+        return [tree_unflatten(leaves, self._output_spec) for leaves in self.graph(*tree_leaves((args, kwargs)))]
+
+    def expected(self, *args: Any, **kwargs: Any) -> list[Any]:
+        return [choose(network(*args, **kwargs), self._output) for network in self._plain]
+
+
+def _multiplied(single: GraphModule, networks: Sequence[nn.Module], drawn: set[str]) -> GraphModule:
+    """Copy a graph, and each node in it that depends on a parameter with a ``drawn`` name once for each network."""
+    graph, tensors = Graph(), dict[str, Any]()
+    copies: dict[Node, list[Node]] = {}  # of each node one for all networks, or one for each
+
+    def copy_of(number: int) -> Callable[[Node], Node]:
+        return lambda node: copies[node][number if len(copies[node]) > 1 else 0]
+
+    for node in single.graph.nodes:
+        if node.op == "output":
+            outputs = [
+                tree_map(lambda leaf, of=of: of(leaf) if isinstance(leaf, Node) else leaf, node.args[0])
+                for of in map(copy_of, range(len(networks)))
+            ]
+            graph.output(outputs)
+        elif node.op == "get_attr":
+            name = node.target.removeprefix("network.")
+            if name in drawn:
+                named = {f"{name}_{number}": each.get_parameter(name) for number, each in enumerate(networks)}
+            else:
+                named = {name: _attribute(single, node.target)}
+            tensors |= named
+            copies[node] = [graph.create_node("get_attr", each) for each in named]
+        else:
+            count = max((len(copies[each]) for each in node.all_input_nodes), default=1)
+            copies[node] = [graph.node_copy(node, copy_of(number)) for number in range(count)]
+    return GraphModule(tensors, graph)
+
+
+def _attribute(module: Any, name: str) -> Any:
+    for part in name.split("."):
+        module = getattr(module, part)
+    return module
+
+
+def trace(module: Named, arguments: Arguments, dynamic_shapes: Any, name: str) -> ExportedProgram:
+    """Export ``module``, called with ``arguments``, and refuse it if it draws random numbers.
+
+    Args:
+        module: In eval mode.
+        arguments: An example of its arguments.
+        dynamic_shapes: As in ``torch.export.export``.
+        name: That of the model, for errors.
+
+    Raises:
+        ExportError: ``torch.export`` does not take it, or it draws random numbers.
+    """
+    args, kwargs = arguments
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # whose fused operators other runtimes do not know
+    try:
+        with torch.no_grad():
+            program = torch.export.export(module, args, dict(kwargs), dynamic_shapes=dynamic_shapes)
+    except Exception as error:
+        raise ExportError(
+            f"{name} cannot be exported: torch.export says: {first_line(error)} The forward must be a graph without "
+            "decisions that depend on values, and its output tensors, or with output= a part of it that is."
+        ) from error
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    if found := sorted(set(_random_operators(program.graph_module))):
+        raise ExportError(
+            f"{name} draws random numbers in its forward in eval mode ({', '.join(found)}), which no two runtimes draw "
+            "alike, and some draw the same again in each session. Take that out of its forward, or pass the noise to "
+            "it as an input."
+        )
+    return program
+
+
+def batch_shapes(module: Named, arguments: Arguments, dynamic_shapes: Any, fixed: Sequence[Tensor] = ()) -> Any:
+    """What ``torch.export.export`` takes for ``"batch"``: any size of the first dimension of each tensor with a batch.
+
+    Those that are ``fixed`` are left out. Anything else than ``"batch"`` is returned as it is.
+    """
+    if dynamic_shapes != BATCH:
+        return dynamic_shapes
+    args, kwargs = arguments
+    rows, left_out = rows_of(arguments), {id(tensor) for tensor in fixed}
+
+    def first_dimension(leaf: Any) -> Any:
+        is_batch = isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == rows
+        return {0: Dim.AUTO} if is_batch and id(leaf) not in left_out else None
+
+    return tree_map(first_dimension, module.signature.bind(*args, **kwargs).arguments)
+
+
+def tensors_of(arguments: Arguments) -> list[Tensor]:
+    """The tensors among the arguments, in the order in which a program takes them."""
+    return [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
+
+
+def dynamic_dimensions(program: ExportedProgram) -> dict[str, tuple[int, ...]]:
+    """The dimensions that may have any size of each input tensor of a program, by its name."""
+    from torch.fx.experimental.symbolic_shapes import is_concrete_int  # takes a second, and brings sympy
+
+    found = {}
+    for node in program.graph.find_nodes(op="placeholder"):
+        value = node.meta.get("val")
+        if node.name in program.graph_signature.user_inputs and isinstance(value, Tensor):
+            found[node.name] = tuple(dim for dim, size in enumerate(value.shape) if not is_concrete_int(size))
+    return found
+
+
+def _random_operators(module: nn.Module) -> Iterator[str]:
+    """Name the operators that draw random numbers in the graphs of ``module`` and of its submodules."""
+    for part in module.modules():
+        for node in part.graph.nodes if isinstance(part, GraphModule) else ():
+            if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+                given = node.normalized_arguments(part, normalize_to_only_use_kwargs=True).kwargs
+                is_off = any(given.get(name) is False for name in ("train", "training"))
+                if not is_off and not any(given.get(name) == 0 for name in ("p", "dropout_p", "dropout")):
+                    yield operator_name(node.target)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, as a sentence."""
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return line if line.endswith((".", "!", "?")) else f"{line}."

@@ -1,0 +1,119 @@
+"""A file that was executed in its own runtime, and computes there what the networks do."""
+
+__all__ = ["Trial", "fresh", "write_checked"]
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from ..checkpoints.atomic import replace_atomically
+from ..errors import BnnifyError, ExportError
+from ..prediction.batches import Arguments
+from ..torch_internals import tree_map
+from .formats import Format
+from .graph import first_line
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Arguments of the model, the outputs that are expected for them, and the difference that rounding explains."""
+
+    arguments: Arguments
+    expected: Mapping[str, Tensor]
+    tolerance: float
+
+
+def write_checked(
+    program: ExportedProgram,
+    form: Format,
+    path: str | os.PathLike[str],
+    inputs: Sequence[str],
+    trials: Sequence[Trial],
+) -> tuple[int, float]:
+    """Write ``program`` to ``path`` if the runtime of the format ``form`` computes what the ``trials`` expect.
+
+    ``inputs`` are the names of the input tensors.
+
+    Returns:
+        The size of the file in bytes, and the largest difference.
+
+    Raises:
+        CheckpointError: The file cannot be written.
+        ExportError: The format does not take the program, or the outputs differ.
+    """
+    with replace_atomically(path) as file:
+        # Libraries look at the ending of a file's name, and may put others beside it.
+        with TemporaryDirectory(prefix=".export-", dir=Path(file.name).parent) as folder:
+            temporary = Path(folder, Path(path).name)
+            try:
+                form.write(program, temporary, inputs, list(trials[0].expected))
+                run = form.load(temporary)
+                largest = max(_difference(run(trial.arguments), trial) for trial in trials)
+            except (BnnifyError, OSError):
+                raise
+            except Exception as error:
+                raise ExportError(
+                    f"The format {form.name!r} cannot hold or run this model: {type(error).__name__}: "
+                    f"{first_line(error)} Nothing was written."
+                ) from error
+            nbytes = temporary.stat().st_size
+            os.replace(temporary, file.name)
+    return nbytes, largest
+
+
+def _difference(found: Mapping[str, Tensor], trial: Trial) -> float:
+    """The largest difference between outputs; NaN and infinity are expected where the networks have them."""
+    largest = 0.0
+    for name, wanted in trial.expected.items():
+        value = found[name].to(wanted.device)
+        if (value.shape, value.dtype) != (wanted.shape, wanted.dtype):
+            raise ExportError(
+                f"In its runtime the file computes `{name}` as {value.dtype} of shape {tuple(value.shape)}, and the "
+                f"networks as {wanted.dtype} of shape {tuple(wanted.shape)}. Nothing was written."
+            )
+        exact = torch.promote_types(wanted.dtype, torch.float64)
+        value, wanted = value.to(exact), wanted.to(exact)
+        apart = (value - wanted).abs().nan_to_num(nan=torch.inf).where(~_same(value, wanted), 0.0)
+        difference = apart.max().item() if apart.numel() else 0.0
+        if difference > trial.tolerance:
+            raise ExportError(
+                f"In its runtime the file computes `{name}` otherwise than the networks: by {difference:.2g}, where "
+                f"rounding explains {trial.tolerance:.2g}. Nothing was written."
+            )
+        largest = max(largest, difference)
+    return largest
+
+
+def _same(value: Tensor, wanted: Tensor) -> Tensor:
+    return (value == wanted) | (value.isnan() & wanted.isnan())
+
+
+def fresh(arguments: Arguments, seed: int, growing: Mapping[int, int]) -> Arguments:
+    """Other values of the same kind: numbers between the least and the largest of a tensor, evenly distributed.
+
+    Args:
+        arguments: An example.
+        seed: Of the random numbers.
+        growing: By what factor to lengthen the first dimension of a tensor, by its id. Default of each: not.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def other(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        leaf = torch.cat([leaf] * growing.get(id(leaf), 1)) if leaf.ndim else leaf
+        if leaf.is_complex() or leaf.dtype is torch.bool or not leaf.numel():
+            return leaf
+        low, high = leaf.min().item(), leaf.max().item()
+        if not leaf.is_floating_point():
+            return torch.randint(int(low), int(high) + 1, leaf.shape, generator=generator).to(leaf)
+        return (low + (high - low) * torch.rand(leaf.shape, generator=generator, dtype=torch.float64)).to(leaf)
+
+    return tree_map(other, arguments)
