@@ -20,9 +20,10 @@ from ..prediction.known_likelihoods import LikelihoodLike, as_likelihood
 from ..torch_internals import tree_leaves
 from .formats import format_for
 from .freeze import Ensemble, freeze
-from .graph import BATCH, EnsembleGraph, Output, dynamic_dimensions, tensors_of, trace
+from .networks import FrozenNetworks, Networks
 from .noisy import NoisyNetwork
 from .served import NETWORKS, Served, named_outputs
+from .trace import BATCH, Output, dynamic_dimensions, tensors_of, trace
 from .written import Trial, fresh, write_checked
 
 
@@ -134,9 +135,9 @@ def export(
         bnn = freeze(bnn, num_samples, antithetic=antithetic)
     _check_devices(bnn, arguments)
     with evaluating(bnn):
-        networks: EnsembleGraph | NoisyNetwork
+        networks: Networks
         if isinstance(bnn, Ensemble):
-            networks = EnsembleGraph([*bnn.networks], arguments, output, dynamic_shapes)
+            networks = FrozenNetworks([*bnn.networks], arguments, output, dynamic_shapes)
         else:
             root = bnn.module if isinstance(bnn, BayesianModel) else bnn
             networks = NoisyNetwork(root, arguments, output, dynamic_shapes)

@@ -16,7 +16,8 @@ from ..distributions.gaussian import std
 from ..errors import ArgumentError
 from ..modules.parameters import unique_bayesian_parameters
 from ..prediction.batches import Arguments, choose
-from .graph import Networks, Output, batch_shapes
+from .networks import Networks
+from .trace import Output, batch_shapes
 
 NOISE = "noise"
 """The argument that takes the noise."""

@@ -12,7 +12,8 @@ from ..errors import ArgumentError
 from ..model import stacked
 from ..prediction.averages import Averages, Prediction
 from ..prediction.likelihood import Likelihood
-from .graph import Named, Networks
+from .networks import Networks
+from .trace import Named
 
 NETWORKS = "networks"
 """The output that holds those of all networks."""

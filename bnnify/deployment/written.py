@@ -18,7 +18,7 @@ from ..errors import BnnifyError, ExportError
 from ..prediction.batches import Arguments
 from ..torch_internals import tree_map
 from .formats import Format
-from .graph import first_line
+from .trace import first_line
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,8 @@
-"""Networks as one graph, in which what does not depend on the sample stands once."""
+"""Export a module as a graph by ``torch.export``."""
 
 __all__ = [
     "BATCH",
-    "EnsembleGraph",
     "Named",
-    "Networks",
     "Output",
     "batch_shapes",
     "dynamic_dimensions",
@@ -20,11 +18,11 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import GraphModule
 
 from ..errors import ExportError
-from ..prediction.batches import Arguments, called_with, choose, rows_of
-from ..torch_internals import operator_name, tree_leaves, tree_map, tree_unflatten
+from ..prediction.batches import Arguments, rows_of
+from ..torch_internals import operator_name, tree_leaves, tree_map
 
 BATCH = "batch"
 """The dynamic shapes in which the first dimension of every input may have any size, as far as the model allows."""
@@ -54,117 +52,6 @@ class Named(nn.Module):
     def compute(self, *args: Any, **kwargs: Any) -> Any:
         """The forward."""
         raise NotImplementedError
-
-
-class Networks(Named):
-    """Networks as they are exported: the forward returns the list of their outputs."""
-
-    name: str
-    """The class of a network, for errors."""
-
-    noise_names: Sequence[str] = ()
-    """The names of the weights whose noise is an input."""
-
-    dynamic_shapes: Any
-    """What ``torch.export.export`` takes as such for this module."""
-
-    def expected(self, *args: Any, **kwargs: Any) -> list[Any]:
-        """The same, by plain networks that are no part of what is exported."""
-        raise NotImplementedError
-
-    def draw(self, seed: int) -> dict[str, Any]:
-        """Draw what the forward takes beside the arguments of a network. Default: nothing."""
-        return {}
-
-
-class _Chosen(Named):
-    """A network, of whose output a part is chosen."""
-
-    def __init__(self, network: nn.Module, output: Output) -> None:
-        super().__init__(inspect.signature(network.forward))
-        self.network = network
-        self._output = output
-
-    def compute(self, *args: Any, **kwargs: Any) -> Any:
-        return choose(self.network(*args, **kwargs), self._output)
-
-
-class EnsembleGraph(Networks):
-    """The graph of one network, in which each operation that depends on the sample stands once for each network.
-
-    It computes what the networks compute one after the other, by the same operations.
-
-    Args:
-        networks: Networks of one architecture, which share all but the samples, in eval mode.
-        arguments: An example of what they are called with.
-        output: Which part of their output, as in :func:`~bnnify.prediction.predict`. Default: all of it.
-        dynamic_shapes: As in ``torch.export.export``, or ``"batch"``.
-
-    Raises:
-        ExportError: ``torch.export`` does not take the network, or it draws random numbers.
-    """
-
-    def __init__(
-        self, networks: Sequence[nn.Module], arguments: Arguments, output: Output, dynamic_shapes: Any
-    ) -> None:
-        chosen = _Chosen(networks[0], output)
-        super().__init__(chosen.signature)
-        self._plain, self._output = list(networks), output
-        with torch.no_grad(), called_with(networks[0], arguments):
-            chosen(*arguments[0], **arguments[1])  # where it cannot, torch says more clearly why
-        self.name = type(networks[0]).__name__
-        program = trace(chosen, arguments, batch_shapes(chosen, arguments, dynamic_shapes), self.name)
-        self.dynamic = dynamic_dimensions(program)
-        # The graph alone does not tell any more which sizes the code of the network has fixed.
-        fixed = [leaf for leaf, dims in zip(tensors_of(arguments), self.dynamic.values(), strict=True) if 0 not in dims]
-        self.dynamic_shapes = batch_shapes(self, arguments, dynamic_shapes, fixed)
-        # Without operations in place, so that none changes what another network reads.
-        program = program.run_decompositions({})
-        names = dict(networks[0].named_parameters(remove_duplicate=False))
-        drawn = {name for name, p in names.items() if any(p is not each.get_parameter(name) for each in networks)}
-        self.graph = _multiplied(program.module(check_guards=False), networks, drawn)
-        self._output_spec = program.call_spec.out_spec
-
-    def compute(self, *args: Any, **kwargs: Any) -> list[Any]:
-        return [tree_unflatten(leaves, self._output_spec) for leaves in self.graph(*tree_leaves((args, kwargs)))]
-
-    def expected(self, *args: Any, **kwargs: Any) -> list[Any]:
-        return [choose(network(*args, **kwargs), self._output) for network in self._plain]
-
-
-def _multiplied(single: GraphModule, networks: Sequence[nn.Module], drawn: set[str]) -> GraphModule:
-    """Copy a graph, and each node in it that depends on a parameter with a ``drawn`` name once for each network."""
-    graph, tensors = Graph(), dict[str, Any]()
-    copies: dict[Node, list[Node]] = {}  # of each node one for all networks, or one for each
-
-    def copy_of(number: int) -> Callable[[Node], Node]:
-        return lambda node: copies[node][number if len(copies[node]) > 1 else 0]
-
-    for node in single.graph.nodes:
-        if node.op == "output":
-            outputs = [
-                tree_map(lambda leaf, of=of: of(leaf) if isinstance(leaf, Node) else leaf, node.args[0])
-                for of in map(copy_of, range(len(networks)))
-            ]
-            graph.output(outputs)
-        elif node.op == "get_attr":
-            name = node.target.removeprefix("network.")
-            if name in drawn:
-                named = {f"{name}_{number}": each.get_parameter(name) for number, each in enumerate(networks)}
-            else:
-                named = {name: _attribute(single, node.target)}
-            tensors |= named
-            copies[node] = [graph.create_node("get_attr", each) for each in named]
-        else:
-            count = max((len(copies[each]) for each in node.all_input_nodes), default=1)
-            copies[node] = [graph.node_copy(node, copy_of(number)) for number in range(count)]
-    return GraphModule(tensors, graph)
-
-
-def _attribute(module: Any, name: str) -> Any:
-    for part in name.split("."):
-        module = getattr(module, part)
-    return module
 
 
 def trace(module: Named, arguments: Arguments, dynamic_shapes: Any, name: str) -> ExportedProgram:
