@@ -1,6 +1,5 @@
 """Each private name of torch that bnnify needs, behind a function that says what it is for."""
 
-import importlib
 from collections.abc import Callable, Mapping
 from typing import IO, Any
 
@@ -248,5 +247,10 @@ def activation(name: str) -> Callable[..., Tensor]:
 
 
 def inductor() -> Any:
-    """Give the compiler that writes packages and loads them, which is imported only when it is asked for."""
-    return importlib.import_module("torch._inductor")
+    """Give the compiler that writes packages and loads them, which torch imports when it is asked for."""
+    return torch._inductor
+
+
+def size_conditions(program: torch.export.ExportedProgram) -> list[str]:
+    """The conditions on sizes under which a program is right, such as ``L['x'].size()[0] <= 10``."""
+    return program._guards_code

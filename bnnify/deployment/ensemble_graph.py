@@ -3,6 +3,7 @@
 __all__ = ["EnsembleGraph"]
 
 import inspect
+import re
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -11,18 +12,23 @@ import torch
 from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
-from ..errors import ArgumentTypeError
+from ..errors import ArgumentError, ArgumentTypeError
 from ..model import stacked
 from ..prediction.batches import Arguments, called_with, choose
 from ..prediction.eval_mode import evaluating
-from ..torch_internals import tree_flatten, tree_map, tree_unflatten
-from .trace import Named, Output, batch_shapes, dynamic_dimensions, tensors_of, trace
+from ..torch_internals import size_conditions, tree_flatten, tree_map, tree_unflatten
+from .trace import BATCH, Named, Output, batch_shapes, trace
+
+_SAME_SIZE = re.compile(r"L\S+\.size\(\)\[\d+\] == L\S+\.size\(\)\[\d+\]")
+"""A condition on sizes that whatever runs the graph meets or reports."""
 
 
 class EnsembleGraph(nn.Module):
     """The graph of one network, in which each operation that depends on the sample stands once for each network.
 
-    It computes what the networks compute one after the other in eval mode, by the same operations.
+    It computes what the networks compute one after the other in eval mode, by the same operations, on the device and in
+    the dtype of the example. It can be copied and exported, but not pickled: pickle the networks, or write it with
+    :func:`~bnnify.deployment.export`.
 
     Args:
         networks: Networks of one architecture, which share all but the samples.
@@ -31,7 +37,7 @@ class EnsembleGraph(nn.Module):
         dynamic_shapes: As in ``torch.export.export``, or ``"batch"``.
 
     Attributes:
-        graph: It takes tensors and returns the list of those that each network returns.
+        module: It takes tensors and returns the list of those that each network returns.
         dynamic_shapes: What ``torch.export.export`` takes as such for this graph.
 
     Raises:
@@ -48,13 +54,12 @@ class EnsembleGraph(nn.Module):
             with torch.no_grad(), called_with(first, arguments):
                 chosen(*arguments[0], **arguments[1])  # where it cannot, torch says more clearly why
             program = trace(chosen, arguments, batch_shapes(chosen, arguments, dynamic_shapes), type(first).__name__)
-        dynamic = dynamic_dimensions(program)
-        # The graph alone does not tell any more which sizes the code of the network has fixed.
-        fixed = [leaf for leaf, dims in zip(tensors_of(arguments), dynamic.values(), strict=True) if 0 not in dims]
-        self.dynamic_shapes = batch_shapes(chosen, arguments, dynamic_shapes, fixed)
+        if dynamic_shapes == BATCH and not all(map(_SAME_SIZE.fullmatch, size_conditions(program))):
+            dynamic_shapes = None  # the code of the network depends on the size, and no file can check it
+        self.dynamic_shapes = batch_shapes(chosen, arguments, dynamic_shapes)
         # Without operations in place, so that none changes what another network reads.
         program = program.run_decompositions({})
-        self.graph = _multiplied(program.module(), networks)
+        self.module = _multiplied(program.module(), networks)
         self._inputs, self._outputs = program.call_spec.in_spec, program.call_spec.out_spec
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -66,13 +71,22 @@ class EnsembleGraph(nn.Module):
 
         Raises:
             ArgumentTypeError: The arguments are not given as those of the example were.
+            ArgumentError: An input does not have a size that the example has fixed.
         """
         leaves, structure = tree_flatten((args, kwargs))
         if structure != self._inputs:
             raise ArgumentTypeError(
-                f"The graph of these networks is called as its example was, {self._inputs}, and not {structure}."
+                "The graph of these networks takes its arguments as they were given in the example, positional or by "
+                "name and nested as there."
             )
-        return [tree_unflatten(found, self._outputs) for found in self.graph(*leaves)]
+        try:
+            found = self.module(*leaves)
+        except AssertionError as error:
+            raise ArgumentError(
+                f"The inputs do not have a size that the example has fixed: {error}. Make the graph with an example of "
+                "that size, or say in dynamic_shapes= which dimensions may have another one."
+            ) from error
+        return [tree_unflatten(each, self._outputs) for each in found]
 
 
 class _Chosen(Named):

@@ -12,7 +12,7 @@ __all__ = [
 ]
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
 import torch
@@ -88,20 +88,19 @@ def trace(module: Named, arguments: Arguments, dynamic_shapes: Any, name: str) -
     return program
 
 
-def batch_shapes(module: Named, arguments: Arguments, dynamic_shapes: Any, fixed: Sequence[Tensor] = ()) -> Any:
+def batch_shapes(module: Named, arguments: Arguments, dynamic_shapes: Any) -> Any:
     """What ``torch.export.export`` takes for ``"batch"``: any size of the first dimension of each tensor with a batch.
 
-    Those that are ``fixed`` are left out. Anything else than ``"batch"`` is returned as it is.
+    Anything else than ``"batch"`` is returned as it is.
     """
     if dynamic_shapes != BATCH:
         return dynamic_shapes
-    args, kwargs = arguments
-    rows, left_out = rows_of(arguments), {id(tensor) for tensor in fixed}
+    rows = rows_of(arguments)
 
     def first_dimension(leaf: Any) -> Any:
-        is_batch = isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == rows
-        return {0: Dim.AUTO} if is_batch and id(leaf) not in left_out else None
+        return {0: Dim.AUTO} if isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == rows else None
 
+    args, kwargs = arguments
     return tree_map(first_dimension, module.signature.bind(*args, **kwargs).arguments)
 
 
