@@ -12,6 +12,7 @@ __all__ = [
 ]
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
@@ -70,7 +71,9 @@ def trace(module: Named, arguments: Arguments, dynamic_shapes: Any, name: str) -
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # whose fused operators other runtimes do not know
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            # It takes weights that a forward computes and keeps, as a recurrent layer does, for forgotten buffers.
+            warnings.filterwarnings("ignore", "The tensor attribute")
             program = torch.export.export(module, args, dict(kwargs), dynamic_shapes=dynamic_shapes)
     except Exception as error:
         raise ExportError(
@@ -132,7 +135,7 @@ def _random_operators(module: nn.Module) -> Iterator[str]:
                     yield operator_name(node.target)
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an error's message, as a sentence."""
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return line if line.endswith((".", "!", "?")) else f"{line}."

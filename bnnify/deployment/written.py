@@ -59,9 +59,12 @@ def write_checked(
             except (BnnifyError, OSError):
                 raise
             except Exception as error:
+                cause: BaseException = error
+                while cause.__cause__ is not None:  # the first error tells most
+                    cause = cause.__cause__
                 raise ExportError(
-                    f"The format {form.name!r} cannot hold or run this model: {type(error).__name__}: "
-                    f"{first_line(error)} Nothing was written."
+                    f"The format {form.name!r} cannot hold or run this model: {type(cause).__name__}: "
+                    f"{first_line(cause)} Nothing was written."
                 ) from error
             nbytes = temporary.stat().st_size
             os.replace(temporary, file.name)
