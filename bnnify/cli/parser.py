@@ -48,7 +48,7 @@ def make_parser() -> argparse.ArgumentParser:
     command = _command(commands, "convert", "convert a checkpoint, whatever wrote it")
     command.add_argument("checkpoint", type=Path, help="a file of weights, or a Hugging Face model directory")
     _add_output(command, "name.bnn.pt beside the checkpoint; a name in .safetensors gives that format")
-    model = _add_model(command)
+    model = _add_model(command, "the architecture is recognised by its tensors")
     model.add_argument("--key", help="where the state_dict stands in the file, if it holds several")
     model.add_argument("--trust", action="store_true", help="unpickle freely: runs whatever code the file names")
     how = command.add_argument_group(
@@ -105,7 +105,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="a key or an index, if the model returns several things",
     )
     command.add_argument("--noise", choices=["input"], help="one network, whose noise is an input of the file")
-    _add_model(command)
+    _add_model(command, "the file says how to make it")
 
     command = _command(commands, "demo", "convert and fine-tune a small network that comes with bnnify")
     command.add_argument("--picture", type=Path, metavar="PNG", help="draw what the network is unsure of")
@@ -130,9 +130,9 @@ def _add_common_options(parser: argparse.ArgumentParser, default: Any) -> None:
     parser.add_argument("--debug", action="store_true", default=default, help="show the traceback of an error")
 
 
-def _add_model(command: argparse.ArgumentParser) -> Any:
+def _add_model(command: argparse.ArgumentParser, default: str) -> Any:
     """Add the options that say what makes the model, as a group to which others may be added."""
-    model = command.add_argument_group("the model", "By default the architecture is recognised by its tensors.")
+    model = command.add_argument_group("the model", f"By default {default}.")
     model.add_argument("--model", metavar="package.module:factory", help="what makes the model")
     model.add_argument("--model-args", metavar="JSON", type=json_object, default={}, help="its keyword arguments")
     return model
