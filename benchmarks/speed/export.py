@@ -140,7 +140,7 @@ def _result(name: str, form: str, options: argparse.Namespace) -> Result:
             return result
         result.seconds = time.perf_counter() - started
         result.nbytes, result.max_difference = written.nbytes, written.max_difference
-        execute, arguments = FORMATS[form].load(path), as_arguments(inputs)
+        execute, arguments = FORMATS[form].load(path, written.outputs), as_arguments(inputs)
         calls = {"file": lambda: execute(arguments), "loop": lambda: frozen(inputs)}
         times = interleaved(calls, rounds=options.rounds, warmup=1)
         result.ms, result.loop_ms = median(times["file"]), median(times["loop"])
@@ -161,7 +161,7 @@ def _row(result: Result) -> list[str]:
 def _options() -> argparse.Namespace:
     parser = report.parser(__doc__)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), metavar="NAME")
-    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=["onnx", "torch.export"])
     parser.add_argument("--samples", type=int, default=4, help="K, the number of networks")
     parser.add_argument("--rounds", type=int, default=5, help="in which the timed calls take turns")
     return parser.parse_args()

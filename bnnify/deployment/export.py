@@ -87,6 +87,7 @@ def export(
     ``"onnx"``             .onnx   onnxruntime, and whatever reads ONNX; needs the extra ``deploy``
     ``"torch.export"``     .pt2    ``torch.export.load(path).module()``
     ``"aot_inductor"``     .pt2    torch without Python code, compiled for the device of the model; needs a C++ compiler
+    ``"executorch"``       .pte    ExecuTorch, on phones and small devices; needs executorch, and fixes the batch
     =====================  ======  ================================================================================
 
     Args:
@@ -129,6 +130,7 @@ def export(
     form = format_for(path, format)
     form.check()
     meaning = as_likelihood("values" if likelihood is None else likelihood, class_dim)
+    dynamic_shapes = None if dynamic_shapes == BATCH and not form.takes_any_size else dynamic_shapes
     wanted = (NETWORKS,) if outputs is None and likelihood is None else outputs
     arguments = as_arguments(example_inputs)
     if noise is None and not isinstance(bnn, Ensemble):

@@ -53,8 +53,9 @@ def write_checked(
         with TemporaryDirectory(prefix=".export-", dir=Path(file.name).parent) as folder:
             temporary = Path(folder, Path(path).name)
             try:
-                form.write(program, temporary, inputs, list(trials[0].expected))
-                run = form.load(temporary)
+                outputs = list(trials[0].expected)
+                form.write(program, temporary, inputs, outputs)
+                run = form.load(temporary, outputs)
                 largest = max(_difference(run(trial.arguments), trial) for trial in trials)
             except (BnnifyError, OSError):
                 raise

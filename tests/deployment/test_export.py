@@ -14,7 +14,7 @@ import bnnify
 from bnnify.deployment.formats import aot_inductor, onnx, torch_export
 
 K = 3
-ENDINGS = {"onnx": "onnx", "torch.export": "pt2", "aot_inductor": "pt2"}
+ENDINGS = {"onnx": "onnx", "torch.export": "pt2", "aot_inductor": "pt2", "executorch": "pte"}
 
 
 def network():
@@ -38,7 +38,14 @@ def run(path, form, *args, **kwargs):
         return {each.name: torch.from_numpy(value) for each, value in zip(session.get_outputs(), found, strict=True)}
     if form == "torch.export":
         return torch.export.load(path).module()(*args, **kwargs)
+    if form == "executorch":
+        found = executorch_runtime().Runtime.get().load_program(path).load_method("forward").execute(list(args))
+        return dict(zip(("mean", "predictive_entropy", "mutual_information"), found, strict=True))
     return torch._inductor.aoti_load_package(str(path))(*args, **kwargs)
+
+
+def executorch_runtime():
+    return pytest.importorskip("executorch.runtime", exc_type=ImportError)
 
 
 def exported(bnn, path, example, **options):
@@ -53,15 +60,18 @@ def predicted(bnn, inputs, **options):
 
 @pytest.mark.parametrize("form", ENDINGS)
 def test_a_file_computes_what_predict_does_under_the_same_seed(form, tmp_path):
+    if form == "executorch":
+        executorch_runtime()
     bnn, path = network(), tmp_path / f"model.{ENDINGS[form]}"
     before = [module.training for module in bnn.modules()]
     found = exported(bnn, path, images(), likelihood="logits", format=form)
     assert [module.training for module in bnn.modules()] == before
-    assert (found.format, found.inputs, found.dynamic) == (form, ("input",), {"input": (0,)})
+    assert (found.format, found.inputs) == (form, ("input",))
+    assert found.dynamic == ({} if form == "executorch" else {"input": (0,)})
     assert found.outputs == ("mean", "predictive_entropy", "mutual_information")
     assert found.nbytes == path.stat().st_size
     assert found.max_difference < 1e-5
-    x = images(5)
+    x = images(5 if found.dynamic else 2)
     prediction = predicted(bnn, x, likelihood="logits")
     for name, value in run(path, form, x).items():
         torch.testing.assert_close(value, getattr(prediction, name), rtol=1e-4, atol=1e-5)
@@ -225,7 +235,7 @@ class Unsupported(nn.Linear):
         (Unsupported, {}, bnnify.ExportError, "format .onnx. cannot hold or run this model.*bessel_j0"),
         (nn.Linear, {"path": "model.h5"}, bnnify.ArgumentError, "does not say which format.*onnx, .pt2"),
         (nn.Linear, {"format": "torch.export"}, bnnify.ArgumentError, "must end in .pt2"),
-        (nn.Linear, {"format": "tensorflow"}, bnnify.ArgumentError, "known are onnx, torch.export, aot_inductor"),
+        (nn.Linear, {"format": "tensorflow"}, bnnify.ArgumentError, "known are onnx, torch.export"),
         (nn.Linear, {"path": "absent/model.onnx"}, bnnify.CheckpointError, "Cannot write"),
         (nn.Linear, {"outputs": ["median"]}, bnnify.ArgumentError, "Unknown output 'median': known are networks, mean"),
         (nn.Linear, {"outputs": ["predictive_entropy"]}, bnnify.ArgumentError, "'values' tells no predictive_entropy"),
@@ -262,8 +272,8 @@ def test_a_file_that_is_wrong_or_not_whole_is_not_left(failure, kind, message, e
     def write(self, program, path, inputs, outputs):
         raise OSError(28, "No space left on device")
 
-    def load_wrong(self, path):
-        return lambda arguments: {name: value + 0.01 for name, value in load(self, path)(arguments).items()}
+    def load_wrong(self, path, outputs):
+        return lambda arguments: {name: value + 0.01 for name, value in load(self, path, outputs)(arguments).items()}
 
     if failure == "full":
         monkeypatch.setattr(torch_export.TorchExport, "write", write)
@@ -279,6 +289,9 @@ def test_a_missing_library_or_compiler_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(bnnify.MissingLibraryError, match=r"onnxruntime.*pip install 'bnnify\[deploy\]'"):
         bnnify.export(bnn, tmp_path / "model.onnx", torch.randn(2, 4))
+    monkeypatch.setitem(sys.modules, "executorch.exir", None)
+    with pytest.raises(bnnify.MissingLibraryError, match="pip install executorch"):
+        bnnify.export(bnn, tmp_path / "model.pte", torch.randn(2, 4))
     monkeypatch.setattr(aot_inductor.shutil, "which", lambda name: None)
     with pytest.raises(bnnify.MissingLibraryError, match=r"C\+\+ compiler.*CXX"):
         bnnify.export(bnn, tmp_path / "model.pt2", torch.randn(2, 4), format="aot_inductor")

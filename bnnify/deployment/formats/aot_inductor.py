@@ -33,6 +33,6 @@ class AOTInductor(Format):
         with torch.no_grad():
             inductor().aoti_compile_and_package(program, package_path=str(path))
 
-    def load(self, path: Path) -> Runner:
+    def load(self, path: Path, outputs: Sequence[str]) -> Runner:
         model = inductor().aoti_load_package(str(path))
         return lambda arguments: model(*arguments[0], **arguments[1])

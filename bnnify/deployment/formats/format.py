@@ -21,6 +21,8 @@ class Format(ABC):
 
     name: ClassVar[str]
     ending: ClassVar[str]
+    takes_any_size: ClassVar[bool] = True
+    """Whether a dimension may have any size; otherwise each has that of the example, or a largest one."""
 
     @abstractmethod
     def check(self) -> None:
@@ -34,5 +36,5 @@ class Format(ABC):
         """
 
     @abstractmethod
-    def load(self, path: Path) -> Runner:
-        """Load a file that :meth:`write` wrote into its runtime."""
+    def load(self, path: Path, outputs: Sequence[str]) -> Runner:
+        """Load a file that :meth:`write` wrote, with these ``outputs``, into its runtime."""

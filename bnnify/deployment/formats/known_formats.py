@@ -7,11 +7,12 @@ from pathlib import Path
 
 from ...errors import ArgumentError
 from .aot_inductor import AOTInductor
+from .executorch import ExecuTorch
 from .format import Format
 from .onnx import Onnx
 from .torch_export import TorchExport
 
-FORMATS: dict[str, Format] = {each.name: each for each in (Onnx(), TorchExport(), AOTInductor())}
+FORMATS: dict[str, Format] = {each.name: each for each in (Onnx(), TorchExport(), AOTInductor(), ExecuTorch())}
 """By name; of several with one ending, the first is the one that the ending means."""
 
 

@@ -47,15 +47,15 @@ class Onnx(Format):
             value.name = name
         written.save(path, external_data=False)
 
-    def load(self, path: Path) -> Runner:
+    def load(self, path: Path, outputs: Sequence[str]) -> Runner:
         import onnxruntime
 
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        inputs, outputs = ([each.name for each in listed] for listed in (session.get_inputs(), session.get_outputs()))
+        inputs = [each.name for each in session.get_inputs()]
 
         def run(arguments: Arguments) -> dict[str, Tensor]:
             tensors = (leaf.cpu().numpy() for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor))
-            found = session.run(None, dict(zip(inputs, tensors, strict=True)))
+            found = session.run(outputs, dict(zip(inputs, tensors, strict=True)))
             return dict(zip(outputs, map(torch.from_numpy, found), strict=True))
 
         return run

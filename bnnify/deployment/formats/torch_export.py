@@ -23,6 +23,6 @@ class TorchExport(Format):
     def write(self, program: ExportedProgram, path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> None:
         torch.export.save(program, path)
 
-    def load(self, path: Path) -> Runner:
+    def load(self, path: Path, outputs: Sequence[str]) -> Runner:
         module = torch.export.load(path).module()
         return lambda arguments: module(*arguments[0], **arguments[1])
