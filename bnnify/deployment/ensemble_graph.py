@@ -12,12 +12,13 @@ import torch
 from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
-from ..errors import ArgumentError, ArgumentTypeError
+from ..errors import ArgumentError, ArgumentTypeError, ExportError
 from ..model import stacked
 from ..prediction.batches import Arguments, called_with, choose
 from ..prediction.eval_mode import evaluating
 from ..torch_internals import size_conditions, tree_flatten, tree_map, tree_unflatten
-from .trace import BATCH, Named, Output, batch_shapes, trace
+from .agreement import largest_difference, rounding
+from .trace import BATCH, Named, Output, batch_shapes, tensors_of, trace
 
 _SAME_SIZE = re.compile(r"L\S+\.size\(\)\[\d+\] == L\S+\.size\(\)\[\d+\]")
 """A condition on sizes that whatever runs the graph meets or reports."""
@@ -48,11 +49,12 @@ class EnsembleGraph(nn.Module):
         self, networks: Sequence[nn.Module], arguments: Arguments, output: Output, dynamic_shapes: Any
     ) -> None:
         super().__init__()
+        args, kwargs = arguments
         first = networks[0]
         chosen = _Chosen(first, output)
-        with evaluating(first):
-            with torch.no_grad(), called_with(first, arguments):
-                chosen(*arguments[0], **arguments[1])  # where it cannot, torch says more clearly why
+        with evaluating(nn.ModuleList(networks)):
+            with torch.no_grad(), called_with(first, arguments):  # where it cannot, torch says here more clearly why
+                expected = stacked([choose(network(*args, **kwargs), output) for network in networks])
             program = trace(chosen, arguments, batch_shapes(chosen, arguments, dynamic_shapes), type(first).__name__)
         if dynamic_shapes == BATCH and not all(map(_SAME_SIZE.fullmatch, size_conditions(program))):
             dynamic_shapes = None  # the code of the network depends on the size, and no file can check it
@@ -61,6 +63,14 @@ class EnsembleGraph(nn.Module):
         program = program.run_decompositions({})
         self.module = _multiplied(program.module(), networks)
         self._inputs, self._outputs = program.call_spec.in_spec, program.call_spec.out_spec
+        with torch.no_grad():
+            found = self(*args, **kwargs)
+        pairs = list(zip(tensors_of(found), tensors_of(expected), strict=True))
+        if any(largest_difference(*pair) > rounding(tensors_of(expected)) for pair in pairs):
+            raise ExportError(
+                f"The graph of the first {type(first).__name__} does not compute what all of the networks do. "
+                "Networks of one graph differ in what was drawn, and in nothing that was changed in one of them since."
+            )
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call every network; in the output each tensor of shape ``(...)`` has become ``(K, ...)``."""

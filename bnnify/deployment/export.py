@@ -4,20 +4,21 @@ __all__ = ["Export", "export"]
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ..errors import ArgumentError, check_path
+from ..errors import ArgumentError, check_module, check_path
 from ..model import BayesianModel
 from ..prediction.batches import Arguments, as_arguments, called_with, rows_of
 from ..prediction.devices import devices_of
 from ..prediction.eval_mode import evaluating
 from ..prediction.known_likelihoods import LikelihoodLike, as_likelihood
-from ..torch_internals import tree_leaves
+from .agreement import rounding
 from .formats import format_for
 from .freeze import Ensemble, freeze
 from .networks import FrozenNetworks, Networks
@@ -124,9 +125,12 @@ def export(
         >>> bnnify.export(bnn, "model.pt2", torch.randn(2, 4), likelihood="logits").outputs
         ('mean', 'predictive_entropy', 'mutual_information')
     """
+    check_module("export(bnn)", bnn)
     check_path("export(path)", path)
     if noise not in (None, "input"):
         raise ArgumentError(f"export(noise) must be 'input' or None, not {noise!r}.")
+    if noise is not None and isinstance(bnn, Ensemble):
+        raise ArgumentError("Frozen networks have no noise that could be an input. Export the converted model.")
     form = format_for(path, format)
     form.check()
     meaning = as_likelihood("values" if likelihood is None else likelihood, class_dim)
@@ -149,14 +153,17 @@ def export(
             with torch.no_grad(), called_with(networks, arguments):
                 found = networks.expected(*args, **kwargs)
                 expected = named_outputs(found, meaning, wanted, rows_of(arguments))
-            return Trial((args, kwargs), expected, _rounding(found))
+            return Trial((args, kwargs), expected, rounding(tensors_of(found)))
 
         example = trial(arguments, 0)
         program = trace(Served(networks, meaning, wanted), example.arguments, networks.dynamic_shapes, networks.name)
         dynamic = dynamic_dimensions(program)
         longer = {id(leaf): 2 for leaf, dims in zip(tensors_of(arguments), dynamic.values(), strict=False) if 0 in dims}
         others = fresh(arguments, 1, {}), fresh(arguments, 2, longer if dynamic_shapes == BATCH else {})
-        trials = [example, *(trial(each, seed) for seed, each in enumerate(others, 1))]
+        trials = [example]
+        for seed, each in enumerate(others, 1):
+            with suppress(Exception):  # the networks may not take all values, such as indices in disorder
+                trials.append(trial(each, seed))
         inputs = [*dynamic][: len(dynamic) - len(networks.noise_names)]
         inputs += [f"{name}_noise" for name in networks.noise_names]
         nbytes, largest = write_checked(program, form, path, inputs, trials)
@@ -177,10 +184,3 @@ def _check_devices(bnn: nn.Module, arguments: Arguments) -> None:
     elsewhere = [tensor.device for tensor in tensors_of(arguments) if devices and tensor.device not in devices]
     if elsewhere:
         raise ArgumentError(f"The example inputs are on {elsewhere[0]}, and the model is on {devices[0]}. Move one.")
-
-
-def _rounding(found: list[Any]) -> float:
-    """The difference that rounding explains: half the digits of the largest number that the networks return."""
-    leaves = [leaf for leaf in tree_leaves(found) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-    finite = [leaf[leaf.isfinite()].abs() for leaf in leaves]
-    return max((torch.finfo(each.dtype).eps ** 0.5 * each.max().item() for each in finite if len(each)), default=0.0)

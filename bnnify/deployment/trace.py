@@ -107,9 +107,9 @@ def batch_shapes(module: Named, arguments: Arguments, dynamic_shapes: Any) -> An
     return tree_map(first_dimension, module.signature.bind(*args, **kwargs).arguments)
 
 
-def tensors_of(arguments: Arguments) -> list[Tensor]:
-    """The tensors among the arguments, in the order in which a program takes them."""
-    return [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
+def tensors_of(values: Any) -> list[Tensor]:
+    """The tensors in nested containers, such as arguments, in the order in which a program takes or returns them."""
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
 
 
 def dynamic_dimensions(program: ExportedProgram) -> dict[str, tuple[int, ...]]:

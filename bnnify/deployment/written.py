@@ -17,6 +17,7 @@ from ..checkpoints.atomic import replace_atomically
 from ..errors import BnnifyError, ExportError
 from ..prediction.batches import Arguments
 from ..torch_internals import tree_map
+from .agreement import largest_difference
 from .formats import Format
 from .trace import first_line
 
@@ -73,19 +74,15 @@ def write_checked(
 
 
 def _difference(found: Mapping[str, Tensor], trial: Trial) -> float:
-    """The largest difference between outputs; NaN and infinity are expected where the networks have them."""
     largest = 0.0
     for name, wanted in trial.expected.items():
-        value = found[name].to(wanted.device)
+        value = found[name]
         if (value.shape, value.dtype) != (wanted.shape, wanted.dtype):
             raise ExportError(
                 f"In its runtime the file computes `{name}` as {value.dtype} of shape {tuple(value.shape)}, and the "
                 f"networks as {wanted.dtype} of shape {tuple(wanted.shape)}. Nothing was written."
             )
-        exact = torch.promote_types(wanted.dtype, torch.float64)
-        value, wanted = value.to(exact), wanted.to(exact)
-        apart = (value - wanted).abs().nan_to_num(nan=torch.inf).where(~_same(value, wanted), 0.0)
-        difference = apart.max().item() if apart.numel() else 0.0
+        difference = largest_difference(value, wanted)
         if difference > trial.tolerance:
             raise ExportError(
                 f"In its runtime the file computes `{name}` otherwise than the networks: by {difference:.2g}, where "
@@ -95,29 +92,29 @@ def _difference(found: Mapping[str, Tensor], trial: Trial) -> float:
     return largest
 
 
-def _same(value: Tensor, wanted: Tensor) -> Tensor:
-    return (value == wanted) | (value.isnan() & wanted.isnan())
-
-
 def fresh(arguments: Arguments, seed: int, growing: Mapping[int, int]) -> Arguments:
     """Other values of the same kind: numbers between the least and the largest of a tensor, evenly distributed.
+
+    What holds nothing but zeros and ones may be a mask, of which not every one makes sense: its rows change places.
 
     Args:
         arguments: An example.
         seed: Of the random numbers.
-        growing: By what factor to lengthen the first dimension of a tensor, by its id. Default of each: not.
+        growing: How many times the rows of a tensor, by its id, are to be there. Default of each: once.
     """
     generator = torch.Generator().manual_seed(seed)
 
     def other(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
+        if not isinstance(leaf, Tensor) or leaf.ndim == 0 or leaf.numel() == 0 or leaf.is_complex():
             return leaf
-        leaf = torch.cat([leaf] * growing.get(id(leaf), 1)) if leaf.ndim else leaf
-        if leaf.is_complex() or leaf.dtype is torch.bool or not leaf.numel():
-            return leaf
+        leaf = torch.cat([leaf] * growing.get(id(leaf), 1))
         low, high = leaf.min().item(), leaf.max().item()
-        if not leaf.is_floating_point():
-            return torch.randint(int(low), int(high) + 1, leaf.shape, generator=generator).to(leaf)
-        return (low + (high - low) * torch.rand(leaf.shape, generator=generator, dtype=torch.float64)).to(leaf)
+        if leaf.is_floating_point():
+            made = low + (high - low) * torch.rand(leaf.shape, generator=generator, dtype=torch.float64)
+        elif low >= 0 and high <= 1:
+            made = leaf.flip(0)
+        else:
+            made = torch.randint(int(low), int(high) + 1, leaf.shape, generator=generator)
+        return made.to(leaf)
 
     return tree_map(other, arguments)

@@ -134,3 +134,10 @@ def test_it_can_be_copied_loaded_compiled_and_exported():
 def test_a_part_of_the_output_can_be_chosen():
     model, inputs = zoo.build("object")
     assert frozen(model).as_graph(inputs, output="logits")(*inputs).shape[0] == K
+
+
+def test_networks_of_which_one_was_changed_are_no_graph():
+    ensemble = frozen(nn.Sequential(nn.Linear(4, 4), nn.LeakyReLU(0.1)))
+    ensemble.networks[1][1].negative_slope = 0.5
+    with pytest.raises(bnnify.ExportError, match="does not compute what all of the networks do"):
+        ensemble.as_graph(torch.randn(2, 4))

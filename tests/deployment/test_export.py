@@ -197,13 +197,25 @@ def test_noise_as_an_input_makes_the_network_that_the_noise_says(form, tmp_path)
     torch.testing.assert_close(value, F.linear(x, **weights)[None])
 
 
-@pytest.mark.parametrize(
-    ("posterior", "found"), [({"weight": bnnify.Point(), "bias": bnnify.Point()}, "no weight has noise")]
-)
-def test_without_noise_it_cannot_be_an_input(posterior, found, tmp_path):
-    bnn = bnnify.convert(nn.Linear(4, 3), posterior=posterior)
-    with pytest.raises(bnnify.ArgumentError, match=found):
-        bnnify.export(bnn, tmp_path / "model.pt2", torch.randn(2, 4), noise="input")
+def test_without_noise_it_cannot_be_an_input(tmp_path):
+    without = bnnify.convert(nn.Linear(4, 3), posterior=bnnify.Point())
+    for bnn, found in [(without, "no weight has noise"), (bnnify.freeze(without, 2), "Frozen networks have no noise")]:
+        with pytest.raises(bnnify.ArgumentError, match=found):
+            bnnify.export(bnn, tmp_path / "model.pt2", torch.randn(2, 4), noise="input")
+
+
+class Padded(nn.Linear):
+    """Attends to what a mask does not hide; of a row that is hidden as a whole it makes NaN."""
+
+    def forward(self, x, mask):
+        weights = x.sum(-1).masked_fill(mask == 0, -torch.inf).softmax(-1)
+        return super().forward((weights.unsqueeze(-1) * x).sum(1)).log_softmax(-1)
+
+
+def test_a_mask_stays_one_that_makes_sense(tmp_path):
+    bnn, mask = bnnify.convert(Padded(4, 3), strict=False), torch.tensor([[1, 1, 0], [1, 0, 0]])
+    found = bnnify.export(bnn, tmp_path / "model.pt2", (torch.randn(2, 3, 4), mask))
+    assert (found.inputs, found.max_difference) == (("x", "mask"), 0.0)
 
 
 class Branching(nn.Linear):
