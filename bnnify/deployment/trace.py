@@ -68,8 +68,6 @@ def trace(module: Named, arguments: Arguments, dynamic_shapes: Any, name: str) -
         ExportError: ``torch.export`` does not take it, or it draws random numbers.
     """
     args, kwargs = arguments
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # whose fused operators other runtimes do not know
     try:
         with torch.no_grad(), warnings.catch_warnings():
             # It takes weights that a forward computes and keeps, as a recurrent layer does, for forgotten buffers.
@@ -80,8 +78,6 @@ def trace(module: Named, arguments: Arguments, dynamic_shapes: Any, name: str) -
             f"{name} cannot be exported: torch.export says: {first_line(error)} The forward must be a graph without "
             "decisions that depend on values, and its output tensors, or with output= a part of it that is."
         ) from error
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
     if found := sorted(set(_random_operators(program.graph_module))):
         raise ExportError(
             f"{name} draws random numbers in its forward in eval mode ({', '.join(found)}), which no two runtimes draw "
