@@ -3,7 +3,6 @@
 __all__ = ["EnsembleGraph"]
 
 import inspect
-import re
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -16,12 +15,9 @@ from ..errors import ArgumentError, ArgumentTypeError, ExportError
 from ..model import stacked
 from ..prediction.batches import Arguments, called_with, choose
 from ..prediction.eval_mode import evaluating
-from ..torch_internals import size_conditions, tree_flatten, tree_map, tree_unflatten
+from ..torch_internals import tree_flatten, tree_map, tree_unflatten
 from .agreement import largest_difference, rounding
-from .trace import BATCH, Named, Output, batch_shapes, tensors_of, trace
-
-_SAME_SIZE = re.compile(r"L\S+\.size\(\)\[\d+\] == L\S+\.size\(\)\[\d+\]")
-"""A condition on sizes that whatever runs the graph meets or reports."""
+from .trace import BATCH, Named, Output, dynamic_dimensions, tensors_of, trace
 
 
 class EnsembleGraph(nn.Module):
@@ -39,7 +35,7 @@ class EnsembleGraph(nn.Module):
 
     Attributes:
         module: It takes tensors and returns the list of those that each network returns.
-        dynamic_shapes: What ``torch.export.export`` takes as such for this graph.
+        dynamic_shapes: As given, or None where the networks have fixed all sizes.
 
     Raises:
         ExportError: ``torch.export`` does not take the network, or it draws random numbers.
@@ -55,10 +51,10 @@ class EnsembleGraph(nn.Module):
         with evaluating(nn.ModuleList(networks)):
             with torch.no_grad(), called_with(first, arguments):  # where it cannot, torch says here more clearly why
                 expected = stacked([choose(network(*args, **kwargs), output) for network in networks])
-            program = trace(chosen, arguments, batch_shapes(chosen, arguments, dynamic_shapes), type(first).__name__)
-        if dynamic_shapes == BATCH and not all(map(_SAME_SIZE.fullmatch, size_conditions(program))):
-            dynamic_shapes = None  # the code of the network depends on the size, and no file can check it
-        self.dynamic_shapes = batch_shapes(chosen, arguments, dynamic_shapes)
+            program = trace(chosen, arguments, dynamic_shapes, type(first).__name__)
+        # The graph alone does not tell any more which sizes the code of the network has fixed.
+        is_fixed = dynamic_shapes == BATCH and not any(dynamic_dimensions(program).values())
+        self.dynamic_shapes = None if is_fixed else dynamic_shapes
         # Without operations in place, so that none changes what another network reads.
         program = program.run_decompositions({})
         self.module = _multiplied(program.module(), networks)

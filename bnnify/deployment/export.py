@@ -146,7 +146,7 @@ def export(
             networks = FrozenNetworks([*bnn.networks], arguments, output, dynamic_shapes)
         else:
             root = bnn.module if isinstance(bnn, BayesianModel) else bnn
-            networks = NoisyNetwork(root, arguments, output, dynamic_shapes)
+            networks = NoisyNetwork(root, output, dynamic_shapes)
 
         def trial(arguments: Arguments, seed: int) -> Trial:
             args, kwargs = arguments[0], {**arguments[1], **networks.draw(seed)}

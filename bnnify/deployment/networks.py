@@ -18,7 +18,7 @@ class Networks(Named):
 
     Attributes:
         name: The class of a network, for errors.
-        dynamic_shapes: What ``torch.export.export`` takes as such for this module.
+        dynamic_shapes: As in :func:`~bnnify.deployment.trace.trace`.
         noise_names: The names of the weights whose noise is an input.
     """
 

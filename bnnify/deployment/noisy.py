@@ -15,9 +15,9 @@ from ..convert import collapse
 from ..distributions.gaussian import std
 from ..errors import ArgumentError
 from ..modules.parameters import unique_bayesian_parameters
-from ..prediction.batches import Arguments, choose
+from ..prediction.batches import choose
 from .networks import Networks
-from .trace import Output, batch_shapes
+from .trace import Output
 
 NOISE = "noise"
 """The argument that takes the noise."""
@@ -30,7 +30,6 @@ class NoisyNetwork(Networks):
 
     Args:
         root: A converted model, in eval mode.
-        arguments: An example of what it is called with.
         output: Which part of its output, as in :func:`~bnnify.prediction.predict`.
         dynamic_shapes: As in ``torch.export.export``, or ``"batch"``.
 
@@ -38,7 +37,9 @@ class NoisyNetwork(Networks):
         ArgumentError: A posterior is not mean-field, no weight has noise, or the model has an argument ``noise``.
     """
 
-    def __init__(self, root: nn.Module, arguments: Arguments, output: Output, dynamic_shapes: Any) -> None:
+    without_batch = (NOISE,)
+
+    def __init__(self, root: nn.Module, output: Output, dynamic_shapes: Any) -> None:
         noisy = [p for p in unique_bayesian_parameters(root) if p.posterior.has_noise]
         signature = inspect.signature(root.forward)
         others = [p.name for p in noisy if not p.has_rho]
@@ -50,19 +51,16 @@ class NoisyNetwork(Networks):
         last = len(listed) - (bool(listed) and listed[-1].kind is inspect.Parameter.VAR_KEYWORD)
         listed.insert(last, inspect.Parameter(NOISE, inspect.Parameter.KEYWORD_ONLY))
         super().__init__(signature.replace(parameters=listed))
-        self.name, self._noisy, self.noise_names = type(root).__name__, noisy, [p.name for p in noisy]
+        self.dynamic_shapes = dynamic_shapes
+        self._noisy, self.noise_names = noisy, [p.name for p in noisy]
         self.network = collapse(root)
+        self.name = type(self.network).__name__
         self._plain, self._output = [copy.deepcopy(self.network)], output  # in a list: no part of what is exported
         for parameter in noisy:
             place, _, attribute = parameter.name.rpartition(".")
             with torch.no_grad():
                 self.network.get_parameter(parameter.name).copy_(parameter.kept_mean)
             self.network.get_submodule(place).register_buffer(f"{attribute}_std", std(parameter.rho).detach())
-
-        args, kwargs = arguments
-        self.dynamic_shapes = batch_shapes(self, (args, {**kwargs, **self.draw(0)}), dynamic_shapes)
-        if isinstance(dynamic_shapes, Mapping):
-            self.dynamic_shapes = {**dynamic_shapes, NOISE: None}
 
     def compute(self, *args: Any, noise: Mapping[str, Tensor], **kwargs: Any) -> list[Any]:
         weights = {}

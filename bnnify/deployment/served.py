@@ -33,6 +33,7 @@ class Served(Named):
 
     def __init__(self, networks: Networks, likelihood: Likelihood, names: Sequence[str] | None) -> None:
         super().__init__(networks.signature)
+        self.without_batch = networks.without_batch
         self.networks = networks
         self._likelihood, self._names = likelihood, names
 

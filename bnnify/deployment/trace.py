@@ -4,7 +4,6 @@ __all__ = [
     "BATCH",
     "Named",
     "Output",
-    "batch_shapes",
     "dynamic_dimensions",
     "first_line",
     "tensors_of",
@@ -12,8 +11,9 @@ __all__ = [
 ]
 
 import inspect
+import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -23,11 +23,14 @@ from torch.fx import GraphModule
 
 from ..errors import ExportError
 from ..prediction.batches import Arguments, rows_of
-from ..torch_internals import operator_name, tree_leaves, tree_map
+from ..torch_internals import operator_name, size_conditions, tree_leaves, tree_map
 
 BATCH = "batch"
 """The dynamic shapes in which the first dimension of every input may have any size, as far as the model allows."""
 
+
+_SAME_SIZE = re.compile(r"L\S+\.size\(\)\[\d+\] == L\S+\.size\(\)\[\d+\]")
+"""A condition on sizes that whatever runs a graph meets or reports."""
 
 Output: TypeAlias = str | int | Callable[[Any], Any] | None
 """Which part of a model's output, as in :func:`~bnnify.prediction.batches.choose`."""
@@ -38,7 +41,12 @@ class Named(nn.Module):
 
     Args:
         signature: That of the other one's forward.
+
+    Attributes:
+        without_batch: The names of arguments that have no dimension for examples.
     """
+
+    without_batch: Sequence[str] = ()
 
     def __init__(self, signature: inspect.Signature) -> None:
         super().__init__()
@@ -61,23 +69,16 @@ def trace(module: Named, arguments: Arguments, dynamic_shapes: Any, name: str) -
     Args:
         module: In eval mode.
         arguments: An example of its arguments.
-        dynamic_shapes: As in ``torch.export.export``.
+        dynamic_shapes: As in ``torch.export.export``, or ``"batch"``: any size of the first dimension of each tensor
+            with a batch, unless its code depends on that size, which no file could check.
         name: That of the model, for errors.
 
     Raises:
         ExportError: ``torch.export`` does not take it, or it draws random numbers.
     """
-    args, kwargs = arguments
-    try:
-        with torch.no_grad(), warnings.catch_warnings():
-            # It takes weights that a forward computes and keeps, as a recurrent layer does, for forgotten buffers.
-            warnings.filterwarnings("ignore", "The tensor attribute")
-            program = torch.export.export(module, args, dict(kwargs), dynamic_shapes=dynamic_shapes)
-    except Exception as error:
-        raise ExportError(
-            f"{name} cannot be exported: torch.export says: {first_line(error)} The forward must be a graph without "
-            "decisions that depend on values, and its output tensors, or with output= a part of it that is."
-        ) from error
+    program = _exported(module, arguments, _spelled_out(module, arguments, dynamic_shapes), name)
+    if dynamic_shapes == BATCH and not all(map(_SAME_SIZE.fullmatch, size_conditions(program))):
+        program = _exported(module, arguments, None, name)
     if found := sorted(set(_random_operators(program.graph_module))):
         raise ExportError(
             f"{name} draws random numbers in its forward in eval mode ({', '.join(found)}), which no two runtimes draw "
@@ -87,11 +88,12 @@ def trace(module: Named, arguments: Arguments, dynamic_shapes: Any, name: str) -
     return program
 
 
-def batch_shapes(module: Named, arguments: Arguments, dynamic_shapes: Any) -> Any:
-    """What ``torch.export.export`` takes for ``"batch"``: any size of the first dimension of each tensor with a batch.
-
-    Anything else than ``"batch"`` is returned as it is.
-    """
+def _spelled_out(module: Named, arguments: Arguments, dynamic_shapes: Any) -> Any:
+    """What ``torch.export.export`` takes for ``dynamic_shapes``."""
+    bound = module.signature.bind(*arguments[0], **arguments[1]).arguments
+    fixed = {name: tree_map(lambda leaf: None, bound[name]) for name in module.without_batch}
+    if isinstance(dynamic_shapes, Mapping):
+        return {**dynamic_shapes, **fixed}
     if dynamic_shapes != BATCH:
         return dynamic_shapes
     rows = rows_of(arguments)
@@ -99,8 +101,21 @@ def batch_shapes(module: Named, arguments: Arguments, dynamic_shapes: Any) -> An
     def first_dimension(leaf: Any) -> Any:
         return {0: Dim.AUTO} if isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == rows else None
 
+    return {name: tree_map(first_dimension, value) for name, value in bound.items()} | fixed
+
+
+def _exported(module: Named, arguments: Arguments, dynamic_shapes: Any, name: str) -> ExportedProgram:
     args, kwargs = arguments
-    return tree_map(first_dimension, module.signature.bind(*args, **kwargs).arguments)
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            # It takes weights that a forward computes and keeps, as a recurrent layer does, for forgotten buffers.
+            warnings.filterwarnings("ignore", "The tensor attribute")
+            return torch.export.export(module, args, dict(kwargs), dynamic_shapes=dynamic_shapes)
+    except Exception as error:
+        raise ExportError(
+            f"{name} cannot be exported: torch.export says: {first_line(error)} The forward must be a graph without "
+            "decisions that depend on values, and its output tensors, or with output= a part of it that is."
+        ) from error
 
 
 def tensors_of(values: Any) -> list[Tensor]:

@@ -186,7 +186,8 @@ def test_noise_as_an_input_makes_the_network_that_the_noise_says(form, tmp_path)
     bnn, x, path = bnnify.convert(nn.Linear(4, 3), posterior_std=0.5), torch.randn(6, 4), tmp_path / "model"
     bnnify.prune(bnn, 0.3)
     path = path.with_suffix(f".{ENDINGS[form]}")
-    found = bnnify.export(bnn, path, x[:2], noise="input", format=form)
+    # As many examples as outputs, for which a noise of that size could be taken.
+    found = bnnify.export(bnn, path, x[:3], noise="input", format=form)
     assert found.inputs == ("input", "weight_noise", "bias_noise")
     assert (found.num_samples, found.dynamic, found.outputs) == (1, {"input": (0,)}, ("networks",))
     noise = {"weight": torch.randn(3, 4), "bias": torch.randn(3)}
@@ -195,6 +196,27 @@ def test_noise_as_an_input_makes_the_network_that_the_noise_says(form, tmp_path)
     weights = {name: p.kept_mean + F.softplus(p.rho) * noise[name] for name, p in parameters.items()}
     value = run(path, form, x, **given)["networks"]
     torch.testing.assert_close(value, F.linear(x, **weights)[None])
+
+
+class DependsOnSize(nn.Linear):
+    def forward(self, x):
+        return super().forward(x if x.shape[0] % 2 else -x)
+
+
+@pytest.mark.parametrize("noise", [None, "input"])
+def test_where_the_code_depends_on_the_size_of_the_batch_that_is_fixed(noise, tmp_path):
+    bnn = bnnify.convert(DependsOnSize(4, 3), strict=False)
+    assert bnnify.export(bnn, tmp_path / "model.pt2", torch.randn(2, 4), noise=noise).dynamic == {}
+
+
+def test_other_dimensions_can_be_chosen(tmp_path):
+    bnn, tokens = bnnify.convert(Model()), torch.randint(0, 7, (2, 5))
+    any_size = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    for noise in (None, "input"):
+        path = tmp_path / f"{noise}.onnx"
+        found = bnnify.export(bnn, path, tokens, dynamic_shapes={"tokens": any_size}, output="logits", noise=noise)
+        assert found.dynamic == {"tokens": (0, 1)}
+    assert run(tmp_path / "None.onnx", "onnx", torch.randint(0, 7, (3, 9)))["networks"].shape == (8, 3, 3)
 
 
 def test_without_noise_it_cannot_be_an_input(tmp_path):
