@@ -17,7 +17,7 @@ from ..prediction.batches import Arguments, called_with, choose
 from ..prediction.eval_mode import evaluating
 from ..torch_internals import tree_flatten, tree_map, tree_unflatten
 from .agreement import largest_difference, rounding
-from .trace import BATCH, Named, Output, dynamic_dimensions, tensors_of, trace
+from .trace import Named, Output, tensors_of, trace
 
 
 class EnsembleGraph(nn.Module):
@@ -35,7 +35,6 @@ class EnsembleGraph(nn.Module):
 
     Attributes:
         module: It takes tensors and returns the list of those that each network returns.
-        dynamic_shapes: As given, or None where the networks have fixed all sizes.
 
     Raises:
         ExportError: ``torch.export`` does not take the network, or it draws random numbers.
@@ -52,9 +51,6 @@ class EnsembleGraph(nn.Module):
             with torch.no_grad(), called_with(first, arguments):  # where it cannot, torch says here more clearly why
                 expected = stacked([choose(network(*args, **kwargs), output) for network in networks])
             program = trace(chosen, arguments, dynamic_shapes, type(first).__name__)
-        # The graph alone does not tell any more which sizes the code of the network has fixed.
-        is_fixed = dynamic_shapes == BATCH and not any(dynamic_dimensions(program).values())
-        self.dynamic_shapes = None if is_fixed else dynamic_shapes
         # Without operations in place, so that none changes what another network reads.
         program = program.run_decompositions({})
         self.module = _multiplied(program.module(), networks)

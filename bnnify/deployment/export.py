@@ -146,7 +146,7 @@ def export(
             networks = FrozenNetworks([*bnn.networks], arguments, output, dynamic_shapes)
         else:
             root = bnn.module if isinstance(bnn, BayesianModel) else bnn
-            networks = NoisyNetwork(root, output, dynamic_shapes)
+            networks = NoisyNetwork(root, output)
 
         def trial(arguments: Arguments, seed: int) -> Trial:
             args, kwargs = arguments[0], {**arguments[1], **networks.draw(seed)}
@@ -156,7 +156,7 @@ def export(
             return Trial((args, kwargs), expected, rounding(tensors_of(found)))
 
         example = trial(arguments, 0)
-        program = trace(Served(networks, meaning, wanted), example.arguments, networks.dynamic_shapes, networks.name)
+        program = trace(Served(networks, meaning, wanted), example.arguments, dynamic_shapes, networks.name)
         dynamic = dynamic_dimensions(program)
         longer = {id(leaf): 2 for leaf, dims in zip(tensors_of(arguments), dynamic.values(), strict=False) if 0 in dims}
         others = fresh(arguments, 1, {}), fresh(arguments, 2, longer if dynamic_shapes == BATCH else {})

@@ -18,12 +18,10 @@ class Networks(Named):
 
     Attributes:
         name: The class of a network, for errors.
-        dynamic_shapes: As in :func:`~bnnify.deployment.trace.trace`.
         noise_names: The names of the weights whose noise is an input.
     """
 
     name: str
-    dynamic_shapes: Any
     noise_names: Sequence[str] = ()
 
     def expected(self, *args: Any, **kwargs: Any) -> list[Any]:
@@ -45,7 +43,6 @@ class FrozenNetworks(Networks):
         self.name = type(networks[0]).__name__
         self._plain, self._output = list(networks), output
         self.ensemble = EnsembleGraph(networks, arguments, output, dynamic_shapes)
-        self.dynamic_shapes = self.ensemble.dynamic_shapes
 
     def compute(self, *args: Any, **kwargs: Any) -> list[Any]:
         return self.ensemble.outputs(*args, **kwargs)

@@ -31,7 +31,6 @@ class NoisyNetwork(Networks):
     Args:
         root: A converted model, in eval mode.
         output: Which part of its output, as in :func:`~bnnify.prediction.predict`.
-        dynamic_shapes: As in ``torch.export.export``, or ``"batch"``.
 
     Raises:
         ArgumentError: A posterior is not mean-field, no weight has noise, or the model has an argument ``noise``.
@@ -39,7 +38,7 @@ class NoisyNetwork(Networks):
 
     without_batch = (NOISE,)
 
-    def __init__(self, root: nn.Module, output: Output, dynamic_shapes: Any) -> None:
+    def __init__(self, root: nn.Module, output: Output) -> None:
         noisy = [p for p in unique_bayesian_parameters(root) if p.posterior.has_noise]
         signature = inspect.signature(root.forward)
         others = [p.name for p in noisy if not p.has_rho]
@@ -51,7 +50,6 @@ class NoisyNetwork(Networks):
         last = len(listed) - (bool(listed) and listed[-1].kind is inspect.Parameter.VAR_KEYWORD)
         listed.insert(last, inspect.Parameter(NOISE, inspect.Parameter.KEYWORD_ONLY))
         super().__init__(signature.replace(parameters=listed))
-        self.dynamic_shapes = dynamic_shapes
         self._noisy, self.noise_names = noisy, [p.name for p in noisy]
         self.network = collapse(root)
         self.name = type(self.network).__name__

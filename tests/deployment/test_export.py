@@ -205,8 +205,9 @@ class DependsOnSize(nn.Linear):
 
 @pytest.mark.parametrize("noise", [None, "input"])
 def test_where_the_code_depends_on_the_size_of_the_batch_that_is_fixed(noise, tmp_path):
-    bnn = bnnify.convert(DependsOnSize(4, 3), strict=False)
-    assert bnnify.export(bnn, tmp_path / "model.pt2", torch.randn(2, 4), noise=noise).dynamic == {}
+    for layer, x in [(DependsOnSize(4, 3), torch.randn(2, 4)), (nn.LSTM(4, 3), torch.randn(5, 2, 4))]:
+        bnn = bnnify.convert(nn.Sequential(layer), strict=False)
+        assert bnnify.export(bnn, tmp_path / "model.pt2", x, noise=noise).dynamic == {}
 
 
 def test_other_dimensions_can_be_chosen(tmp_path):
