@@ -20,6 +20,7 @@ __all__ = [
     "GaussianNLL",
     "HeteroscedasticGaussianNLL",
     "Laplace",
+    "LoraStd",
     "MonteCarloPrior",
     "MeanField",
     "MissingLibraryError",
@@ -45,6 +46,7 @@ __all__ = [
     "linear_warmup",
     "load",
     "load_weights",
+    "orthogonalize_adapters",
     "prune",
     "register_layer",
     "save",
@@ -76,6 +78,8 @@ from .errors import (
     MissingLibraryError,
 )
 from .model import BayesianModel
+from .modules.adapters import orthogonalize_adapters
+from .modules.lora_std import LoraStd
 from .modules.mean_field import MeanField
 from .modules.point import Point
 from .modules.registry import register_layer

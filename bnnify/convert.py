@@ -14,25 +14,19 @@ from .distributions.prior import Prior
 from .distributions.priors import Pretrained
 from .errors import ConversionError, check_module
 from .model import BayesianModel
+from .modules.adapters import adapter_pairs
 from .modules.class_change import NewPosterior, become_bayesian, become_plain, recompute_on_read
 from .modules.computed_weights import detached_hook_weights
 from .modules.conversion_report import conversion_report, nothing_to_convert, refuse_unsupported
 from .modules.estimator_choice import fit_estimators
 from .modules.holders import Holder, holders_by_parameter
 from .modules.initial_posterior import initial_posterior, measure_rules, untrained_layer
+from .modules.lora_std import DEFAULT_ADAPTER_STD
 from .modules.parameters import is_derived
 from .modules.posterior import PosteriorFamily
 from .modules.present_posteriors import present_posterior, refuse_changes
 from .modules.refusals import refuse_model
-from .modules.selection import (
-    UNSET,
-    Select,
-    Selection,
-    Setting,
-    WhyNot,
-    known_names,
-    resolve,
-)
+from .modules.selection import UNSET, Select, Selection, Setting, WhyNot, known_names, resolve
 from .modules.settings import Settings, is_bayesian, slots_of
 from .report import Reason
 
@@ -58,6 +52,7 @@ def convert(
     estimator: Setting[str] = UNSET,
     inplace: bool = False,
     strict: bool = False,
+    for_writing: bool = False,
 ) -> BayesianModel:
     """Make the layers of ``model`` Bayesian, with its weights as the means of the posterior N(μ, softplus(ρ)²).
 
@@ -78,7 +73,8 @@ def convert(
             weights are large, so that training can move them; the report says so.
         posterior_std: How σ starts: a number, ``Relative(fraction)``, ``Moped(delta)``, a ``ResponseStd(data)``, which
             looks at what the data do in the model and is the better start, or a ``FisherStd``. Default:
-            ``Relative(0.04)``, 4 % of each tensor's rms, which costs a network next to nothing and gains as little.
+            ``Relative(0.04)``, 4 % of each tensor's rms, which costs a network next to nothing and gains as little; for
+            LoRA adapters ``LoraStd()``, by which the noise is 4 % of the weight that they adapt.
         posterior: The family of q(w). ``Point()`` is all at the mean: there is no noise, and ``-log p(w)`` takes the
             place of the KL, so that training finds the maximum a posteriori. Default: ``MeanField()``.
         estimator: Where the noise is put: ``"reparameterization"``, one weight sample per forward; ``"local"``, on each
@@ -88,6 +84,8 @@ def convert(
         inplace: Convert ``model`` itself. A conversion that fails leaves it as it was. Default: ``False``.
         strict: Raise when a parameter is left alone for want of support: in a layer of a type that nobody has
             registered (see :func:`bnnify.register_layer`), or that cannot be converted. Default: ``False``.
+        for_writing: Make a model that is only to be saved, whose prior means are the memory of the weights: it takes a
+            third less, and must not be trained. Default: ``False``.
 
     Each of these four settings may be a mapping from globs to values, of which the first that matches a parameter
     holds: ``prior={"fc.*": Gaussian(std=0.1)}``; where none matches, the default does.
@@ -123,10 +121,14 @@ def convert(
         raise ConversionError(nothing_to_convert(root, why_not))
     found: dict[str, dict[Tensor, Any]] = {option: resolve(option, value, chosen) for option, value in given.items()}
     rules = found["posterior_std"]
+    with_rule = set(rules)
+    for parameter in (factor for pair in adapter_pairs(root) for factor in (pair.down, pair.up)):
+        if parameter in chosen and parameter not in already:
+            rules.setdefault(parameter, DEFAULT_ADAPTER_STD)
     measured = measure_rules(root, rules, holders)
     settings = {
         parameter: replace(
-            already.get(parameter, DEFAULTS if parameter not in rules else _OF_GIVEN_STD),
+            already.get(parameter, DEFAULTS if parameter not in with_rule else _OF_GIVEN_STD),
             **{option: values[parameter] for option, values in found.items() if parameter in values},
         )
         for parameter in chosen
@@ -135,7 +137,7 @@ def convert(
     refuse_changes(already, holders, why_not, found, fitted)
     wanted = {parameter: fitted[parameter] for parameter in chosen.keys() - already.keys()}
     unasked = {parameter: settings for parameter, settings in wanted.items() if parameter not in found["prior"]}
-    bnn = _convert(model, root, holders, wanted, why_not, strict, unasked)
+    bnn = _convert(model, root, holders, wanted, why_not, strict, unasked, for_writing)
     try:
         for rule in measured:
             rule.finish(bnn)
@@ -217,6 +219,7 @@ def _convert(
     why_not: Mapping[Tensor, WhyNot | None],
     strict: bool,
     unasked: Container[Tensor] = (),
+    for_writing: bool = False,
 ) -> BayesianModel:
     """Give the wanted parameters, and whatever is tied to a Bayesian one, their posteriors.
 
@@ -230,7 +233,7 @@ def _convert(
             posteriors[parameter], descriptions[parameter] = there, str(there.settings)
         elif parameter in wanted:
             wide = bool(untrained) and parameter in unasked
-            started = initial_posterior(parameter, places, wanted[parameter], wide)
+            started = initial_posterior(parameter, places, wanted[parameter], wide, for_writing)
             posteriors[parameter], descriptions[parameter] = started
     report = conversion_report(holders, why_not, posteriors, descriptions, untrained)
     if strict:

@@ -109,10 +109,10 @@ def check_tensor(name: str, value: Any, hint: str = "") -> None:
         raise ArgumentTypeError(f"{name} must be a tensor, not {describe(value)}. {hint}".strip())
 
 
-def check_num_samples(num_samples: Any) -> None:
-    """Raise an ArgumentError unless ``num_samples`` is a positive integer."""
+def check_num_samples(num_samples: Any, name: str = "num_samples") -> None:
+    """Raise an ArgumentError unless ``num_samples``, which was given as ``name``, is a positive integer."""
     if isinstance(num_samples, bool) or not isinstance(num_samples, Integral) or num_samples < 1:
-        raise ArgumentError(f"num_samples must be a positive integer, not {num_samples!r}.")
+        raise ArgumentError(f"{name} must be a positive integer, not {num_samples!r}.")
 
 
 def check_path(name: str, value: Any) -> None:

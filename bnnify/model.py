@@ -109,6 +109,7 @@ class BayesianModel(nn.Module):
         output: str | int | Callable[[Any], Any] | None = None,
         class_dim: int | None = None,
         antithetic: bool = False,
+        networks_at_once: int = 1,
         progress: bool = False,
     ) -> Prediction:
         """The predictive distribution over networks from the posterior; see :func:`bnnify.prediction.predict`."""
@@ -120,6 +121,7 @@ class BayesianModel(nn.Module):
             output=output,
             class_dim=class_dim,
             antithetic=antithetic,
+            networks_at_once=networks_at_once,
             progress=progress,
         )
 

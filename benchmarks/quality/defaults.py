@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 from statistics import fmean
@@ -65,26 +65,28 @@ def main() -> None:
     names = [name for name in makers if any(fnmatch(name, glob) for glob in options.networks)]
     results: dict[str, dict[str, Scores]] = {}
     for file in options.earlier:
-        results |= json.loads(file.read_text())["results"]
+        for name, scores in json.loads(file.read_text())["results"].items():
+            results[name] = results.get(name, {}) | scores
     for name in names[: 1 if options.quick else None]:
-        results[name] = measure(makers[name](), options)
-        run.record(results)
+        for rule, scores in measure(makers[name](), options):
+            results.setdefault(name, {})[rule] = scores
+            run.record(results)
     tables = [*tables_of(results)] if results else []
     if options.packaged:
         tables.append(agreement(options))
     run.show(*tables)
 
 
-def measure(subject: Subject, options: argparse.Namespace) -> dict[str, Scores]:
+def measure(subject: Subject, options: argparse.Namespace) -> Iterator[tuple[str, Scores]]:
     """The scores of the network as it is and under each rule, all with the same noise but for its scale."""
     torch.manual_seed(0)
-    found: dict[str, Scores] = {DETERMINISTIC: _score(subject, [lambda x: subject.meant(subject.model(x))])}
+    yield DETERMINISTIC, _score(subject, [lambda x: subject.meant(subject.model(x))])
     if subject.likelihood == "logits":
-        found[TEMPERATURE] = _temperature(subject)
-    for name, make in track(FIXED.items(), subject.name):
-        found[name] = _score_bayesian(subject, make(subject), options.samples)
+        yield TEMPERATURE, _temperature(subject)
+    for name, make in track({} if options.fitted else FIXED.items(), subject.name):
+        yield name, _score_bayesian(subject, make(subject), options.samples)
     if options.fixed:
-        return found
+        return
     large = sum(p.numel() for p in subject.model.parameters()) > options.large
     for name, rule in track(FITTED.items(), f"{subject.name}, fitting"):
         for labels in (False, True):
@@ -92,10 +94,16 @@ def measure(subject: Subject, options: argparse.Namespace) -> dict[str, Scores]:
                 continue
             bnn = _converted(subject, rule(subject))
             data = subject.batches(subject.fitting)
-            tuned = bnnify.tune_std(bnn, data, likelihood=subject.likelihood, output=subject.output, labels=labels)
+            tuned = bnnify.tune_std(
+                bnn,
+                data,
+                likelihood=subject.likelihood,
+                output=subject.output,
+                labels=labels,
+                num_samples=options.search_samples,
+            )
             scores = _score_bayesian(subject, bnn, options.samples)
-            found[f"{name}, {'labels' if labels else 'no labels'}"] = scores | {"factor": tuned.factor}
-    return found
+            yield f"{name}, {'labels' if labels else 'no labels'}", scores | {"factor": tuned.factor}
 
 
 def _converted(subject: Subject, rule: Any) -> bnnify.BayesianModel:
@@ -249,7 +257,10 @@ def _options() -> argparse.Namespace:
     add("--images", type=int, default=2000, help="unseen images for each network")
     add("--samples", type=int, default=10, help="networks drawn")
     add("--large", type=int, default=1_000_000, help="parameters from which on only two rules are fitted")
-    add("--fixed", action="store_true", help="only the rules that need no fitting")
+    add("--search-samples", type=int, default=8, help="networks drawn while a rule is fitted")
+    parts = parser.add_mutually_exclusive_group()
+    parts.add_argument("--fixed", action="store_true", help="only the rules that need no fitting")
+    parts.add_argument("--fitted", action="store_true", help="only the rules that are fitted")
     add("--packaged", action="store_true", help="also the networks that packages ship, by agreement")
     add("--quick", action="store_true", help="one small network and 500 images, to see that it runs")
     options = parser.parse_args()

@@ -3,6 +3,9 @@
 #
 #     pip install -e ".[bench]" && benchmarks/speed/gpu.sh FOLDER
 #
+# With the folder of a Llama of any size, such as one of 7 billion parameters, in LLAMA, and that of sst2.zip in DATA, it
+# makes the tables of Bayesian LoRA on it too, with adapters in all layers.
+#
 # A table that fails does not stop the others; the exit status is 0 only if none has failed.
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
@@ -32,6 +35,11 @@ for dtype in float32 bfloat16; do
 done
 measure optimizer train_step --optimizer
 measure memory train_step --memory
+if [ -n "${LLAMA:-}" ]; then
+    measure language-model language_model --base "$LLAMA"
+    python -m benchmarks.quality.lora_sst2 --device cuda --base "$LLAMA" --data "${DATA:?the folder of sst2.zip}" \
+        --first-layer 0 --seeds 0 1 2 --samples 20 --output "$folder/lora.json" | tee "$folder/lora.txt" || failed+=(lora)
+fi
 
 if [ ${#failed[@]} -gt 0 ]; then
     printf 'FAILED: %s\n' "${failed[@]}" >&2

@@ -17,11 +17,11 @@ from ..harness.comparison import Calls
 from ..harness.interleaved import interleaved, summary
 from ..harness.networks.cifar_resnet import ResNet
 
-NETWORKS: dict[str, tuple[str, Callable[[], Any], int, tuple[int, ...], int]] = {
-    "resnet20": ("ResNet-20 at 32×32, 10 classes", lambda: ResNet(blocks=3), 100, (3, 32, 32), 10),
-    "resnet18": ("torchvision's resnet18 at 224×224, 1,000 classes", resnet18, 8, (3, 224, 224), 1000),
+NETWORKS: dict[str, tuple[str, Callable[[], Any], int, int, int]] = {
+    "resnet20": ("ResNet-20", lambda: ResNet(blocks=3), 100, 32, 10),
+    "resnet18": ("torchvision's resnet18", resnet18, 8, 224, 1000),
 }
-"""What the table calls a network, how to build it, how many images it gets, their shape, and the classes."""
+"""What the table calls a network, how to build it, how many images it gets, their width and height, and the classes."""
 
 
 def main() -> None:
@@ -30,10 +30,10 @@ def main() -> None:
     results: dict[str, Any] = {}
     passes: list[str] = []
     for key in options.networks:
-        title, build, images, shape, classes = NETWORKS[key]
-        images = options.images or images
-        inputs = TensorDataset(torch.randn(images, *shape), torch.randint(classes, (images,)))
-        description = f"{title}, {images} images"
+        title, build, images, size, classes = NETWORKS[key]
+        images, size = options.images or images, options.size or size
+        inputs = TensorDataset(torch.randn(images, 3, size, size), torch.randint(classes, (images,)))
+        description = f"{title}, {classes:,} classes, {images} images of {size}×{size}"
         network = build().eval().to(options.device)
         calls = _calls(network, DataLoader(inputs, options.batch), options.samples, tried := {})
         calls["predict"]()  # instead of a whole round to warm up, which takes long
@@ -66,6 +66,7 @@ def _options() -> argparse.Namespace:
     add = parser.add_argument
     add("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS), help="what to measure")
     add("--images", type=int, default=0, help="images of each network; 0 for 100 small ones and 8 large ones")
+    add("--size", type=int, default=0, help="width and height of the images; 0 for 32 and 224")
     add("--device", default="cpu", help="cpu, cuda or cuda:N")
     add("--batch", type=int, default=50, help="images in a batch")
     add("--samples", type=int, default=8, help="K, the number of networks")

@@ -22,21 +22,20 @@ from .foreign.prefixes import without_wrappers
 from .tensor_places import TensorPlace, places_of, put, valueless_buffers
 
 
-def load_weights(model: nn.Module, state_dict: Mapping[str, Any], *, share: bool = False) -> None:
+def load_weights(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
     """Load pretrained weights, or a converted model's own ``state_dict``, into a converted model.
 
     The weights become the posterior means. Where the file has no ρ for a parameter, σ starts anew from the loaded
     weights by the rule that it was converted with; where it has no prior mean, the loaded weights are it, and where it
-    has no scale of the prior, that follows them. So a model may be converted before it has its weights, also on the
-    meta device, where the tensors of the state_dict become its own. Parameters that were tied stay tied.
+    has no scale of the prior, that goes by σ, even if the weights look untrained. So a model may be converted before it
+    has its weights, also on the meta device, where the tensors of the state_dict become its own. Parameters that were
+    tied stay tied.
 
     Args:
         model: A converted model (a :class:`BayesianModel` or its ``module``).
         state_dict: Tensors under the original names, or names that the modules' own hooks and loaders bring into them;
             ``*_rho``, ``*_prior_mean`` and ``*_initial_std`` may be missing. The prefixes of wrappers, such as
             ``module.``, are removed.
-        share: Let a prior mean be the memory of the mean itself, for a model that is only to be written to a file:
-            what trains the one would move the other. Default: ``False``.
 
     Raises:
         ArgumentTypeError: ``model`` is no module.
@@ -65,7 +64,7 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Any], *, share: bool
             given = found[0] if found else tensor
             put(holders, given if _must_be_replaced(tensor, given) else tensor.copy_(given))
         for parameter in bayesian_parameters(root):
-            _start_anew(parameter, absent, share)
+            _start_anew(parameter, absent)
         for holders in places.values():
             put(holders, holders[0].tensor)  # on the meta device, what was started anew is new
     if isinstance(model, BayesianModel):
@@ -116,7 +115,9 @@ def _assign(root: nn.Module, state_dict: Mapping[str, Any], places: Mapping[Tens
             "not loaded": [" ".join(e.split())[:300].rstrip(".") for e in errors if not e.startswith("size mismatch")],
         }
         listing = "; ".join(f"{what}: {abridged(names)}" for what, names in complaints.items() if names)
-        raise CheckpointError(f"The state_dict does not fit the model. {listing}. Nothing was loaded.")
+        raise CheckpointError(
+            f"The state_dict does not fit the model ({plain_class(root).__name__}). {listing}. Nothing was loaded."
+        )
     return absent
 
 
@@ -200,14 +201,14 @@ def _load(
         hook(module, found)
 
 
-def _start_anew(parameter: BayesianParameter, absent: set[str], share: bool) -> None:
+def _start_anew(parameter: BayesianParameter, absent: set[str]) -> None:
     """Derive from the loaded mean what the file did not have: the prior mean, and ρ with the σ it starts from."""
     slots = parameter.module._parameters
     prior_mean = parameter.prior_mean
     name, mean = parameter.attribute + PRIOR_MEAN, parameter.mean.detach()
     if prior_mean is not None and parameter.name + PRIOR_MEAN in absent:
-        _fill(slots, name, mean if share else mean.clone(), share)
-    elif prior_mean is not None and prior_mean.data_ptr() == mean.data_ptr() != 0 and not share:
+        _fill(slots, name, mean.clone())
+    elif prior_mean is not None and prior_mean.data_ptr() == mean.data_ptr() != 0:
         # A file may hold the two as one. (Sharded tensors have no memory of their own: 0.)
         slots[name] = PriorMean(prior_mean.clone())
     if parameter.name + INITIAL_STD in absent:
@@ -220,8 +221,8 @@ def _start_anew(parameter: BayesianParameter, absent: set[str], share: bool) -> 
             _fill(slots, parameter.attribute + ending, first[ending])
 
 
-def _fill(slots: dict[str, Any], name: str, value: Tensor, replace: bool = False) -> None:
-    if slots[name].is_meta or replace:
+def _fill(slots: dict[str, Any], name: str, value: Tensor) -> None:
+    if slots[name].is_meta:
         kind = PriorMean if name.endswith(PRIOR_MEAN) else nn.Parameter
         slots[name] = kind(value, requires_grad=slots[name].requires_grad)
     else:

@@ -89,6 +89,7 @@ def _convert(options: argparse.Namespace) -> None:
     bnn = convert_checkpoint(
         options.checkpoint,
         factory(options.model, options.model_args) if options.model else None,
+        base=options.base,
         key=options.key,
         trust=options.trust,
         for_writing=True,
@@ -116,7 +117,7 @@ def _inspect(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(_as_json(file, summaries), indent=2))
     elif not options.quiet:
-        print_table(summaries, f"{file.path}{f', {file.origin.recipe}' if file.origin.recipe else ''}")
+        print_table(summaries, f"{file.path}{f', {file.origin}' if str(file.origin) else ''}")
 
 
 def _collapse(options: argparse.Namespace) -> None:
@@ -202,7 +203,7 @@ def _say(options: argparse.Namespace, text: str) -> None:
 def _as_json(file: PosteriorFile, summaries: Sequence[ParameterSummary]) -> dict[str, Any]:
     return {
         "file": str(file.path),
-        "model": None if file.origin.recipe is None else str(file.origin.recipe),
+        "model": str(file.origin) or None,
         "kl": sum(summary.kl for summary in summaries),
         "quantiles": QUANTILES,
         "parameters": [dataclasses.asdict(summary) for summary in summaries],

@@ -26,7 +26,11 @@ _UNTRAINED = 10.0
 
 
 def initial_posterior(
-    parameter: Tensor, places: Sequence[Holder], wanted: Settings, untrained: bool = False
+    parameter: Tensor,
+    places: Sequence[Holder],
+    wanted: Settings,
+    untrained: bool = False,
+    share: bool = False,
 ) -> tuple[NewPosterior, str]:
     """Make the posterior with which ``parameter`` starts, and describe what was asked for; nothing is changed.
 
@@ -35,6 +39,7 @@ def initial_posterior(
         places: Every place that holds it.
         wanted: Its settings as a user gave them, unchecked and without what follows from its layer.
         untrained: Let a prior that goes by σ leave the weights room to move. Default: ``False``.
+        share: Let the prior mean be the memory of the weight itself. Default: ``False``.
 
     Raises:
         ConversionError: It cannot have a posterior, or not with these settings.
@@ -61,7 +66,8 @@ def initial_posterior(
             known = Relative(_UNTRAINED / prior.relative_std)(parameter.detach(), scale).maximum(known).to(known.dtype)
         initial_std = as_buffer(known)
     companions = posterior.start(parameter.detach(), first if std is None else std)
-    prior_mean = PriorMean(parameter.detach().clone()) if prior.centred else None
+    mean = parameter.detach()
+    prior_mean = PriorMean(mean if share else mean.clone()) if prior.centred else None
     beside = {ending: nn.Parameter(value) for ending, value in companions.items()}
     return NewPosterior(settings, beside, prior_mean, initial_std), asked
 

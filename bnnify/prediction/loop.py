@@ -12,6 +12,7 @@ from ..errors import ArgumentError
 from ..torch_internals import is_transformed
 from .batches import Arguments
 from .known_code import is_plain_tensor
+from .networks_at_once import NetworksAtOnce
 from .sampler import Sampler
 from .trunk import Trunk
 
@@ -29,6 +30,7 @@ def run_networks(
     *,
     output: str | int | Callable[[Any], Any] | None = None,
     antithetic: bool = False,
+    at_once: int = 1,
 ) -> Iterator[tuple[int, Any]]:
     """Yield the number of a batch and an output for it, ``num_samples`` times for each batch, each of another network.
 
@@ -42,16 +44,22 @@ def run_networks(
         output: Which part of the model's output: a key or attribute, an index, or a function, which is called while the
             network is in effect. Default: all of it.
         antithetic: See :class:`~bnnify.prediction.sampler.Sampler`. Default: ``False``.
+        at_once: How many networks run in one forward. Default: ``1``.
     """
     remaining = iter(batches)
     group, next_batch = _read_group([], remaining)
     # If one group is all there is, no network has to be drawn twice.
     sampler = Sampler(module, antithetic=antithetic, repeatable=bool(next_batch))
-    trunk = Trunk(module, sampler, None if callable(output) else output, on=num_samples > 1)
+    trunk = Trunk(module, sampler, None if callable(output) else output, on=num_samples > at_once == 1)
     start = 0
     while group:
-        for number in range(num_samples):
-            draw = sampler.draw(number)
+        for first in range(0, num_samples, at_once):
+            if at_once > 1:
+                together = NetworksAtOnce(module, sampler, range(first, min(first + at_once, num_samples)))
+                for index, arguments in enumerate(group, start):
+                    yield from ((index, found) for found in together.forward(*arguments, output))
+                continue
+            draw = sampler.draw(first)
             for index, arguments in enumerate(group, start):
                 with draw:
                     found = trunk.forward(index, *arguments)

@@ -26,6 +26,7 @@ def predict(
     output: str | int | Callable[[Any], Any] | None = None,
     class_dim: int | None = None,
     antithetic: bool = False,
+    networks_at_once: int = 1,
     progress: bool = False,
 ) -> Prediction:
     """p(y|x) = E_q[p(y|x, w)], averaged over ``num_samples`` networks, in eval mode and without gradient.
@@ -77,13 +78,19 @@ def predict(
             that ``std`` is the root of is on average ``(K - 1 - c) / (K - 1)`` times the true one. For c < 0 that is
             too wide, by at most the factor ``K / (K - 1)``, and never too narrow. Of an odd K the last network has no
             partner. Default: ``False``.
+        networks_at_once: How many networks run in one forward, by ``torch.func.vmap``; the last forward may have fewer.
+            Layers without a posterior then multiply the inputs of all networks at a time, which is faster where small
+            inputs meet large layers, as under Bayesian adapters of a language model; memory for activations grows with
+            it. The networks are the same, and outputs differ by rounding. Of HF models choose a tensor, with
+            ``output="logits"``. Default: ``1``.
         progress: Show a progress bar, which needs rich, from the extra ``cli``. Default: ``False``.
 
     Raises:
         ArgumentError: ``num_samples`` is not positive, ``likelihood`` is unknown, or the loader has no batches; or the
             output is not what ``likelihood`` says: probabilities that are negative or do not sum to one, one logit
             where there should be one for each class, a negative variance, NaN. Or outputs cannot be put together: their
-            shape differs between networks, or between batches otherwise than in the first dimension.
+            shape differs between networks, or between batches otherwise than in the first dimension. Or with
+            ``networks_at_once`` the model cannot run so: the message says why.
         ArgumentTypeError: The chosen output is not a tensor (or, for ``"gaussian"``, a pair of tensors), or holds
             integers; or it is not clear whether ``inputs`` is one batch, or what of it are inputs.
         MissingLibraryError: ``progress`` was asked for, and rich is not installed.
@@ -92,6 +99,7 @@ def predict(
         Depeweg et al. 2018, "Decomposition of Uncertainty in Bayesian Deep Learning", eq. 3 (the entropies) and eq. 5.
     """
     check_num_samples(num_samples)
+    check_num_samples(networks_at_once, "networks_at_once")
     meaning = as_likelihood(likelihood, class_dim)
     averages: list[Averages] = []
     rows: list[int | None] = []
@@ -101,8 +109,9 @@ def predict(
             rows.append(rows_of(arguments))
             yield arguments
 
+    options: dict[str, Any] = {"output": output, "antithetic": antithetic, "at_once": networks_at_once}
     with evaluating(module), torch.no_grad(), _progress_bar(num_samples, inputs, progress) as advance:
-        for index, found in run_networks(module, batches(), num_samples, output=output, antithetic=antithetic):
+        for index, found in run_networks(module, batches(), num_samples, **options):
             if index == len(averages):
                 averages.append(Averages(meaning, rows[index]))
             averages[index].add(found)

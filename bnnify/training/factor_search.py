@@ -15,8 +15,11 @@ _LOG2 = math.log(2)
 _POWERS, _BEYOND = (-6, -4, -2, 0), (2, 4)
 """Sizes of σ relative to μ, as powers of two, at which a minimum is looked for, and more if the largest is the best."""
 
-_SMALLEST, _START, _LARGEST = -10 * _LOG2, -6 * _LOG2, 4 * _LOG2
-"""The smallest size that may pass, the first one that is tried, and the largest, as logarithms."""
+_SMALLEST, _START, _LARGEST = -10 * _LOG2, -6 * _LOG2, 0.0
+"""The smallest size that may pass, the first one that is tried, and the largest, as logarithms.
+
+The output of an untrained network hardly depends on its weights, so that σ of many times their size would pass.
+"""
 
 _NOTICEABLE = 1e-4
 """The least gain, in nats per datum, that is worth a step."""
@@ -51,6 +54,8 @@ def minimum(function: Callable[[float], float], size: float) -> float:
 
 def largest_passing(passes: Callable[[float], bool], size: float) -> float:
     """Find the largest that passes, or else the smallest of all: up or down in steps of two, then by bisection.
+
+    It goes up to where σ is as large as μ.
 
     Args:
         passes: Whether the logarithm of a factor passes.

@@ -33,7 +33,7 @@ def responses(model: nn.Module, names: set[str], data: Any) -> dict[str, Tensor]
     if on_meta is not None:
         raise ConversionError(
             f"ResponseStd runs the model, and its `{on_meta}` is on the meta device, without values. Load weights "
-            "into the plain model, and convert that; convert_checkpoint converts before it loads."
+            "into the plain model, and convert that, as convert_checkpoint does."
         )
     generators = torch.random.fork_rng(range(torch.cuda.device_count()))
     with evaluating(model), torch.no_grad(), generators, _without_fast_path():

@@ -8,8 +8,9 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from ..distributions.gaussian import at_least_float32, is_pruned, rho_from_std, rms_std, std
+from ..distributions.gaussian import is_pruned, rho_from_std, rms_std, std
 from ..draws.sharding import is_distributed
+from ..modules.lora_std import LoraStd
 from ..modules.parameters import BayesianParameter, bayesian_parameters
 
 
@@ -22,10 +23,14 @@ class ScaledStd:
     Args:
         parameter: A place of the parameter.
         keep_prior: Leave the prior as it is. Default: ``False``.
+        measure: The size to compare σ with. Default: ``None``, the rms of μ.
     """
 
-    def __init__(self, parameter: BayesianParameter, keep_prior: bool = False) -> None:
+    def __init__(
+        self, parameter: BayesianParameter, keep_prior: bool = False, measure: torch.Tensor | None = None
+    ) -> None:
         self.parameter = parameter
+        self.measure = measure
         self._rho = parameter.rho.detach().clone()
         initial_std = None if keep_prior else parameter.initial_std
         self._scale = None if initial_std is None else initial_std.detach().clone()
@@ -37,8 +42,8 @@ class ScaledStd:
 
     def multiply(self, log_factor: float) -> None:
         """Set σ to e^``log_factor`` times its first value, and the prior's scale by it; pruned weights stay pruned."""
-        sigma = std(at_least_float32(self._rho)) * math.exp(log_factor)
-        rho = rho_from_std(sigma).to(self._rho.dtype)
+        sigma = std(self._rho) * math.exp(log_factor)
+        rho = rho_from_std(sigma)
         self.parameter.rho.copy_(torch.where(is_pruned(self._rho), self._rho, rho))
         if self._scale is not None:
             self._set_scales(rms_std(sigma, self._rho.dtype) / self.parameter.prior.relative_std)
@@ -59,22 +64,30 @@ def layers_of(module: nn.Module, keep_priors: bool = False) -> dict[str, list[Sc
     """Group the parameters that have a σ, each once, by the qualified name of their (first) module."""
     layers: dict[str, list[ScaledStd]] = {}
     known: dict[int, ScaledStd] = {}
+    measures = LoraStd(1.0).measure(module, (parameter.name for parameter in bayesian_parameters(module))).found
     for parameter in bayesian_parameters(module):
         if not parameter.has_rho:
             continue
         if id(parameter.mean) in known:
             known[id(parameter.mean)].add_place(parameter)
         else:
-            known[id(parameter.mean)] = ScaledStd(parameter, keep_priors)
+            known[id(parameter.mean)] = ScaledStd(parameter, keep_priors, measures.get(parameter.name))
             layers.setdefault(parameter.name.rpartition(".")[0], []).append(known[id(parameter.mean)])
     return layers
 
 
 def log_ratio(everything: Iterable[ScaledStd]) -> float:
-    """log(rms(σ) / rms(μ)) over all weights as they are now; 0 where one of the two is zero."""
-    parameters = [scaled.parameter for scaled in everything]
-    variance = sum(_sum_of_squares(std(at_least_float32(parameter.rho))) for parameter in parameters)
-    square = sum(_sum_of_squares(parameter.mean) for parameter in parameters)
+    """log(rms(σ) / rms(μ)) over all weights as they are now; 0 where one of the two is zero.
+
+    In the place of μ of a LoRA factor stands the σ at which its noise is as large as the weight that it adapts.
+    """
+    scaled = list(everything)
+    variance = sum(_sum_of_squares(std(each.parameter.rho)) for each in scaled)
+    square = sum(
+        _sum_of_squares(mean if each.measure is None else each.measure.expand_as(mean))
+        for each in scaled
+        for mean in [each.parameter.mean]
+    )
     return 0.5 * math.log(variance / square) if variance > 0 and square > 0 else 0.0
 
 

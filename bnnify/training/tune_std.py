@@ -52,7 +52,8 @@ def tune_std(
 
     If the mean network is calibrated, labels are distributed as p₀, and that KL is exactly what noise is expected to
     add to the NLL. So a calibrated network loses at most ``tolerance`` nats per datum, and one that is overconfident
-    gains from the noise. The factor returned has passed; the next larger one that was tried has not.
+    gains from the noise. The factor returned has passed; the next larger one that was tried has not. None is
+    chosen that makes rms(σ) larger than that of the weights, which an untrained network may bear.
 
     Every factor is judged with the same ``num_samples`` networks: the same ε, scaled. The search begins at fixed sizes
     of σ relative to the weights, so how large σ was before has no say. It passes about 13 times over the data with

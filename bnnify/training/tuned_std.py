@@ -11,6 +11,9 @@ _LEAST_GAIN = 1e-3
 _LEAST_RATIO = 2.0**-6
 """The rms(σ) / rms(μ) up to which there is hardly any noise."""
 
+_MOST_RATIO = 1.0
+"""The rms(σ) / rms(μ) at which the search without labels ends."""
+
 
 @dataclass(frozen=True)
 class TunedStd:
@@ -62,4 +65,6 @@ class TunedStd:
             what = f"KL from the mean network {self.before:.4f} → {self.after:.4f}, allowed {self.tolerance:g}"
             meaning = "the network bears no more" if not self._fails else "even so little exceeds the tolerance"
         end = f". Hardly any noise: {meaning}." if self.hardly_any_noise else "."
+        if self.tolerance is not None and self.ratio >= _MOST_RATIO * (1 - 1e-3):
+            end = ". No larger σ is tried: the output hardly depends on the weights; are they trained?"
         return f"{how}: {what} (nats per datum, {self.num_data:,} data){end}"

@@ -255,6 +255,41 @@ def test_a_file_of_others_that_uses_our_name_as_a_key_is_theirs(suffix, tmp_path
         bnnify.load(path, model)
 
 
+def classifier():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(16, 64), nn.Tanh(), nn.Linear(64, 10))
+
+
+def gpt2():
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 8, "vocab_size": 50}
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes)).eval()
+
+
+@pytest.mark.parametrize(("kind", "fresh"), [("state_dict", False), ("state_dict", True), ("directory", False)])
+def test_a_checkpoint_is_converted_as_the_model_with_its_weights_is(kind, fresh, tmp_path):
+    """So with a σ that is measured on data, and where the weights tell whether they are trained."""
+    model, x = (classifier(), torch.randn(32, 16)) if kind == "state_dict" else (gpt2(), torch.randint(50, (4, 8)))
+    if not fresh:
+        for parameter in model.parameters():
+            parameter.data *= torch.linspace(0.1, 3, len(parameter)).reshape(-1, *[1] * (parameter.ndim - 1))
+    if kind == "state_dict":
+        torch.save(model.state_dict(), tmp_path / "x.pt")
+        file = [tmp_path / "x.pt", classifier]
+    else:
+        model.save_pretrained(tmp_path)
+        file = [tmp_path]
+    for rule in None, bnnify.ResponseStd(x, 0.1):
+        options = {} if rule is None else {"posterior_std": rule}
+        expected = bnnify.convert(model, **options)
+        assert bool(expected.report.untrained) == fresh
+        for for_writing in False, True:
+            found = bnnify.convert_checkpoint(*file, for_writing=for_writing, **options)
+            assert str(found.report) == str(expected.report)
+            torch.testing.assert_close(found.module.state_dict(), expected.module.state_dict())
+
+
 @pytest.mark.parametrize("parallel", [False, True])
 def test_a_file_tells_the_modules_their_versions(parallel, tmp_path):
     class Versioned(nn.Linear):

@@ -31,6 +31,7 @@ def divergence(bnn, batches, num_samples=8):
 @pytest.mark.parametrize("tolerance", [0.002, 0.05])
 def test_the_factor_keeps_to_the_tolerance_and_the_next_larger_one_does_not(tolerance):
     model, x = classifier()
+    model[2].weight.data *= 4  # or it would bear σ as large as the weights
     bnn = bnnify.convert(model)
     start = with_std(bnn, 1.0)
     batches = [(part, None) for part in x.split(150)]
@@ -156,6 +157,16 @@ def test_if_nothing_passes_it_takes_the_smallest_candidate_and_says_so():
     assert tuned.after > 0.005
     assert tuned.hardly_any_noise
     assert "Hardly any noise: even so little exceeds the tolerance" in str(tuned)
+
+
+def test_an_untrained_network_gets_no_more_noise_than_its_weights_are_large_and_is_noticed():
+    torch.manual_seed(0)
+    hidden = [layer for _ in range(8) for layer in (nn.Linear(64, 64), nn.ReLU())]
+    bnn = bnnify.convert(nn.Sequential(*hidden, nn.Linear(64, 10)))
+    tuned = tune_std(bnn, torch.randn(64, 64), likelihood="logits", labels=False)
+    assert tuned.ratio == pytest.approx(1, rel=0.01)
+    assert tuned.factor == max(factor for factor, _ in tuned.tried)
+    assert "the output hardly depends on the weights" in str(bnn.report)
 
 
 def test_classes_that_the_network_rules_out_cost_nothing():

