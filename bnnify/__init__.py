@@ -13,6 +13,8 @@ __all__ = [
     "ConversionReport",
     "Draw",
     "DrawError",
+    "Export",
+    "ExportError",
     "FisherStd",
     "Gaussian",
     "GaussianNLL",
@@ -38,6 +40,7 @@ __all__ = [
     "convert",
     "convert_checkpoint",
     "elbo",
+    "export",
     "freeze",
     "geometric_weight",
     "linear_warmup",
@@ -58,6 +61,7 @@ from .checkpoints.convert_checkpoint import convert_checkpoint
 from .checkpoints.load_weights import load_weights
 from .checkpoints.save_load import load, save
 from .convert import collapse, convert
+from .deployment.export import Export, export
 from .deployment.freeze import freeze
 from .distributions.initial_std import Moped, Relative
 from .distributions.prior import MonteCarloPrior, Prior
@@ -70,6 +74,7 @@ from .errors import (
     CheckpointError,
     ConversionError,
     DrawError,
+    ExportError,
     MissingLibraryError,
 )
 from .model import BayesianModel

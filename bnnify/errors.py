@@ -10,6 +10,7 @@ __all__ = [
     "CheckpointError",
     "ConversionError",
     "DrawError",
+    "ExportError",
     "MissingLibraryError",
     "as_number",
     "check_integer",
@@ -54,6 +55,10 @@ class DrawError(BnnifyError, RuntimeError):
 
 class CheckpointError(BnnifyError, ValueError):
     """A checkpoint that cannot be read, or that does not fit the model."""
+
+
+class ExportError(BnnifyError, RuntimeError):
+    """A model that cannot be exported, or a file that does not compute what the model does."""
 
 
 class MissingLibraryError(BnnifyError, ImportError):
@@ -123,8 +128,8 @@ def check_positive(name: str, value: Any, kind: type[BnnifyError] = ConversionEr
 
 
 @contextmanager
-def needing(library: str, wanted_by: str) -> Iterator[None]:
-    """Explain an ImportError in the block, which imports a ``library`` of the extra ``cli``.
+def needing(library: str, wanted_by: str, extra: str = "cli") -> Iterator[None]:
+    """Explain an ImportError in the block, which imports a ``library`` of an extra, by default ``cli``.
 
     Raises:
         MissingLibraryError: The block raised an ImportError.
@@ -132,4 +137,4 @@ def needing(library: str, wanted_by: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise MissingLibraryError(f"{wanted_by} needs {library}: pip install 'bnnify[cli]'.") from error
+        raise MissingLibraryError(f"{wanted_by} needs {library}: pip install 'bnnify[{extra}]'.") from error

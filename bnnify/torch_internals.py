@@ -244,3 +244,13 @@ def save_in_old_format(content: Any, file: IO[bytes]) -> None:
 def activation(name: str) -> Callable[..., Tensor]:
     """Return the activation function, such as ``"gelu"``, that modules hold and torch implements in C++."""
     return getattr(torch._C._nn, name)
+
+
+def inductor() -> Any:
+    """Give the compiler that writes packages and loads them, which torch imports when it is asked for."""
+    return torch._inductor
+
+
+def size_conditions(program: torch.export.ExportedProgram) -> list[str]:
+    """The conditions on sizes under which a program is right, such as ``L['x'].size()[0] <= 10``."""
+    return program._guards_code

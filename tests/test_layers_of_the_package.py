@@ -21,7 +21,8 @@ FLOORS = [  # from the ground up
     {"model"},
     {"convert", "layers"},
     {"training", "analysis"},
-    {"deployment", "checkpoints"},
+    {"checkpoints"},
+    {"deployment"},
     {"cli", "__init__"},
     {"__main__"},
 ]

@@ -80,6 +80,8 @@ CALLS = {
         lambda: bnnify.FisherStd.estimate("model", [], num_data=1, likelihood="logits"),
         "must be a torch.nn.Module",
     ),
+    "export": (lambda: bnnify.export({}, "x.pt2", ONE), r"export\(bnn\) must be a torch.nn.Module, not a dict"),
+    "export(path)": (lambda: bnnify.export(converted(), None, ONE), r"export\(path\) must be a path, not None"),
     "save": (
         lambda: bnnify.save(nn.Linear(4, 3), "x.pt"),
         "save takes a converted model, not a Linear.*bnnify.convert",

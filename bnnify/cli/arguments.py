@@ -1,6 +1,17 @@
 """Parse what a command line says of a model and its posterior into what the library takes."""
 
-__all__ = ["estimator", "factory", "json_object", "merged", "posterior", "prior", "setting", "std"]
+__all__ = [
+    "estimator",
+    "example_inputs",
+    "factory",
+    "input_tensor",
+    "json_object",
+    "merged",
+    "posterior",
+    "prior",
+    "setting",
+    "std",
+]
 
 import argparse
 import ast
@@ -10,7 +21,8 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ..checkpoints.kinds import POSTERIORS, PRIORS, STARTING_STDS
 from ..distributions.initial_std import Constant, PosteriorStd
@@ -53,6 +65,33 @@ def json_object(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError("is no JSON object such as '{\"width\": 64}'")
     return value
+
+
+def input_tensor(text: str) -> tuple[str, Tensor]:
+    """Make an example of an input from ``[NAME=][DTYPE:]SIZES``, such as ``2,3,224,224`` or ``ids=int64:2,16``.
+
+    Returns:
+        Its name, empty if it has none, and a tensor of normal numbers, or of zeros and ones if it holds none.
+    """
+    name, _, described = text.rpartition("=")
+    dtype_name, _, sizes = described.rpartition(":")
+    dtype = getattr(torch, dtype_name or "float32", None)
+    try:
+        shape = [int(size) for size in sizes.split(",")]
+    except ValueError:
+        shape = [0]
+    if not isinstance(dtype, torch.dtype) or min(shape) < 1:
+        raise argparse.ArgumentTypeError(f"cannot read {text!r}: give [NAME=][DTYPE:]SIZES, such as ids=int64:2,16")
+    made = torch.randn(shape) if dtype.is_floating_point else torch.randint(0, 2, shape)
+    return name, made.to(dtype)
+
+
+def example_inputs(given: Sequence[tuple[str, Tensor]]) -> Any:
+    """Put inputs together: a tuple of arguments, or a mapping of keyword arguments if all have names."""
+    named = {name: tensor for name, tensor in given if name}
+    if named and len(named) < len(given):
+        raise ArgumentError("Give each --input a name, another one each, or none of them.")
+    return named or tuple(tensor for _, tensor in given)
 
 
 def setting(parse: Callable[[str], Any]) -> Callable[[str], tuple[str, Any]]:

@@ -4,13 +4,18 @@ __all__ = ["main"]
 
 import argparse
 import dataclasses
+import io
 import json
+import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ..analysis.pruning import prune
 from ..analysis.summary import QUANTILES, ParameterSummary, print_table, summarize
@@ -19,9 +24,10 @@ from ..checkpoints.foreign.layout import Layout
 from ..checkpoints.foreign.read_write import write
 from ..checkpoints.own_format import open_posterior, write_posterior
 from ..checkpoints.posterior_file import PosteriorFile
-from ..checkpoints.save_load import save
+from ..checkpoints.save_load import load, save
+from ..deployment.export import export
 from ..errors import BnnifyError, CheckpointError
-from .arguments import factory, merged
+from .arguments import example_inputs, factory, merged
 from .parser import make_parser
 
 
@@ -34,7 +40,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, or 1 after an error, which is one line on standard error. A wrong command line exits with 2.
     """
-    commands = {"convert": _convert, "inspect": _inspect, "collapse": _collapse, "prune": _prune, "demo": _demo}
+    commands = {
+        "convert": _convert,
+        "inspect": _inspect,
+        "collapse": _collapse,
+        "prune": _prune,
+        "export": _export,
+        "demo": _demo,
+    }
     options = make_parser().parse_args(arguments)
     try:
         with warnings.catch_warnings():
@@ -126,6 +139,40 @@ def _prune(options: argparse.Namespace) -> None:
     if not options.quiet:
         print(report)
     _say(options, f"wrote {output}")
+
+
+def _export(options: argparse.Namespace) -> None:
+    _check_output(options.output, options.file, options.force)
+    bnn = load(options.file, factory(options.model, options.model_args)() if options.model else None)
+    torch.manual_seed(options.seed)
+    with nullcontext() if options.debug else _unseen():
+        found = export(
+            bnn,
+            options.output,
+            example_inputs(options.input),
+            num_samples=options.num_samples,
+            likelihood=options.likelihood,
+            outputs=options.outputs,
+            output=options.output_part,
+            class_dim=options.class_dim,
+            format=options.format,
+            noise=options.noise,
+        )
+    if not options.quiet:
+        print(found)
+    _say(options, f"wrote {options.output}")
+
+
+@contextmanager
+def _unseen() -> Iterator[None]:
+    """Hide what the exporters of torch log and print beside what they raise."""
+    before = logging.root.manager.disable
+    logging.disable()
+    try:
+        with redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _demo(options: argparse.Namespace) -> None:

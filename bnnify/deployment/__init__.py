@@ -1,5 +1,6 @@
-"""Plain modules made from a posterior, which other runtimes can execute."""
+"""Plain modules made from a posterior, and files that other runtimes execute."""
 
-__all__ = ["Ensemble", "freeze"]
+__all__ = ["Ensemble", "Export", "export", "freeze"]
 
+from .export import Export, export
 from .freeze import Ensemble, freeze

@@ -11,7 +11,10 @@ from ..convert import collapse
 from ..errors import check_num_samples
 from ..model import BayesianModel, stacked
 from ..modules.parameters import unique_bayesian_parameters
+from ..prediction.batches import as_arguments
 from ..prediction.sampler import Sampler
+from .ensemble_graph import EnsembleGraph
+from .trace import BATCH, Output
 
 
 class Ensemble(nn.Module):
@@ -28,6 +31,31 @@ class Ensemble(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call every network; in the output each tensor of shape ``(...)`` has become ``(K, ...)``."""
         return stacked([network(*args, **kwargs) for network in self.networks])
+
+    def as_graph(self, example_inputs: Any, *, output: Output = None, dynamic_shapes: Any = BATCH) -> EnsembleGraph:
+        """Make one graph of the networks in eval mode, which runs what does not depend on the sample once.
+
+        It shares the weights with the networks and gives the same outputs, by the same operations.
+
+        Args:
+            example_inputs: What the networks are called with: a tensor, a tuple of arguments, or a mapping of keyword
+                arguments. The graph is called in the same way. A batch of one fixes the size of the batch.
+            output: Which part of their output, as in :func:`~bnnify.prediction.predict`. Default: all of it.
+            dynamic_shapes: Which dimensions may have another size than in the example: ``"batch"``, the first one as
+                far as the model allows it, or what ``torch.export.export`` takes. Default: ``"batch"``.
+
+        Raises:
+            ArgumentTypeError: The networks cannot be called with this.
+            ExportError: ``torch.export`` does not take a network, or it draws random numbers in eval mode.
+
+        Example::
+
+            >>> bnn = bnnify.convert(nn.Sequential(nn.Linear(3, 8), nn.Linear(8, 2)), select="1.*")
+            >>> graph = bnnify.freeze(bnn, num_samples=5).as_graph(torch.ones(4, 3))
+            >>> graph(torch.ones(6, 3)).shape
+            torch.Size([5, 6, 2])
+        """
+        return EnsembleGraph([*self.networks], as_arguments(example_inputs), output, dynamic_shapes)
 
 
 def freeze(bnn: nn.Module, num_samples: int, *, antithetic: bool = False) -> Ensemble:

@@ -97,8 +97,8 @@ class Likelihood:
 
 
 def has_values(value: Tensor) -> bool:
-    """Tell whether the numbers in ``value`` can be looked at: not on the meta device, nor under ``torch.func``."""
-    return not value.is_meta and not in_transform()
+    """Tell whether the numbers in ``value`` can be looked at: not on the meta device, in a transform or an export."""
+    return not (value.is_meta or in_transform() or torch.compiler.is_compiling())
 
 
 def _one_tensor(found: Any, likelihood: str) -> Tensor:

@@ -10,6 +10,7 @@ import textwrap
 from importlib.resources import files as package_files
 from pathlib import Path
 
+import onnxruntime
 import pytest
 import torch
 import torchvision
@@ -29,6 +30,9 @@ def model(tmp_path, monkeypatch):
         "from torch import nn\n\n"
         "def small(width=3):\n    return nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 2))\n\n"
         "number = int\n\n"
+        "class Branching(nn.Sequential):\n"
+        "    def forward(self, x):\n        return super().forward(x) if x.sum() > 0 else x[:, :2]\n\n"
+        "def branching():\n    return Branching(*small())\n\n"
         "def stopping():\n    raise ValueError('No.')\n"
     )
     torch.manual_seed(0)
@@ -218,6 +222,41 @@ def test_prune_sets_weights_to_zero_for_good(model, capsys):
     assert sum(int((tensor == 0).sum()) for tensor in plain.values()) == 12
 
 
+def test_export_writes_what_the_library_does_under_the_same_seed_and_says_what_it_compared(model, capsys):
+    arguments = ["export", "own.bnn.pt", *MADE, "--input", "2,4", "-n", "3", "--likelihood", "logits", "--seed", "1"]
+    assert main([*arguments, "-o", "out.onnx", "--outputs", "mean,std"]) == 0
+    out, err = capsys.readouterr()
+    assert "3 networks; inputs input (any size of dimension 0); outputs mean, std" in out
+    assert "the largest difference is" in out
+    assert err.endswith("wrote out.onnx\n")
+    bnn, x = bnnify.load("own.bnn.pt", model), torch.randn(5, 4)
+    torch.manual_seed(1)
+    mean, _ = onnxruntime.InferenceSession("out.onnx").run(None, {"input": x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(mean), bnn.predict(x, 3, likelihood="logits").mean)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["-o", "out.h5"], "`out.h5` does not say which format to write"),
+        (["--input", "2,9"], "shapes cannot be multiplied"),
+        (["--input", "a=2,4"], "unexpected keyword argument 'a'"),
+        (["--input", "a=2,4", "--input", "2,4"], "Give each --input a name"),
+        (["--outputs", "median"], "Unknown output 'median'"),
+        (["--likelihood", "odds"], "Unknown likelihood 'odds'"),
+        (["--model", "my_models:branching"], "Could not guard on data-dependent expression"),
+    ],
+)
+def test_what_cannot_be_exported_is_one_line_and_leaves_no_file(model, tmp_path, capsys, change, message):
+    before = there(tmp_path)
+    arguments = ["export", "own.bnn.pt", *MADE, "-o", "out.onnx", *([] if "--input" in change else ["--input", "2,4"])]
+    assert main([*arguments, *change]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert there(tmp_path) == before
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -295,6 +334,9 @@ def test_a_wrong_command_line_exits_with_two(capsys):
         ["convert", "model.pt", "--posterior", "best"],
         ["convert", "model.pt", "--model-args", "[1]"],
         ["prune", "model.pt", "much"],
+        ["export", "model.pt", "--input", "2,4"],
+        ["export", "model.pt", "-o", "out.onnx", "--input", "2,four"],
+        ["export", "model.pt", "-o", "out.onnx", "--input", "float:2,4", "--format", "tensorflow"],
         ["dance"],
         [],
     ]:
@@ -309,7 +351,7 @@ def test_a_sigma_that_is_a_number_but_none_that_can_be_is_refused_as_a_number(ca
     assert "must be a positive, finite number, not -1.0" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["convert", "inspect", "collapse", "prune", "demo"])
+@pytest.mark.parametrize("command", ["convert", "inspect", "collapse", "prune", "export", "demo"])
 def test_help_has_an_example(command, capsys):
     with pytest.raises(SystemExit, match="0"):
         main([command, "--help"])

@@ -1,0 +1,28 @@
+"""Programs of ``torch.export``, executed by torch."""
+
+__all__ = ["TorchExport"]
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch.export import ExportedProgram
+
+from .format import Format, Runner
+
+
+class TorchExport(Format):
+    """A graph that torch runs, compiles or hands on, without the code of the model."""
+
+    name = "torch.export"
+    ending = ".pt2"
+
+    def check(self) -> None:
+        return None
+
+    def write(self, program: ExportedProgram, path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+        torch.export.save(program, path)
+
+    def load(self, path: Path, outputs: Sequence[str]) -> Runner:
+        module = torch.export.load(path).module()
+        return lambda arguments: module(*arguments[0], **arguments[1])
