@@ -465,46 +465,63 @@ def backward(bnn, ids, seed):
     torch.stack(losses).mean().backward()
 
 
-def replicated_adapters(rank, checkpointed, path):
-    reference, bnn, alone = (llama_with_adapters() for _ in range(3))
-    shard_base(bnn)
-    if checkpointed:
-        bnn.module.gradient_checkpointing_enable()
+def replicated_adapters(rank):
     ids = torch.arange(2 * RANKS * 3).view(-1, 3) % 11
     mine = ids[2 * rank : 2 * (rank + 1)]
+    for checkpointed in False, True:
+        reference, alone, bnn = llama_with_adapters(), llama_with_adapters(), shard_base(llama_with_adapters())
+        if checkpointed:
+            bnn.module.gradient_checkpointing_enable()
+        backward(reference, ids, seed=1)
+        backward(bnn, mine, seed=1)
+        assert_gradients_close(averaged(gradients(bnn)), gradients(reference))
 
-    backward(reference, ids, seed=1)
-    backward(bnn, mine, seed=1)
-    assert_gradients_close(averaged(gradients(bnn)), gradients(reference))
+        bnn.zero_grad()
+        backward(alone, mine, seed=rank)
+        backward(bnn, mine, seed=rank)  # a network for each rank, as under DDP
+        assert_gradients_close(averaged(gradients(bnn)), averaged(gradients(alone)))
+        torch.optim.Adam(bnn.parameter_groups(lr=0.01)).step()
+        for parameter in unique_bayesian_parameters(bnn):
+            for tensor in (parameter.mean, parameter.rho, parameter.prior_mean):
+                assert type(tensor.data) is torch.Tensor
+                assert_same_on_every_rank(tensor)
 
-    bnn.zero_grad()
-    backward(alone, mine, seed=rank)
-    backward(bnn, mine, seed=rank)  # a network for each rank, as under DDP
-    assert_gradients_close(averaged(gradients(bnn)), averaged(gradients(alone)))
-    torch.optim.Adam(bnn.parameter_groups(lr=0.01)).step()
-    for parameter in unique_bayesian_parameters(bnn):
-        for tensor in (parameter.mean, parameter.rho, parameter.prior_mean):
-            assert type(tensor.data) is torch.Tensor
-            assert_same_on_every_rank(tensor)
 
+def saved_adapters(rank, path):
+    bnn = shard_base(llama_with_adapters())
+    means = {parameter.name: parameter.mean for parameter in unique_bayesian_parameters(bnn.module)}
+    with torch.no_grad():
+        for mean in means.values():
+            mean.add_(0.1)
     for name in "model.pt", "model.safetensors":
         with pytest.raises(bnnify.CheckpointError, match=r"`base_model\.\S+`: it is sharded"):
             bnnify.save(bnn, path / name)
         assert not (path / name).exists()
-    means = {parameter.name: parameter.mean.clone() for parameter in unique_bayesian_parameters(bnn.module)}
+
+    state = llama_with_adapters().module.state_dict()
+    dcp.save(bnn.module.state_dict(), checkpoint_id=path / "checkpoint")
+    dcp.load(state, checkpoint_id=path / "checkpoint")
+    for name, value in bnn.module.state_dict().items():
+        assert torch.equal(state[name], full(value)), name
+
     if rank == 0:  # alone: nothing in it waits for the others
         bnnify.collapse(bnn, inplace=True).save_pretrained(path)
-        loaded = bnnify.collapse(alone)
+        loaded = bnnify.collapse(llama_with_adapters())
         loaded.load_adapter(path, "default")
         for name, mean in means.items():
             assert torch.equal(loaded.get_parameter(name), mean)
 
 
-@pytest.mark.parametrize("checkpointed", [False, True])
-def test_adapters_that_fsdp_leaves_replicated_have_the_gradient_of_one_process(in_processes, checkpointed, tmp_path):
+def test_adapters_that_fsdp_leaves_replicated_have_the_gradients_of_one_process(in_processes):
     pytest.importorskip("peft")
     pytest.importorskip("transformers")
-    in_processes(replicated_adapters, checkpointed, tmp_path)
+    in_processes(replicated_adapters)
+
+
+def test_replicated_adapters_are_saved_by_one_rank_and_the_whole_by_all(in_processes, tmp_path):
+    pytest.importorskip("peft")
+    pytest.importorskip("transformers")
+    in_processes(saved_adapters, tmp_path)
 
 
 # Checkpoints
