@@ -83,7 +83,7 @@ class _Data:
             return texts(tokenizer, model, options.first_layer, prompts, batch_size)
 
         with zipfile.ZipFile(options.data / "sst2.zip") as archive:
-            train, dev = (_sentences(archive.read(name).decode()) for name in ("train.tsv", "dev.tsv"))
+            train, dev = (sentences(archive.read(name).decode()) for name in ("train.tsv", "dev.tsv"))
             news = list(csv.reader(io.StringIO(archive.read("ag_news_small.csv").decode())))
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0)).tolist()
         held_out = [train[i] for i in order[options.train : options.train + options.fitting]]
@@ -259,7 +259,7 @@ def _signs(probabilities: Tensor) -> dict[str, Tensor]:
     return {"entropy": entropy, "mutual information": information.clamp_min(0)}
 
 
-def _sentences(table: str) -> list[tuple[str, int]]:
+def sentences(table: str) -> list[tuple[str, int]]:
     rows = (line.rsplit("\t", 1) for line in table.splitlines()[1:])
     return [(text.strip(), int(label)) for text, label in rows]
 

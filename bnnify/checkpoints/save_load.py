@@ -12,6 +12,7 @@ from torch import nn
 
 from ..convert import collapse, convert_with
 from ..draws.companions import PRIOR_MEAN
+from ..draws.sharding import is_distributed
 from ..errors import ArgumentTypeError, CheckpointError, ConversionError, check_module, check_path, describe
 from ..model import BayesianModel
 from ..modules.parameters import bayesian_parameters
@@ -37,7 +38,7 @@ def save(bnn: BayesianModel, path: str | os.PathLike[str]) -> None:
     Raises:
         ArgumentTypeError: ``bnn`` is not a converted model.
         CheckpointError: A prior or a rule for σ is not one of bnnify's own, so that no file could restore it; a weight
-            is quantized by torchao or bitsandbytes; the model holds something that :func:`load` would not read; or the
+            is quantized by torchao or bitsandbytes; the model is sharded, or holds something that :func:`load` would not read; or the
             file cannot be written.
     """
     check_path("save(path)", path)
@@ -59,6 +60,12 @@ def save(bnn: BayesianModel, path: str | os.PathLike[str]) -> None:
     state_dict = bnn.module.state_dict()
     for name in _left_behind(bnn.module):
         del state_dict[name]
+    for name, value in state_dict.items():
+        if is_distributed(value):
+            raise CheckpointError(
+                f"Cannot save `{name}`: it is sharded, and no process has the whole. Write bnn.module.state_dict() "
+                "with torch.distributed.checkpoint; a model that is not sharded reads that, and can be saved."
+            )
     write_posterior(path, state_dict, settings, bnn.origin or Origin())
 
 

@@ -116,7 +116,7 @@ def tune_std(
         raise ArgumentError("per_layer=True needs labels; without, less noise is always nearer to the mean network.")
     # A prior that leaves untrained weights room does not go by σ.
     if any(map(is_sharding, bnn.modules())):
-        raise ArgumentError("tune_std cannot set σ that FSDP has sharded: call it before fully_shard.")
+        raise ArgumentError("tune_std cannot tune a model that FSDP has sharded: call it before fully_shard.")
     layers = layers_of(bnn.module, keep_priors=bool(bnn.report.untrained))
     if not layers:
         raise ArgumentError("tune_std found nothing to tune: no parameter of the model has a σ.")

@@ -462,6 +462,97 @@ def test_fsdp_over_tensor_parallelism_reads_samples(in_processes):
     in_processes(tensor_parallel, ranks=4)
 
 
+# Adapters on a sharded base
+
+
+def llama_with_adapters():
+    import peft
+    import transformers
+
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
+    # The usual initial weights have a B of zeros, through which no gradient reaches A.
+    config = peft.LoraConfig(r=3, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        base = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, vocab_size=11))
+        return bnnify.convert(peft.get_peft_model(base, config), select="*.lora_*").train()
+
+
+def shard_base(bnn):
+    adapters = {parameter for name, parameter in bnn.named_parameters() if ".lora_" in name}
+    for module in (*bnn.module.base_model.model.model.layers, bnn.module):
+        fully_shard(module, mesh=mesh_of(RANKS), ignored_params=adapters)
+    return bnn
+
+
+def backward(bnn, ids, seed):
+    torch.manual_seed(seed)
+    losses = []
+    for _ in range(2):
+        output, kl = bnn(ids)
+        losses.append(bnnify.elbo(F.cross_entropy(output.logits[:, -1], ids[:, 0]), kl, num_data=100))
+    torch.stack(losses).mean().backward()
+
+
+def replicated_adapters(rank):
+    ids = torch.arange(2 * RANKS * 3).view(-1, 3) % 11
+    mine = ids[2 * rank : 2 * (rank + 1)]
+    for checkpointed in False, True:
+        reference, alone, bnn = llama_with_adapters(), llama_with_adapters(), shard_base(llama_with_adapters())
+        if checkpointed:
+            bnn.module.gradient_checkpointing_enable()
+        backward(reference, ids, seed=1)
+        backward(bnn, mine, seed=1)
+        assert_gradients_close(averaged(gradients(bnn)), gradients(reference))
+
+        bnn.zero_grad()
+        backward(alone, mine, seed=rank)
+        backward(bnn, mine, seed=rank)  # a network for each rank, as under DDP
+        assert_gradients_close(averaged(gradients(bnn)), averaged(gradients(alone)))
+        torch.optim.Adam(bnn.parameter_groups(lr=0.01)).step()
+        for parameter in unique_bayesian_parameters(bnn):
+            for tensor in (parameter.mean, parameter.rho, parameter.prior_mean):
+                assert type(tensor.data) is torch.Tensor
+                assert_same_on_every_rank(tensor)
+
+
+def saved_adapters(rank, path):
+    bnn = shard_base(llama_with_adapters())
+    means = {parameter.name: parameter.mean for parameter in unique_bayesian_parameters(bnn.module)}
+    with torch.no_grad():
+        for mean in means.values():
+            mean.add_(0.1)
+    for name in "model.pt", "model.safetensors":
+        with pytest.raises(bnnify.CheckpointError, match=r"`base_model\.\S+`: it is sharded"):
+            bnnify.save(bnn, path / name)
+        assert not (path / name).exists()
+
+    state = llama_with_adapters().module.state_dict()
+    dcp.save(bnn.module.state_dict(), checkpoint_id=path / "checkpoint")
+    dcp.load(state, checkpoint_id=path / "checkpoint")
+    for name, value in bnn.module.state_dict().items():
+        assert torch.equal(state[name], full(value)), name
+
+    if rank == 0:  # alone: nothing in it waits for the others
+        bnnify.collapse(bnn, inplace=True).save_pretrained(path)
+        loaded = bnnify.collapse(llama_with_adapters())
+        loaded.load_adapter(path, "default")
+        for name, mean in means.items():
+            assert torch.equal(loaded.get_parameter(name), mean)
+
+
+def test_adapters_that_fsdp_leaves_replicated_have_the_gradients_of_one_process(in_processes):
+    pytest.importorskip("peft")
+    pytest.importorskip("transformers")
+    in_processes(replicated_adapters)
+
+
+def test_replicated_adapters_are_saved_by_one_rank_and_the_whole_by_all(in_processes, tmp_path):
+    pytest.importorskip("peft")
+    pytest.importorskip("transformers")
+    in_processes(saved_adapters, tmp_path)
+
+
 # Checkpoints
 
 
