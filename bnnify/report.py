@@ -20,6 +20,7 @@ class Reason(Enum):
         "no weights are known of this layer type, or this is none of them; name the parameter itself in `select`"
     )
     EMPTY = "it has no elements"
+    QUANTIZED = "in a quantized layer, which has no floating-point weights to learn"
     UNKNOWN_LAYER = (
         "unknown layer type {layer}: register it with bnnify.register_layer({layer}, [{names}]) "
         "or name the parameter in `select`"

@@ -10,13 +10,14 @@ from typing import Any
 from torch import nn
 
 from ..convert import convert
-from ..errors import ArgumentTypeError, CheckpointError, check_module, check_path, describe
+from ..errors import ArgumentError, ArgumentTypeError, CheckpointError, check_module, check_path, describe
 from ..model import BayesianModel
 from .architectures.recipe import Recipe
 from .architectures.recognition import recognise
 from .architectures.shapes import abridged, printable
 from .architectures.transformers_model import load_by_config
-from .foreign.read_write import Checkpoint, not_finite, read
+from .convert_adapter import convert_adapter, refuse_not_finite
+from .foreign.read_write import Checkpoint, read
 from .load_weights import load_weights
 from .own_format import own_record
 from .posterior_file import Origin
@@ -27,6 +28,7 @@ def convert_checkpoint(
     path: str | os.PathLike[str],
     make_model: Callable[[], nn.Module] | None = None,
     *,
+    base: str | os.PathLike[str] | None = None,
     key: str | None = None,
     trust: bool = False,
     **options: Any,
@@ -35,10 +37,12 @@ def convert_checkpoint(
 
     Args:
         path: A state_dict or a training checkpoint of torch's, a safetensors file, the index of a sharded one, a
-            Hugging Face model directory, a pickled module of torch.nn's and torchvision's classes, or an exported
-            program.
+            Hugging Face model directory, that of a LoRA adapter (``adapter_config.json`` and its tensors), a pickled
+            module of torch.nn's and torchvision's classes, or an exported program.
         make_model: Makes the model that the weights belong to. Default: ``None``; the architecture is recognised by
             the names and shapes in the file.
+        base: The Hugging Face directory of the model that an adapter was trained on. The base stays frozen, and the
+            adapter's matrices become Bayesian unless ``select`` says otherwise. Default: ``None``.
         key: Where in the file the state_dict stands, such as ``"ema.state_dict"``, if it holds several.
         trust: Let a pickled module run the code that it names. Default: ``False``; nothing in a file runs.
         options: Those of :func:`bnnify.convert`, which is given the model with its weights.
@@ -48,23 +52,23 @@ def convert_checkpoint(
 
     Raises:
         ArgumentTypeError: ``make_model`` is no function that returns a model.
-        CheckpointError: The file cannot be read, its model is not recognised or does not fit, or a weight is not
-            finite.
+        CheckpointError: The file cannot be read, its model is not recognised or does not fit, a weight is not finite,
+            or an adapter comes without its base.
         ConversionError: The model cannot be converted; see :func:`bnnify.convert`.
     """
     check_path("convert_checkpoint(path)", path)
+    if make_model is not None and base is not None:
+        raise ArgumentError("Pass base (--base) for an adapter, or make_model (--model) for a whole model, not both.")
     model = None if make_model is None else _made(make_model)
     checkpoint = read(path, key=key, names=None if model is None else model.state_dict().keys(), trust=trust)
+    if checkpoint.is_adapter or base is not None:
+        return convert_adapter(path, checkpoint, base, trust=trust, **options)
     if own_record(checkpoint) is not None:
         raise CheckpointError(
             f"`{path}` was written by bnnify, and its model is Bayesian already. bnnify.load makes that model, "
             "`bnnify-cli inspect` describes it, and `bnnify-cli collapse` writes the plain weights."
         )
-    if names := not_finite(checkpoint.state_dict):
-        raise CheckpointError(
-            f"`{path}` has weights that are NaN or infinite: {abridged(names)}. It was saved after the "
-            "training had diverged; use an earlier checkpoint."
-        )
+    refuse_not_finite(path, checkpoint)
     recipe: Recipe | None = None
     notes = [f"left out, as it is no plain data: {abridged(checkpoint.left_out)}"] if checkpoint.left_out else []
     if model is None and checkpoint.config is not None:

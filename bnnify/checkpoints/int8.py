@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..distributions.gaussian import PRUNED, is_pruned, log_std, rho_from_std
+from ..distributions.gaussian import PRUNED, dtype_of_rho, is_pruned, log_std, rho_from_std
 from ..draws.companions import PRIOR_MEAN, RHO
 from ..errors import CheckpointError
 from ..modules.settings import Settings
@@ -74,7 +74,8 @@ def _pack_one(name: str, own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], 
     if RHO in own:
         rho = own[RHO]
         tensors |= {RHO + ending: tensor for ending, tensor in _stepped(rho).items()}
-        ratio = log_std(_rho(tensors[RHO + _CODES], tensors[RHO + _RANGE], rho.dtype).double()) - log_std(rho.double())
+        found = _rho(tensors[RHO + _CODES], tensors[RHO + _RANGE], dtype_of_rho(mean.dtype))
+        ratio = log_std(found.double()) - log_std(rho.double())
         entry["std_error"] = _largest_and_rms(ratio.expm1().abs()[~is_pruned(rho)])
     if PRIOR_MEAN in own and not torch.equal(own[PRIOR_MEAN], mean):
         distance = mean.double() - own[PRIOR_MEAN].double()
@@ -126,7 +127,7 @@ def _unpack_one(own: Mapping[str, Tensor], dtype: torch.dtype, centred: bool) ->
     wide_mean = _linear(own[_CODES], own[_SCALE])
     tensors = {"": wide_mean.to(dtype)}
     if RHO + _CODES in own:
-        tensors[RHO] = _rho(own[RHO + _CODES], own[RHO + _RANGE], dtype)
+        tensors[RHO] = _rho(own[RHO + _CODES], own[RHO + _RANGE], dtype_of_rho(dtype))
     if PRIOR_MEAN + _CODES in own:
         tensors[PRIOR_MEAN] = (wide_mean - _linear(own[PRIOR_MEAN + _CODES], own[PRIOR_MEAN + _SCALE])).to(dtype)
     elif centred:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..distributions.gaussian import dtype_of_rho
 from ..draws.companions import INITIAL_STD, PRIOR_MEAN
 from ..errors import BnnifyError, CheckpointError
 from ..modules.settings import Settings
@@ -26,10 +27,11 @@ from .int8 import pack, unpack
 from .posterior_file import Origin, PosteriorFile
 from .settings_data import initial_std_from_data, settings_as_data, settings_from_data
 
-FORMAT, FLOAT_FORMAT = 5, 4
-"""The format of files in int8, and that of all others, which earlier releases read too. Format 1 had neither the model
-nor where its weights came from; up to format 2 the scale of a prior stood among the settings, and not among the
-tensors; up to format 3 a point posterior was the estimator "point".
+FORMAT, FLOAT_FORMAT = 6, 5
+"""The format of files in int8, and that of all others, which the release before reads too. Format 1 had neither the
+model nor where its weights came from; up to format 2 the scale of a prior stood among the settings, and not among the
+tensors; up to format 3 a point posterior was the estimator "point"; up to format 4 no model had an adapter, and ρ had
+the dtype of the weights.
 """
 
 
@@ -47,6 +49,7 @@ def write_posterior(
         "settings": settings_as_data(settings),
         "recipe": None if origin.recipe is None else origin.recipe.as_data(),
         "config": None if origin.config is None else dict(origin.config),
+        "adapter": None if origin.adapter is None else dict(origin.adapter),
         "layout": None if origin.layout is None else origin.layout.as_data(),
         "rest": dict(origin.rest),
     }
@@ -94,12 +97,13 @@ def open_posterior(path: str | os.PathLike[str]) -> PosteriorFile:
     _check_format(path, record)
     try:
         settings = {name: settings_from_data(data) for name, data in record["settings"].items()}
-        recipe, config, layout = (record.get(name) for name in ("recipe", "config", "layout"))
+        recipe, config, adapter, layout = (record.get(name) for name in ("recipe", "config", "adapter", "layout"))
         origin = Origin(
             None if recipe is None else Recipe.from_data(recipe),
             None if config is None else dict(config),
             None if layout is None else Layout.from_data(layout),
             record.get("rest") or {},
+            adapter=None if adapter is None else dict(adapter),
         )
         for alias, name in (record.get("aliases") or {}).items():
             checkpoint.state_dict[alias] = checkpoint.state_dict[name]
@@ -162,7 +166,9 @@ def _check_tensors(file: PosteriorFile) -> None:
 
 
 def _kind(tensor: Any) -> Any:
-    return (tensor.shape, tensor.dtype) if isinstance(tensor, Tensor) and tensor.is_floating_point() else None
+    """Return shape and dtype; half precision counts as float32, in which ρ is beside it since format 5."""
+    is_float = isinstance(tensor, Tensor) and tensor.is_floating_point()
+    return (tensor.shape, dtype_of_rho(tensor.dtype)) if is_float else None
 
 
 def _read_own(path: str | os.PathLike[str]) -> Checkpoint:

@@ -18,6 +18,7 @@ from ..model import BayesianModel
 from ..modules.class_change import NewPosterior, become_bayesian
 from ..modules.parameters import companions_of
 from ..modules.settings import PosteriorState, Settings
+from .architectures.lora_adapter import describe_adapter
 from .architectures.recipe import Recipe
 from .foreign.layout import Layout, place_of
 
@@ -32,6 +33,7 @@ class Origin:
         layout: How the file was laid out that held the weights.
         rest: What else that file held, such as the state of an optimizer.
         notes: What the user should know of how the file was read; not written to files.
+        adapter: The ``adapter_config.json`` of the LoRA adapter that is on the Hugging Face model.
     """
 
     recipe: Recipe | None = None
@@ -39,6 +41,12 @@ class Origin:
     layout: Layout | None = None
     rest: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    adapter: Mapping[str, Any] | None = None
+
+    def __str__(self) -> str:
+        if self.adapter is not None:
+            return f"LoRA adapter on {describe_adapter(self.adapter)}"
+        return "" if self.recipe is None else str(self.recipe)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,10 @@ from ..errors import (
 )
 from ..model import BayesianModel
 from ..modules.parameters import bayesian_parameters
+from ..modules.refusals import is_quantized
 from ..modules.settings import slots_of
+from .architectures.lora_adapter import base_weights, with_adapter
+from .architectures.shapes import abridged, printable
 from .architectures.transformers_model import load_by_config
 from .int8 import DTYPES
 from .load_weights import load_weights
@@ -52,8 +55,9 @@ def save(bnn: BayesianModel, path: str | os.PathLike[str], *, dtype: str | None 
     Raises:
         ArgumentError: The ``dtype`` is another one.
         ArgumentTypeError: ``bnn`` is not a converted model.
-        CheckpointError: A prior or a rule for σ is not one of bnnify's own, so that no file could restore it; the model
-            holds something that :func:`load` would not read; or the file cannot be written.
+        CheckpointError: A prior or a rule for σ is not one of bnnify's own, so that no file could restore it; a weight
+            is quantized by torchao or bitsandbytes; the model holds something that :func:`load` would not read; or the
+            file cannot be written.
     """
     check_path("save(path)", path)
     if not isinstance(bnn, BayesianModel):
@@ -71,6 +75,7 @@ def save(bnn: BayesianModel, path: str | os.PathLike[str], *, dtype: str | None 
                     f"Cannot save `{parameter.name}`: {what!r} is not one of bnnify's own; a file could not restore "
                     "it. Save bnn.module.state_dict() and convert with the same settings before loading it."
                 )
+    _refuse_quantized(bnn.module)
     settings = {parameter.name: parameter.settings for parameter in parameters}
     state_dict = bnn.module.state_dict()
     for name in _left_behind(bnn.module):
@@ -108,8 +113,12 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> Bayesi
 
 
 def _make_model(file: PosteriorFile) -> nn.Module:
-    if file.origin.config is not None:
-        return without_values(load_by_config(file.origin.config, file.plain_state_dict)[0])
+    config, adapter = file.origin.config, file.origin.adapter
+    if config is not None and adapter is not None:
+        base, _ = load_by_config(config, base_weights(config, adapter, file.plain_state_dict))
+        return without_values(with_adapter(base, adapter))
+    if config is not None:
+        return without_values(load_by_config(config, file.plain_state_dict)[0])
     recipe = file.origin.recipe
     if recipe is None:
         raise CheckpointError(
@@ -139,6 +148,22 @@ def without_values(model: nn.Module) -> nn.Module:
         for parameter in model.parameters()
     }
     return copy.deepcopy(model, dict[int, Any](memo))
+
+
+def _refuse_quantized(root: nn.Module) -> None:
+    """Raise where a quantized weight is of a library's own kind, which no file of bnnify's could make again."""
+    found = {
+        name: type(parameter).__name__
+        for name, parameter in root.named_parameters()
+        if is_quantized(parameter) and type(parameter) is not nn.Parameter
+    }
+    if found:
+        raise CheckpointError(
+            f"Cannot save the whole model: {abridged(map(printable, found))} are quantized "
+            f"({', '.join(sorted(set(found.values())))}), and a file could not restore them. With torch.save, save "
+            "what is Bayesian out of bnn.module.state_dict(); convert the quantized model again and read it with "
+            "bnn.module.load_state_dict(..., strict=False)."
+        )
 
 
 def _left_behind(root: nn.Module) -> Iterator[str]:

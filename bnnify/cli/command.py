@@ -76,6 +76,7 @@ def _convert(options: argparse.Namespace) -> None:
     bnn = convert_checkpoint(
         options.checkpoint,
         factory(options.model, options.model_args) if options.model else None,
+        base=options.base,
         key=options.key,
         trust=options.trust,
         for_writing=True,
@@ -103,8 +104,7 @@ def _inspect(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(_as_json(file, summaries), indent=2))
     elif not options.quiet:
-        recipe = "" if file.origin.recipe is None else str(file.origin.recipe)
-        print_table(summaries, ", ".join(filter(None, [str(file.path), recipe, file.precision])))
+        print_table(summaries, ", ".join(filter(None, [str(file.path), str(file.origin), file.precision])))
 
 
 def _collapse(options: argparse.Namespace) -> None:
@@ -156,7 +156,7 @@ def _say(options: argparse.Namespace, text: str) -> None:
 def _as_json(file: PosteriorFile, summaries: Sequence[ParameterSummary]) -> dict[str, Any]:
     return {
         "file": str(file.path),
-        "model": None if file.origin.recipe is None else str(file.origin.recipe),
+        "model": str(file.origin) or None,
         "dtype": file.dtype,
         "error": dict(file.int8),
         "kl": sum(summary.kl for summary in summaries),

@@ -16,6 +16,7 @@ _EXAMPLES = {
     "convert": """examples:
   bnnify-cli convert resnet18.pt
   bnnify-cli convert model.safetensors -o model.bnn.safetensors --std 'Relative(0.1)' --exclude 'layer4.*'
+  bnnify-cli convert my-lora --base SmolLM2-135M
   bnnify-cli convert mine.ckpt --model package.module:factory --model-args '{"width": 64}'
 """,
     "inspect": """examples:
@@ -42,11 +43,14 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, dest="command", metavar="command", title="commands")
 
     command = _command(commands, "convert", "convert a checkpoint, whatever wrote it")
-    command.add_argument("checkpoint", type=Path, help="a file of weights, or a Hugging Face model directory")
+    command.add_argument(
+        "checkpoint", type=Path, help="a file of weights, or a Hugging Face model or adapter directory"
+    )
     _add_output(command, "name.bnn.pt beside the checkpoint; a name in .safetensors gives that format")
     model = command.add_argument_group("the model", "By default the architecture is recognised by its tensors.")
     model.add_argument("--model", metavar="package.module:factory", help="what makes the model")
     model.add_argument("--model-args", metavar="JSON", type=json_object, default={}, help="its keyword arguments")
+    model.add_argument("--base", type=Path, metavar="DIR", help="the directory of the model that a LoRA adapter is for")
     model.add_argument("--key", help="where the state_dict stands in the file, if it holds several")
     model.add_argument("--trust", action="store_true", help="unpickle freely: runs whatever code the file names")
     how = command.add_argument_group(

@@ -3,6 +3,7 @@
 __all__ = [
     "PRUNED",
     "at_least_float32",
+    "dtype_of_rho",
     "has_pruned",
     "is_pruned",
     "log_std",
@@ -58,9 +59,16 @@ def has_pruned(rho: Tensor) -> bool:
 
 
 def rms_std(sigma: Tensor, dtype: torch.dtype) -> Tensor:
-    """Compute the root mean square of σ, as far as ρ of this dtype can hold it: a scalar, in float32 or better."""
-    rho = rho_from_std(sigma.to(dtype))
-    return root_mean_square(std(at_least_float32(rho)))
+    """Compute the root mean square of σ, as far as ρ can hold it for weights of this dtype: a scalar."""
+    return root_mean_square(std(rho_from_std(sigma.to(dtype_of_rho(dtype)))))
+
+
+def dtype_of_rho(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of ρ for weights of ``dtype``: float32 for half precision, in which a training step would be lost.
+
+    Near ρ = -5 the numbers of bfloat16 are 1/32 apart, and an optimizer moves ρ by its learning rate.
+    """
+    return torch.promote_types(dtype, torch.float32)
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:

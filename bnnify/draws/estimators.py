@@ -153,7 +153,7 @@ def check_input(layer: nn.Module, estimator: str, input: Tensor) -> None:
 
 
 def _variance(rho: Tensor) -> Tensor:
-    return std(at_least_float32(rho)).square()
+    return std(rho).square()
 
 
 class _AddNoise(torch.autograd.Function):

@@ -33,7 +33,7 @@ class _Reparameterize(torch.autograd.Function):
 
     @staticmethod
     def forward(mean: Tensor, rho: Tensor, eps: Tensor) -> Tensor:
-        return torch.addcmul(mean, std(rho), eps)
+        return torch.addcmul(mean, std(rho).to(mean.dtype), eps)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -46,5 +46,5 @@ class _Reparameterize(torch.autograd.Function):
         return (
             grad if needs_mean else None,
             grad * eps * rho.sigmoid() if needs_rho else None,
-            grad * std(rho) if needs_eps else None,
+            grad * std(rho).to(grad.dtype) if needs_eps else None,
         )

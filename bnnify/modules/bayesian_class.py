@@ -12,7 +12,8 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from ..draws.companions import INITIAL_STD
+from ..distributions.gaussian import dtype_of_rho
+from ..draws.companions import INITIAL_STD, RHO
 from ..draws.estimators import ESTIMATORS, check_input
 from ..draws.sharding import is_distributed
 from ..draws.slot import unsampled
@@ -120,13 +121,20 @@ def _make_class(
         missing[count:] = update_derived(self, state_dict, prefix, missing[count:], assigned)
 
     def apply(self: nn.Module, function: Any, recurse: bool = True) -> nn.Module:
-        scales = {name: self._buffers.get(name + INITIAL_STD) for name in slots_of(self)}
-        plain._apply(self, function, recurse)
-        for name, scale in scales.items():
-            now = self._buffers.get(name + INITIAL_STD)
-            if scale is not None and now is not None and now.dtype != scale.dtype:
-                # `half()` is for what is computed with: in half precision the scale of a small σ would be zero.
-                self._buffers[name + INITIAL_STD] = scale.to(now.device)
+        scales = [self._buffers.get(name + INITIAL_STD) for name in slots_of(self)]
+        rhos = [rho for name in slots_of(self) if (rho := self._parameters.get(name + RHO)) is not None]
+        grads = [rho.grad for rho in rhos]
+
+        def keep_width(tensor: Tensor) -> Tensor:
+            # `half()` is for what is computed with: in half precision the scale of a small σ would be zero, and ρ
+            # would lose the steps of its training.
+            made: Tensor = function(tensor)
+            if made.dtype != tensor.dtype and any(tensor is scale for scale in scales):
+                return tensor.to(made.device)
+            is_narrow = made.dtype != dtype_of_rho(made.dtype) and any(tensor is each for each in (*rhos, *grads))
+            return tensor.to(made.device, dtype_of_rho(made.dtype)) if is_narrow else made
+
+        plain._apply(self, keep_width, recurse)
         return self
 
     namespace |= {"_apply": apply}

@@ -14,6 +14,7 @@ from ..distributions.initial_std import Relative, fan_in_scale
 from ..draws.sharding import is_distributed
 from ..errors import check_positive
 from .adapters import AdapterPair, adapter_pairs
+from .refusals import is_quantized
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,8 @@ class StdOfPairs:
 
 def _rms(base: Tensor, down: Tensor) -> float:
     """The rms of the adapted weight, or what it would be at its initialisation if its numbers cannot be read."""
-    if base.is_meta or not base.is_floating_point() or base.numel() == 0:
+    if is_quantized(base) and type(base).dequantize is not Tensor.dequantize:  # as torchao's are
+        base = base.dequantize()
+    if base.is_meta or is_quantized(base) or not base.is_floating_point() or base.numel() == 0:
         return fan_in_scale(down)
     return root_mean_square(base.detach()).item()

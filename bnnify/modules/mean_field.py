@@ -8,7 +8,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from ..distributions.gaussian import is_pruned, rho_from_std
+from ..distributions.gaussian import dtype_of_rho, is_pruned, rho_from_std
 from ..distributions.prior import KLTerms, MonteCarloPrior, Posterior
 from ..draws.companions import RHO, from_buffer
 from ..draws.noise import noise_like
@@ -23,6 +23,8 @@ from .posterior import Parameter, PosteriorFamily
 class MeanField(PosteriorFamily):
     """w ~ N(μ, σ²) with σ = softplus(ρ), independently for each weight; ρ stands beside the mean as ``*_rho``.
 
+    ρ is in float32 at least, also beside weights in half precision.
+
     References:
         Blundell et al. 2015, "Weight Uncertainty in Neural Networks", section 3.2.
     """
@@ -34,7 +36,7 @@ class MeanField(PosteriorFamily):
         raise ArgumentTypeError(f"{cls.__name__} must derive from PosteriorFamily: a MeanField is always N(μ, σ²).")
 
     def start(self, mean: Tensor, std: Tensor) -> dict[str, Tensor]:
-        return {RHO: rho_from_std(std.to(mean.dtype)).expand_as(mean).contiguous()}
+        return {RHO: rho_from_std(std.to(dtype_of_rho(mean.dtype))).expand_as(mean).contiguous()}
 
     def fits(self, mean: Tensor, *companions: Tensor) -> bool:
         return companions[0].shape == mean.shape

@@ -71,8 +71,8 @@ def refuse_parameter(
     if _is_foreign(parameter):
         raise ConversionError(
             f"Cannot convert {where}: its `{attribute}` is a {type(parameter).__name__}, which keeps its numbers in a "
-            "format of its own, as quantized weights do. It has no floating-point weights to learn: convert first, and "
-            "quantize what collapse gives back; or leave this layer alone with `exclude`."
+            "format of its own, as quantized weights do. It has no floating-point weights to learn: leave this layer "
+            "alone with `exclude`, or convert before it is quantized, and quantize what collapse gives back."
         )
     if is_lazy(parameter):
         raise ConversionError(

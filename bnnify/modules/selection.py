@@ -95,6 +95,8 @@ class Selection:
             selected = any(self._choose(name, place.layer) for name in place.layer_names)
         else:
             selected = self._by_default or bool(by_module)
+        if (self._by_default or not selected) and _is_in_quantized_layer(place):
+            return _because(Reason.QUANTIZED)
         if not selected:
             return _because(Reason.NOT_SELECTED)
         return self._why_no_weight(place, parameter)
@@ -152,6 +154,12 @@ def _as_patterns(option: str, given: object, wanted: str = "a glob, or a list of
 
 def _because(reason: Reason, **details: str) -> WhyNot:
     return WhyNot(reason, reason.value.format(**details))
+
+
+def _is_in_quantized_layer(place: Holder) -> bool:
+    layer = layer_of(place.layer)
+    weights = [place.layer._parameters.get(name) for name in (layer.names_in(place.layer) if layer else ())]
+    return any(is_quantized(weight) for weight in weights if weight is not None)
 
 
 def _is_scale(parameter: Tensor) -> bool:

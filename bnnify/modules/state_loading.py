@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from ..distributions.gaussian import has_pruned
+from ..distributions.gaussian import at_least_float32, has_pruned
 from ..draws.companions import INITIAL_STD, PRIOR_MEAN, RHO, PriorMean
 from .parameters import BayesianParameter
 from .settings import slots_of
@@ -31,6 +31,7 @@ def update_derived(
             derived.add(prefix + name + INITIAL_STD)
         if parameter.has_rho and prefix + name + RHO in state_dict:
             slot.state.has_pruned = has_pruned(parameter.rho)
+            parameter.rho.data = at_least_float32(parameter.rho.data)  # an old file may have half precision
     return [key for key in missing if key not in derived]
 
 

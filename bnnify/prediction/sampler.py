@@ -79,9 +79,8 @@ class Sampler:
             return mean
         kept = self._kept.get(id(mean))
         if kept is None:
-            kept = self._kept[id(mean)] = _Kept(
-                mean, parameter.kept_mean, std(parameter.rho) if parameter.has_rho else None
-            )
+            sigma = std(parameter.rho).to(mean.dtype) if parameter.has_rho else None
+            kept = self._kept[id(mean)] = _Kept(mean, parameter.kept_mean, sigma)
         generator = self._generators.get(mean.device)
         if kept.std is not None and kept.is_plain:
             made = kept.overwrite(kept.std, self._antithetic, self._mirrored, generator)
@@ -105,11 +104,10 @@ class _Kept:
 
     @property
     def is_plain(self) -> bool:
-        """Tell whether its sample can be made in place: not if sharded, of mixed dtypes, or seen by ``torch.func``."""
+        """Tell whether its sample can be made in place: not if sharded, or seen by ``torch.func``."""
         return (
             all(type(tensor) in (Tensor, nn.Parameter) for tensor in (self.mean, self.std))
             and self.std is not None
-            and self.mean.dtype == self.std.dtype
             and not in_transform()
         )
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from ..distributions.gaussian import at_least_float32, is_pruned, rho_from_std, rms_std, std
+from ..distributions.gaussian import is_pruned, rho_from_std, rms_std, std
 from ..draws.sharding import is_distributed
 from ..modules.lora_std import LoraStd
 from ..modules.parameters import BayesianParameter, bayesian_parameters
@@ -42,8 +42,8 @@ class ScaledStd:
 
     def multiply(self, log_factor: float) -> None:
         """Set σ to e^``log_factor`` times its first value, and the prior's scale by it; pruned weights stay pruned."""
-        sigma = std(at_least_float32(self._rho)) * math.exp(log_factor)
-        rho = rho_from_std(sigma).to(self._rho.dtype)
+        sigma = std(self._rho) * math.exp(log_factor)
+        rho = rho_from_std(sigma)
         self.parameter.rho.copy_(torch.where(is_pruned(self._rho), self._rho, rho))
         if self._scale is not None:
             self._set_scales(rms_std(sigma, self._rho.dtype) / self.parameter.prior.relative_std)
@@ -82,7 +82,7 @@ def log_ratio(everything: Iterable[ScaledStd]) -> float:
     In the place of μ of a LoRA factor stands the σ at which its noise is as large as the weight that it adapts.
     """
     scaled = list(everything)
-    variance = sum(_sum_of_squares(std(at_least_float32(each.parameter.rho))) for each in scaled)
+    variance = sum(_sum_of_squares(std(each.parameter.rho)) for each in scaled)
     square = sum(
         _sum_of_squares(mean if each.measure is None else each.measure.expand_as(mean))
         for each in scaled

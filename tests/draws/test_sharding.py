@@ -383,6 +383,35 @@ def samples_follow_the_mixed_precision_of_fsdp(rank):
         assert grad.isfinite().all()
 
 
+class Adapted(nn.Module):
+    """A linear layer in half precision that nothing trains, with an adapter in float32 beside it, as peft makes it."""
+
+    def __init__(self):
+        super().__init__()
+        self.base = nn.Linear(5, 5).bfloat16().requires_grad_(False)
+        self.adapter = nn.Linear(5, 5)
+
+    def forward(self, x):
+        return self.base(x.bfloat16()).float() + self.adapter(x)
+
+
+def adapters_over_a_sharded_base_in_half_precision(rank):
+    torch.manual_seed(0)
+    model = nn.Sequential(Adapted(), Adapted())
+    reference, bnn = (bnnify.convert(model, posterior_std=CERTAIN) for _ in range(2))
+    shard(bnn)
+    objective(reference, joint_batch()).backward()
+    objective(bnn, batch_of(rank)).backward()
+    assert_gradients_close(gradients(bnn), gradients(reference))
+
+
+def a_group_of_weights_in_half_precision_is_refused_by_fsdp(rank):
+    """Their ρ are in float32. What FSDP is made for are parameters in float32, and mixed precision."""
+    bnn = shard(bnnify.convert(network().bfloat16()))
+    with pytest.raises(AssertionError, match="uniform original parameter dtype"):
+        bnn(batch_of(rank).bfloat16())
+
+
 def tensor_parallel(rank):
     def convert_mlp():
         with torch.random.fork_rng():
@@ -494,6 +523,8 @@ def test_a_sharded_checkpoint_loads_into_a_model_that_is_not_sharded(in_processe
         parameters_gathered_before_the_draw_average_the_gradients_of_the_draws_of_all_ranks,
         a_draw_and_a_kl_outside_the_forward_see_the_sharded_parameters_of_the_wrapper,
         samples_follow_the_mixed_precision_of_fsdp,
+        adapters_over_a_sharded_base_in_half_precision,
+        a_group_of_weights_in_half_precision_is_refused_by_fsdp,
         tuning_under_tensor_parallelism_finds_one_factor_for_all_ranks,
         tuning_what_fsdp_has_sharded_is_refused_and_changes_nothing,
     ],

@@ -3,7 +3,7 @@
 __all__ = ["load_by_config", "model_from_config"]
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -45,7 +45,9 @@ def model_from_config(config: Mapping[str, Any]) -> nn.Module:
         return cls(_config_of(cls, config))
 
 
-def load_by_config(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> tuple[nn.Module, list[str]]:
+def load_by_config(
+    config: Mapping[str, Any], state_dict: Mapping[str, Tensor], may_lack: Collection[str] = ()
+) -> tuple[nn.Module, list[str]]:
     """Make the model that ``config`` describes and load ``state_dict`` into it as ``from_pretrained`` does.
 
     So names and tensors of older or other layouts are brought into those of the model, ties are made, and what the
@@ -54,6 +56,7 @@ def load_by_config(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) 
     Args:
         config: The content of ``config.json``.
         state_dict: The tensors under the names that they have in the files.
+        may_lack: Names of weights that may be missing, and start at random. Default: ``()``, none.
 
     Returns:
         The model, on the CPU, in eval mode, and the names for which it had no place.
@@ -75,7 +78,7 @@ def load_by_config(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) 
             ignore_mismatched_sizes=True,  # they are refused below, by name
         )
     wrong = {
-        "missing": [printable(name) for name in sorted(found["missing_keys"])],
+        "missing": [printable(name) for name in sorted(set(found["missing_keys"]) - {*may_lack})],
         "of another shape": [
             f"{printable(name)} {tuple(file)} for {tuple(own)}" for name, file, own in sorted(found["mismatched_keys"])
         ],

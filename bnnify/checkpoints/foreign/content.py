@@ -23,7 +23,8 @@ class Checkpoint:
         layout: How the file held them.
         rest: The other content, as plain data, with what is left of the state_dict where it stood.
         module: The pickled module or the exported program's module, where the file held one.
-        config: The parsed ``config.json`` of a Hugging Face model directory.
+        config: The parsed ``config.json`` of a Hugging Face model directory, or the ``adapter_config.json`` of an
+            adapter's.
         left_out: What the file held beside the weights that is no plain data and cannot be kept: where it stood, and
             its class.
     """
@@ -34,6 +35,11 @@ class Checkpoint:
     module: nn.Module | None = None
     config: Mapping[str, Any] | None = None
     left_out: Sequence[str] = ()
+
+    @property
+    def is_adapter(self) -> bool:
+        """True if the tensors are those of an adapter, which needs a base model."""
+        return self.config is not None and "peft_type" in self.config
 
     @property
     def beside(self) -> list[str]:

@@ -1,6 +1,6 @@
 """Hugging Face model directories: several files with weights, and the config that says what model they are of."""
 
-__all__ = ["shards_of_folder", "shards_of_index"]
+__all__ = ["is_adapter_file", "shards_of_folder", "shards_of_index"]
 
 import json
 from collections.abc import Collection
@@ -10,6 +10,7 @@ from typing import Any
 from .archive import Refusal
 from .formats import OpenFile
 
+_ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _MAX_JSON = 16 << 20
 
@@ -17,8 +18,13 @@ _MAX_JSON = 16 << 20
 def shards_of_folder(path: Path) -> tuple[dict[Path, Collection[str] | None], dict[str, Any] | None]:
     """List the files with the weights in a model directory, each with the names to take from it; read its config.
 
-    The config is None where there is none, or one of another library, such as timm's.
+    The config is None where there is none, or one of another library, such as timm's. That of an adapter, which is only
+    a part of a model, names its kind as ``peft_type``.
     """
+    if adapters := [name for name in _ADAPTER if is_adapter_file(path / name)]:
+        if any((path / name).exists() for name in _WEIGHTS):
+            raise Refusal("it holds a model and an adapter. Put the adapter's files into a directory of their own.")
+        return {_within(path, adapters[0]): None}, {"peft_type": None} | _read_json(path / "adapter_config.json")
     config = _read_json(path / "config.json") if (path / "config.json").exists() else None
     if config is not None and not config.keys() & {"architectures", "model_type"}:
         config = None
@@ -28,6 +34,11 @@ def shards_of_folder(path: Path) -> tuple[dict[Path, Collection[str] | None], di
                 return dict(shards_of_index(path / name)), config
             return {_within(path, name): None}, config
     raise Refusal(f"it is a directory without {', '.join(_WEIGHTS[:3])}. Name the checkpoint file in it.")
+
+
+def is_adapter_file(path: Path) -> bool:
+    """Tell whether ``path`` is the file with the weights of an adapter, whose config stands beside it."""
+    return path.name in _ADAPTER and path.exists() and path.with_name("adapter_config.json").exists()
 
 
 def shards_of_index(path: Path) -> dict[Path, Collection[str] | None]:

@@ -34,16 +34,20 @@ class Layout:
         prefix: What was removed from the beginning of each name, such as ``"module."``.
         names: The names that the file had, without the prefix, in their order. A model may have more: other names of a
             tied parameter, or counts of batches that an old file lacks.
+        of_model: The names that the model has for these, where they are others, as for an adapter on its base. The
+            model's other tensors are not the file's. Empty where they are the same.
     """
 
     kind: str
     keys: tuple[str, ...] = ()
     prefix: str = ""
     names: tuple[str, ...] = ()
+    of_model: tuple[str, ...] = ()
 
     def as_data(self) -> dict[str, Any]:
         """Return the layout as plain data."""
-        return {"kind": self.kind, "keys": list(self.keys), "prefix": self.prefix, "names": list(self.names)}
+        data = {"kind": self.kind, "keys": list(self.keys), "prefix": self.prefix, "names": list(self.names)}
+        return data | {"of_model": list(self.of_model)}
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> "Layout":
@@ -53,10 +57,11 @@ class Layout:
             CheckpointError: Nothing of this version could have given it.
         """
         kind, keys, prefix, names = (data.get(field) for field in ("kind", "keys", "prefix", "names"))
-        lists_of_text = all(isinstance(x, list) and all(isinstance(y, str) for y in x) for x in (keys, names))
+        of_model = data.get("of_model", [])  # files up to format 4 have none
+        lists_of_text = all(isinstance(x, list) and all(isinstance(y, str) for y in x) for x in (keys, names, of_model))
         if kind not in _KINDS or not isinstance(prefix, str) or not lists_of_text:
             raise CheckpointError("The record of the original file's layout is damaged. Convert the checkpoint again.")
-        return cls(kind, tuple(keys or ()), prefix, tuple(names or ()))
+        return cls(kind, tuple(keys or ()), prefix, tuple(names or ()), tuple(of_model))
 
 
 def find(
@@ -89,6 +94,8 @@ def has_state_dict(content: Any) -> bool:
 
 def put_back(layout: Layout, state_dict: Mapping[str, Any], rest: Mapping[str, Any]) -> dict[str, Any]:
     """Put ``state_dict`` back where :func:`find` found it, among the ``rest``."""
+    if layout.of_model:
+        state_dict = {name: state_dict[own] for name, own in zip(layout.names, layout.of_model, strict=True)}
     added = [name for name in state_dict if name not in set(layout.names) and not name.endswith(COUNT)]
     names = [name for name in layout.names if name in state_dict]
     given = {place_of(state_dict[name]) for name in names}

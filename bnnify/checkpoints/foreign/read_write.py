@@ -73,6 +73,8 @@ def read(
     with _explained(path):
         if "\0" in str(path):
             raise Refusal("its name has a NUL character.")
+        if hugging_face.is_adapter_file(path):
+            path = path.parent
         if path.is_dir():
             shards, config = hugging_face.shards_of_folder(path)
             if config is not None and names is None:
