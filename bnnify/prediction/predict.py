@@ -87,10 +87,10 @@ def predict(
             ``output="logits"``. Default: ``1``.
         closed_form: Run the model once for each batch, and average over the exact distribution of its output. That is
             possible where one linear layer has all the noise and returns the output, as after ``convert(model,
-            select="fc")``; elsewhere it is refused. ``"values"`` have the exact mean and ``std``; of ``"logits"`` and
-            ``"binary_logits"`` ``num_samples`` are drawn, for each example and place in a sequence by itself: what
-            each example tells is right, and only a shared network, which would err in several alike, is not there.
-            Default: ``False``.
+            select="fc")``; elsewhere it is refused. ``"values"`` have the exact mean and ``std``. Of ``"logits"`` and
+            ``"binary_logits"`` ``num_samples`` are drawn, for each example, and each place in a sequence, by itself:
+            what is told of each is right, but two that one network would get wrong together do not go together here.
+            Random numbers that the forward draws for itself are drawn once. Default: ``False``.
         progress: Show a progress bar, which needs rich, from the extra ``cli``. Default: ``False``.
 
     Raises:
