@@ -110,6 +110,7 @@ class BayesianModel(nn.Module):
         class_dim: int | None = None,
         antithetic: bool = False,
         networks_at_once: int = 1,
+        closed_form: bool = False,
         progress: bool = False,
     ) -> Prediction:
         """The predictive distribution over networks from the posterior; see :func:`bnnify.prediction.predict`."""
@@ -122,6 +123,7 @@ class BayesianModel(nn.Module):
             class_dim=class_dim,
             antithetic=antithetic,
             networks_at_once=networks_at_once,
+            closed_form=closed_form,
             progress=progress,
         )
 

@@ -58,7 +58,7 @@ TASKS = {
     "only-fc-224": Task("W3 at 224×224, only the last layer Bayesian", "W3", 16, only="fc", size=224),
 }
 QUICK = [key for key, task in TASKS.items() if not task.size]
-VARIANTS = ("bnnify", "bnnify-antithetic", "bnnify-frozen", "bayesian-torch", "torchbnn", "blitz")
+VARIANTS = ("bnnify", "bnnify-antithetic", "bnnify-frozen", "bnnify-closed-form", "bayesian-torch", "torchbnn", "blitz")
 
 
 def main() -> None:
@@ -75,7 +75,7 @@ def _calls(task: Task, options: argparse.Namespace) -> tuple[Calls, dict[str, in
     inputs = task.inputs(options)
     calls: Calls = {}
     weights: dict[str, int] = {}
-    names = comparison.chosen(options, VARIANTS)
+    names = [n for n in comparison.chosen(options, VARIANTS) if task.only or n != "bnnify-closed-form"]
     ours = [name for name in names if name.startswith(("deterministic", "bnnify"))]
     for name in [*names, *(name + COMPILED for name in ours if options.compile)]:
         row = name.removesuffix(COMPILED)
@@ -108,7 +108,7 @@ def _prediction(
     if not isinstance(model, bnnify.BayesianModel):
         return lambda: [peers.average(model, batch, samples) for batch in inputs]
     data = inputs[0] if len(inputs) == 1 else DataLoader(inputs, batch_size=None)
-    settings = {"antithetic": True} if row == "bnnify-antithetic" else {}
+    settings = {"bnnify-antithetic": {"antithetic": True}, "bnnify-closed-form": {"closed_form": True}}.get(row, {})
     return lambda: model.predict(data, samples, likelihood="logits", **settings)
 
 

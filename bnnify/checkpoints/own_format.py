@@ -23,22 +23,29 @@ from .atomic import replace_atomically
 from .foreign.formats import SAFETENSORS_METADATA, import_safetensors
 from .foreign.layout import Layout, is_dense, place_of
 from .foreign.read_write import Checkpoint, read
+from .int8 import pack, unpack
 from .posterior_file import Origin, PosteriorFile
 from .settings_data import initial_std_from_data, settings_as_data, settings_from_data
 
-FORMAT = 5
-"""The format of the files that are written. Format 1 had neither the model nor where its weights came from; up to
-format 2 the scale of a prior stood among the settings, and not among the tensors; up to format 3 a point posterior was
-the estimator "point"; up to format 4 no model had an adapter, and ρ had the dtype of the weights.
+FORMAT, FLOAT_FORMAT = 6, 5
+"""The format of files in int8, and that of all others, which the release before reads too. Format 1 had neither the
+model nor where its weights came from; up to format 2 the scale of a prior stood among the settings, and not among the
+tensors; up to format 3 a point posterior was the estimator "point"; up to format 4 no model had an adapter, and ρ had
+the dtype of the weights.
 """
 
 
 def write_posterior(
-    path: str | os.PathLike[str], state_dict: Mapping[str, Tensor], settings: Mapping[str, Settings], origin: Origin
+    path: str | os.PathLike[str],
+    state_dict: Mapping[str, Tensor],
+    settings: Mapping[str, Settings],
+    origin: Origin,
+    dtype: str | None = None,
 ) -> None:
-    """Write one of bnnify's own files."""
-    record: dict[str, Any] = {"format": FORMAT, "bnnify": version("bnnify"), "torch": str(torch.__version__)}
+    """Write one of bnnify's own files, in the dtypes of the tensors or in int8."""
+    record: dict[str, Any] = {"bnnify": version("bnnify"), "torch": str(torch.__version__)}
     record |= {
+        "format": FLOAT_FORMAT if dtype is None else FORMAT,
         "settings": settings_as_data(settings),
         "recipe": None if origin.recipe is None else origin.recipe.as_data(),
         "config": None if origin.config is None else dict(origin.config),
@@ -46,6 +53,8 @@ def write_posterior(
         "layout": None if origin.layout is None else origin.layout.as_data(),
         "rest": dict(origin.rest),
     }
+    if dtype is not None:
+        state_dict, record["int8"] = pack(state_dict, settings)
     if Path(path).suffix == ".safetensors":
         _write_safetensors(path, state_dict, record)
         return
@@ -98,11 +107,13 @@ def open_posterior(path: str | os.PathLike[str]) -> PosteriorFile:
         )
         for alias, name in (record.get("aliases") or {}).items():
             checkpoint.state_dict[alias] = checkpoint.state_dict[name]
+        errors = record.get("int8") or {}
+        unpack(checkpoint.state_dict, settings, errors)
         for name, data in record["settings"].items():
             known = initial_std_from_data(data)
             if known is not None and settings[name].prior.needs_initial_std:
                 checkpoint.state_dict[name + INITIAL_STD] = known
-        file = PosteriorFile(path, checkpoint.state_dict, settings, origin)
+        file = PosteriorFile(path, checkpoint.state_dict, settings, origin, errors)
         _check_tensors(file)
     except (AttributeError, KeyError, TypeError, ValueError, BnnifyError) as error:
         raise CheckpointError(

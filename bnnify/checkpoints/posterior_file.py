@@ -57,12 +57,32 @@ class PosteriorFile:
         state_dict: The original names plus ``*_rho``, ``*_prior_mean`` and ``*_initial_std``.
         settings: How each Bayesian parameter is Bayesian, by name.
         origin: Where the weights came from.
+        int8: The dtypes of the weights that stand there in int8, and the errors that it makes, by name; see
+            :func:`~bnnify.checkpoints.int8.pack`. Empty for other files.
     """
 
     path: str | os.PathLike[str]
     state_dict: dict[str, Tensor]
     settings: dict[str, Settings]
     origin: Origin
+    int8: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def dtype(self) -> str | None:
+        """The dtype of the file if it is not that of the model: ``"int8"`` or None."""
+        return "int8" if self.int8 else None
+
+    @property
+    def precision(self) -> str:
+        """The errors of a file in int8, the largest and the rms of the worst tensor; empty for other files."""
+        worst = {
+            key: [max(errors) for errors in zip(*found, strict=True)]
+            for key in ("mean_error", "std_error")
+            if (found := [entry[key] for entry in self.int8.values() if key in entry])
+        }
+        units = {"mean_error": "of μ, in units of its rms,", "std_error": "of σ"}
+        told = (f"{units[key]} {largest:.2g} (rms {rms:.2g})" for key, (largest, rms) in worst.items())
+        return f"int8, error {', '.join(told)}" if worst else ""
 
     @property
     def plain_state_dict(self) -> dict[str, Tensor]:

@@ -13,7 +13,15 @@ from torch import nn
 from ..convert import collapse, convert_with
 from ..draws.companions import PRIOR_MEAN
 from ..draws.sharding import is_distributed
-from ..errors import ArgumentTypeError, CheckpointError, ConversionError, check_module, check_path, describe
+from ..errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    CheckpointError,
+    ConversionError,
+    check_module,
+    check_path,
+    describe,
+)
 from ..model import BayesianModel
 from ..modules.parameters import bayesian_parameters
 from ..modules.refusals import is_quantized
@@ -21,6 +29,7 @@ from ..modules.settings import slots_of
 from .architectures.lora_adapter import base_weights, with_adapter
 from .architectures.shapes import abridged, printable
 from .architectures.transformers_model import load_by_config
+from .int8 import DTYPES
 from .load_weights import load_weights
 from .own_format import open_posterior, write_posterior
 from .posterior_file import Origin, PosteriorFile
@@ -28,18 +37,28 @@ from .settings_data import can_be_saved
 from .tensor_places import valueless_buffers
 
 
-def save(bnn: BayesianModel, path: str | os.PathLike[str]) -> None:
+def save(bnn: BayesianModel, path: str | os.PathLike[str], *, dtype: str | None = None) -> None:
     """Write a converted model: its ``state_dict`` and, as plain data, how it was converted and how to make it again.
 
     The file is complete or not there: it is written beside ``path`` and renamed. It loads under ``weights_only=True``,
     and its ``"state_dict"`` has the original keys plus ``*_rho``, ``*_prior_mean`` and ``*_initial_std``. A path that
     ends in ``.safetensors`` gets a file of that format, in which a tied parameter stands once.
 
+    Args:
+        bnn: The model.
+        path: The file.
+        dtype: ``"int8"`` writes Bayesian weights of two dimensions or more in two bytes, one for μ and one for log σ,
+            with scales for each row, and a third one only where the mean of the prior is not μ. :func:`load` makes of
+            that an ordinary model of the original dtype; the error is written down, and ``bnnify-cli inspect`` shows
+            it. Zeros and pruned weights, what has one dimension, such as a bias, and what is not Bayesian stay exact.
+            The names in the file then end in ``.int8``, ``.scale`` and ``.range``. Default: ``None``, all as it is.
+
     Raises:
+        ArgumentError: The ``dtype`` is another one.
         ArgumentTypeError: ``bnn`` is not a converted model.
         CheckpointError: A prior or a rule for σ is not one of bnnify's own, so that no file could restore it; a weight
-            is quantized by torchao or bitsandbytes; the model is sharded, or holds something that :func:`load` would not read; or the
-            file cannot be written.
+            is quantized by torchao or bitsandbytes; the model is sharded, or holds something that :func:`load` would
+            not read; or the file cannot be written.
     """
     check_path("save(path)", path)
     if not isinstance(bnn, BayesianModel):
@@ -47,6 +66,8 @@ def save(bnn: BayesianModel, path: str | os.PathLike[str]) -> None:
             f"save takes a converted model, not {describe(bnn)}. Convert it first with bnnify.convert; torch.save "
             "writes plain models."
         )
+    if dtype is not None and dtype not in DTYPES:
+        raise ArgumentError(f"save takes dtype='int8' or None, the dtype of the model, not {describe(dtype)}.")
     parameters = list(bayesian_parameters(bnn.module))
     for parameter in parameters:
         for what in (parameter.prior, parameter.settings.posterior_std, parameter.posterior):
@@ -66,7 +87,7 @@ def save(bnn: BayesianModel, path: str | os.PathLike[str]) -> None:
                 f"Cannot save `{name}`: it is sharded, and no process has the whole. Write bnn.module.state_dict() "
                 "with torch.distributed.checkpoint; a model that is not sharded reads that, and can be saved."
             )
-    write_posterior(path, state_dict, settings, bnn.origin or Origin())
+    write_posterior(path, state_dict, settings, bnn.origin or Origin(), dtype)
 
 
 def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> BayesianModel:

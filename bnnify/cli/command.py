@@ -102,7 +102,7 @@ def _convert(options: argparse.Namespace) -> None:
         recognised = () if bnn.origin.recipe is None else (f"recognised: {bnn.origin.recipe}",)
         print(*recognised, *(f"note: {note}" for note in bnn.origin.notes), bnn.report, sep="\n")
     if not options.dry_run:
-        save(bnn, output)
+        save(bnn, output, dtype=options.dtype)
         _say(options, f"wrote {output}")
 
 
@@ -117,7 +117,7 @@ def _inspect(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(_as_json(file, summaries), indent=2))
     elif not options.quiet:
-        print_table(summaries, f"{file.path}{f', {file.origin}' if str(file.origin) else ''}")
+        print_table(summaries, ", ".join(filter(None, [str(file.path), str(file.origin), file.precision])))
 
 
 def _collapse(options: argparse.Namespace) -> None:
@@ -135,7 +135,7 @@ def _prune(options: argparse.Namespace) -> None:
     _check_output(output, options.file, options.force)
     file = open_posterior(options.file)
     report = prune(file.parameters_alone(), options.fraction, per_layer=options.per_layer)
-    write_posterior(output, file.state_dict, file.settings, file.origin)
+    write_posterior(output, file.state_dict, file.settings, file.origin, file.dtype)
     if not options.quiet:
         print(report)
     _say(options, f"wrote {output}")
@@ -204,6 +204,8 @@ def _as_json(file: PosteriorFile, summaries: Sequence[ParameterSummary]) -> dict
     return {
         "file": str(file.path),
         "model": str(file.origin) or None,
+        "dtype": file.dtype,
+        "error": dict(file.int8),
         "kl": sum(summary.kl for summary in summaries),
         "quantiles": QUANTILES,
         "parameters": [dataclasses.asdict(summary) for summary in summaries],

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ..checkpoints.int8 import DTYPES
 from ..checkpoints.kinds import POSTERIORS
 from ..deployment.formats import FORMATS
 from ..draws.estimators import ESTIMATORS
@@ -66,6 +67,7 @@ def make_parser() -> argparse.ArgumentParser:
     how.add_argument("--select", action="append", metavar="GLOB", help="convert these parameters or modules only")
     how.add_argument("--exclude", action="append", metavar="GLOB", help="leave these alone")
     how.add_argument("--strict", action="store_true", help="refuse a model with layers of unknown or unsupported types")
+    command.add_argument("--dtype", choices=DTYPES, help="write two bytes for a weight, with a small error")
     command.add_argument("--dry-run", action="store_true", help="show the report and write nothing")
 
     command = _command(commands, "inspect", "σ, signal-to-noise ratio and KL of each parameter")

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import check_num_samples, needing
+from ..errors import ArgumentError, check_num_samples, needing
 from .averages import Averages, Prediction, concatenate
 from .batches import Arguments, batches_of, count_batches, rows_of
+from .closed_form import averaged_in_closed_form
 from .eval_mode import evaluating
 from .known_likelihoods import LikelihoodLike, as_likelihood
 from .loop import run_networks
@@ -27,6 +28,7 @@ def predict(
     class_dim: int | None = None,
     antithetic: bool = False,
     networks_at_once: int = 1,
+    closed_form: bool = False,
     progress: bool = False,
 ) -> Prediction:
     """p(y|x) = E_q[p(y|x, w)], averaged over ``num_samples`` networks, in eval mode and without gradient.
@@ -83,6 +85,12 @@ def predict(
             inputs meet large layers, as under Bayesian adapters of a language model; memory for activations grows with
             it. The networks are the same, and outputs differ by rounding. Of HF models choose a tensor, with
             ``output="logits"``. Default: ``1``.
+        closed_form: Run the model once for each batch, and average over the exact distribution of its output. That is
+            possible where one linear layer has all the noise and returns the output, as after ``convert(model,
+            select="fc")``; elsewhere it is refused. ``"values"`` have the exact mean and ``std``. Of ``"logits"`` and
+            ``"binary_logits"`` ``num_samples`` are drawn, for each example, and each place in a sequence, by itself:
+            what is told of each is right, but two that one network would get wrong together do not go together here.
+            Random numbers that the forward draws for itself are drawn once. Default: ``False``.
         progress: Show a progress bar, which needs rich, from the extra ``cli``. Default: ``False``.
 
     Raises:
@@ -90,7 +98,7 @@ def predict(
             output is not what ``likelihood`` says: probabilities that are negative or do not sum to one, one logit
             where there should be one for each class, a negative variance, NaN. Or outputs cannot be put together: their
             shape differs between networks, or between batches otherwise than in the first dimension. Or with
-            ``networks_at_once`` the model cannot run so: the message says why.
+            ``networks_at_once`` or ``closed_form`` the model cannot run so: the message says why.
         ArgumentTypeError: The chosen output is not a tensor (or, for ``"gaussian"``, a pair of tensors), or holds
             integers; or it is not clear whether ``inputs`` is one batch, or what of it are inputs.
         MissingLibraryError: ``progress`` was asked for, and rich is not installed.
@@ -101,6 +109,8 @@ def predict(
     check_num_samples(num_samples)
     check_num_samples(networks_at_once, "networks_at_once")
     meaning = as_likelihood(likelihood, class_dim)
+    if closed_form and (antithetic or networks_at_once != 1):
+        raise ArgumentError("closed_form=True draws no networks. Leave out antithetic and networks_at_once.")
     averages: list[Averages] = []
     rows: list[int | None] = []
 
@@ -110,7 +120,14 @@ def predict(
             yield arguments
 
     options: dict[str, Any] = {"output": output, "antithetic": antithetic, "at_once": networks_at_once}
-    with evaluating(module), torch.no_grad(), _progress_bar(num_samples, inputs, progress) as advance:
+    forwards = 1 if closed_form else num_samples
+    with evaluating(module), torch.no_grad(), _progress_bar(forwards, inputs, progress) as advance:
+        if closed_form:
+            predictions = []
+            for arguments in batches():
+                predictions.append(averaged_in_closed_form(module, arguments, num_samples, meaning, output))
+                advance()
+            return concatenate(predictions, rows)
         for index, found in run_networks(module, batches(), num_samples, **options):
             if index == len(averages):
                 averages.append(Averages(meaning, rows[index]))
