@@ -80,6 +80,11 @@ def written_arguments(operator: Any, args: tuple[Any, ...], kwargs: dict[str, An
     return [given[name] for name in written if name in given]
 
 
+def writes_to(tensor: Tensor) -> int:
+    """Count how often ``tensor`` was written to by operations in place; those of inference mode do not count."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
 def unwrapped(tensor: Tensor) -> Tensor:
     """The tensor that the transforms of ``torch.func`` around here were given."""
     while is_transformed(tensor):

@@ -218,3 +218,12 @@ def test_convolutions_have_one_base_and_activations_are_found_by_name():
         assert isinstance(layer, torch_internals.Convolution)
     x = torch.randn(3)
     assert torch.equal(torch_internals.activation("gelu")(x), nn.GELU()(x))
+
+
+def test_what_was_written_to_is_known():
+    tensor = torch.zeros(3)
+    before = torch_internals.writes_to(tensor)
+    tensor[1:].add_(1.0)  # by way of a view, which shares its memory
+    assert torch_internals.writes_to(tensor) > before
+    with torch.inference_mode():
+        assert torch_internals.writes_to(torch.zeros(3)) == 0

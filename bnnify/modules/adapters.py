@@ -61,7 +61,7 @@ def orthogonalize_adapters(model: nn.Module) -> int:
     """Rewrite each LoRA pair so that the columns of B are orthogonal and equally long; their product B·A stays.
 
     Noise that is independent in each element of A then moves ΔW in all directions of B's columns alike. As trained,
-    these columns are nearly parallel, and most of the noise goes the one way that the adapter has learned. It is the
+    these columns point much the same way, and most of the noise goes where the adapter has learned to go. It is the
     basis of Training-Free Bayesianization; call it before :func:`bnnify.convert`.
 
     With ``B·A = U·diag(s)·Vᵀ``, B becomes ``β·U`` and A becomes ``diag(s)·Vᵀ/β``, where β leaves B as large as it was.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..draws.draw import Draw
 from ..errors import ArgumentError
-from ..torch_internals import tree_map
+from ..torch_internals import tree_map, writes_to
 from .batches import choose
 from .known_code import State
 from .sampler import Sampler
@@ -43,7 +43,7 @@ class NetworksAtOnce:
         Raises:
             ArgumentError: ``vmap`` cannot do the model, or its forward keeps something in it.
         """
-        state = State(self._module)
+        state, writes = State(self._module), self._writes()
 
         def of_one(samples: dict[int, Tensor]) -> Any:
             draw = Draw(self._sampler.parameters, lambda p: samples.get(id(p.mean), p.mean))
@@ -57,10 +57,14 @@ class NetworksAtOnce:
         except Exception as error:
             reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
             raise ArgumentError(self._refusal(f"torch.func.vmap: {reason}.")) from error
-        if not state.is_unchanged():
+        if not state.is_unchanged() or writes != self._writes():
             reason = "its forward keeps something in the model, which the next network would find there."
             raise ArgumentError(self._refusal(reason))
         return (tree_map(lambda leaf, k=k: leaf[k], found) for k in range(self._count))
+
+    def _writes(self) -> list[int]:
+        """How often each tensor of the model was written to, which a counter in a buffer is, and a cache."""
+        return [writes_to(tensor) for tensor in (*self._module.parameters(), *self._module.buffers())]
 
     def _refusal(self, reason: str) -> str:
         return (

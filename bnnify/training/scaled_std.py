@@ -81,13 +81,11 @@ def log_ratio(everything: Iterable[ScaledStd]) -> float:
 
     In the place of μ of a LoRA factor stands the σ at which its noise is as large as the weight that it adapts.
     """
-    scaled = list(everything)
-    variance = sum(_sum_of_squares(std(each.parameter.rho)) for each in scaled)
-    square = sum(
-        _sum_of_squares(mean if each.measure is None else each.measure.expand_as(mean))
-        for each in scaled
-        for mean in [each.parameter.mean]
-    )
+    variance, square = 0.0, 0.0
+    for scaled in everything:
+        mean, measure = scaled.parameter.mean, scaled.measure
+        variance += _sum_of_squares(std(scaled.parameter.rho))
+        square += _sum_of_squares(mean if measure is None else measure.expand_as(mean))
     return 0.5 * math.log(variance / square) if variance > 0 and square > 0 else 0.0
 
 

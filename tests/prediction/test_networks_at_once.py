@@ -59,15 +59,27 @@ def test_what_does_not_depend_on_the_weights_is_computed_once():
     assert len(rows) == 1
 
 
-def test_a_model_that_keeps_something_from_one_network_to_the_next_is_refused():
-    class Counting(nn.Linear):
-        calls = 0
+class CountingInAnAttribute(nn.Linear):
+    calls = 0
 
-        def forward(self, x):
-            self.calls += 1
-            return super().forward(x) * self.calls
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x) * self.calls
 
-    bnn = bnnify.convert(Counting(4, 3), posterior_std=0.5)
+
+class CountingInABuffer(nn.Linear):
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x) * self.calls
+
+
+@pytest.mark.parametrize("counting", [CountingInAnAttribute, CountingInABuffer])
+def test_a_model_that_keeps_something_from_one_network_to_the_next_is_refused(counting):
+    bnn = bnnify.convert(counting(4, 3), posterior_std=0.5)
     with pytest.raises(bnnify.ArgumentError, match="keeps something in the model"):
         bnn.predict(torch.randn(2, 4), K, networks_at_once=K)
 
