@@ -110,7 +110,7 @@ def make_parser() -> argparse.ArgumentParser:
         type=lambda text: int(text) if text.isdecimal() else text,
         help="a key or an index, if the model returns several things",
     )
-    command.add_argument("--noise", choices=["input"], help="one network, whose noise is an input of the file")
+    command.add_argument("--noise", choices=["input", "local"], help="one network, whose noise is an input of the file")
     _add_model(command, "the file says how to make it")
 
     command = _command(commands, "demo", "convert and fine-tune a small network that comes with bnnify")

@@ -21,6 +21,7 @@ from ..prediction.known_likelihoods import LikelihoodLike, as_likelihood
 from .agreement import rounding
 from .formats import format_for
 from .freeze import Ensemble, freeze
+from .local_noise import LocallyNoisyNetwork
 from .networks import FrozenNetworks, Networks
 from .noisy import NoisyNetwork
 from .served import NETWORKS, Served, named_outputs
@@ -109,7 +110,9 @@ def export(
         format: See above. Default: ``None``, the first one with the ending of ``path``.
         noise: ``"input"`` for one network, whose noise ε is drawn by whoever calls it. μ and σ stand in the file, and
             for each Bayesian weight it has one more input, a tensor of its shape: in ONNX of the name
-            ``fc.weight_noise``, in torch in a mapping ``noise`` by the names of the weights. Default: ``None``.
+            ``fc.weight_noise``, in torch in a mapping ``noise`` by the names of the weights. ``"local"`` puts the noise
+            on the output of each linear or convolutional layer instead (local reparameterization): all weights are
+            constants, and the inputs, such as ``fc.output_noise``, have the shapes of these outputs. Default: ``None``.
         antithetic: Draw them in pairs, as in :func:`freeze`. Default: ``False``.
 
     Raises:
@@ -127,8 +130,8 @@ def export(
     """
     check_module("export(bnn)", bnn)
     check_path("export(path)", path)
-    if noise not in (None, "input"):
-        raise ArgumentError(f"export(noise) must be 'input' or None, not {noise!r}.")
+    if noise not in (None, "input", "local"):
+        raise ArgumentError(f"export(noise) must be 'input', 'local' or None, not {noise!r}.")
     if noise is not None and isinstance(bnn, Ensemble):
         raise ArgumentError("Frozen networks have no noise that could be an input. Export the converted model.")
     form = format_for(path, format)
@@ -146,10 +149,10 @@ def export(
             networks = FrozenNetworks([*bnn.networks], arguments, output, dynamic_shapes)
         else:
             root = bnn.module if isinstance(bnn, BayesianModel) else bnn
-            networks = NoisyNetwork(root, output)
+            networks = NoisyNetwork(root, output) if noise == "input" else LocallyNoisyNetwork(root, arguments, output)
 
         def trial(arguments: Arguments, seed: int) -> Trial:
-            args, kwargs = arguments[0], {**arguments[1], **networks.draw(seed)}
+            args, kwargs = arguments[0], {**arguments[1], **networks.draw(seed, arguments)}
             with torch.no_grad(), called_with(networks, arguments):
                 found = networks.expected(*args, **kwargs)
                 expected = named_outputs(found, meaning, wanted, rows_of(arguments))

@@ -10,7 +10,7 @@ from torch import nn
 from ..convert import collapse
 from ..errors import check_num_samples
 from ..model import BayesianModel, stacked
-from ..modules.parameters import unique_bayesian_parameters
+from ..modules.parameters import noisy_parameters
 from ..prediction.batches import as_arguments
 from ..prediction.sampler import Sampler
 from .ensemble_graph import EnsembleGraph
@@ -83,7 +83,7 @@ def freeze(bnn: nn.Module, num_samples: int, *, antithetic: bool = False) -> Ens
     check_num_samples(num_samples)
     root = bnn.module if isinstance(bnn, BayesianModel) else bnn
     plain = collapse(root)
-    names = {p.name: id(p.mean) for p in unique_bayesian_parameters(root) if p.posterior.has_noise}
+    names = {p.name: id(p.mean) for p in noisy_parameters(root)}
     means = {name: plain.get_parameter(name) for name in names}
     noisy = {id(mean) for mean in means.values()}
     shared = {id(tensor): tensor for tensor in [*plain.parameters(), *plain.buffers()] if id(tensor) not in noisy}

@@ -18,7 +18,7 @@ class Networks(Named):
 
     Attributes:
         name: The class of a network, for errors.
-        noise_names: The names of the weights whose noise is an input.
+        noise_names: The names of the noise that is an input.
     """
 
     name: str
@@ -28,8 +28,8 @@ class Networks(Named):
         """The same, by plain networks that are no part of what is exported."""
         raise NotImplementedError
 
-    def draw(self, seed: int) -> dict[str, Any]:
-        """Draw what the forward takes beside the arguments of a network. Default: nothing."""
+    def draw(self, seed: int, arguments: Arguments) -> dict[str, Any]:
+        """Draw what the forward takes beside these arguments of a network. Default: nothing."""
         return {}
 
 

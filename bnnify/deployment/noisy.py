@@ -1,6 +1,6 @@
 """A network whose noise is an input, so that whoever runs it draws another network with each call."""
 
-__all__ = ["NOISE", "NoisyNetwork"]
+__all__ = ["NOISE", "NoisyNetwork", "signature_with_noise"]
 
 import copy
 import inspect
@@ -14,8 +14,8 @@ from torch.func import functional_call
 from ..convert import collapse
 from ..distributions.gaussian import std
 from ..errors import ArgumentError
-from ..modules.parameters import unique_bayesian_parameters
-from ..prediction.batches import choose
+from ..modules.parameters import noisy_parameters
+from ..prediction.batches import Arguments, choose
 from .networks import Networks
 from .trace import Output
 
@@ -39,17 +39,10 @@ class NoisyNetwork(Networks):
     without_batch = (NOISE,)
 
     def __init__(self, root: nn.Module, output: Output) -> None:
-        noisy = [p for p in unique_bayesian_parameters(root) if p.posterior.has_noise]
-        signature = inspect.signature(root.forward)
-        others = [p.name for p in noisy if not p.has_rho]
-        if others or not noisy or NOISE in signature.parameters:
-            found = f"the posterior of `{others[0]}` is not mean-field" if others else "no weight has noise"
-            found = "its forward has an argument of that name" if NOISE in signature.parameters else found
-            raise ArgumentError(f"{type(root).__name__} cannot take its noise as an input: {found}.")
-        listed = list(signature.parameters.values())
-        last = len(listed) - (bool(listed) and listed[-1].kind is inspect.Parameter.VAR_KEYWORD)
-        listed.insert(last, inspect.Parameter(NOISE, inspect.Parameter.KEYWORD_ONLY))
-        super().__init__(signature.replace(parameters=listed))
+        super().__init__(signature_with_noise(root))
+        noisy = noisy_parameters(root)
+        if others := [p.name for p in noisy if not p.has_rho]:
+            raise ArgumentError(_refusal(root, f"the posterior of `{others[0]}` is not mean-field"))
         self._noisy, self.noise_names = noisy, [p.name for p in noisy]
         self.network = collapse(root)
         self.name = type(self.network).__name__
@@ -72,6 +65,27 @@ class NoisyNetwork(Networks):
             plain.get_parameter(parameter.name).copy_(parameter.posterior.sample(parameter, noise[parameter.name]))
         return [choose(plain(*args, **kwargs), self._output)]
 
-    def draw(self, seed: int) -> dict[str, Any]:
+    def draw(self, seed: int, arguments: Arguments) -> dict[str, Any]:
         generator = torch.Generator().manual_seed(seed)
         return {NOISE: {p.name: torch.randn(p.mean.shape, generator=generator).to(p.mean) for p in self._noisy}}
+
+
+def signature_with_noise(root: nn.Module) -> inspect.Signature:
+    """The signature of a converted model's forward, with one more argument, the noise.
+
+    Raises:
+        ArgumentError: It has an argument of that name already, or there is no noise that it could take.
+    """
+    signature = inspect.signature(root.forward)
+    if NOISE in signature.parameters:
+        raise ArgumentError(_refusal(root, "its forward has an argument of that name"))
+    if not noisy_parameters(root):
+        raise ArgumentError(_refusal(root, "no weight has noise"))
+    listed = list(signature.parameters.values())
+    last = len(listed) - (bool(listed) and listed[-1].kind is inspect.Parameter.VAR_KEYWORD)
+    listed.insert(last, inspect.Parameter(NOISE, inspect.Parameter.KEYWORD_ONLY))
+    return signature.replace(parameters=listed)
+
+
+def _refusal(root: nn.Module, found: str) -> str:
+    return f"{type(root).__name__} cannot take its noise as an input: {found}."

@@ -1,6 +1,13 @@
 """Bayesian parameters: their places in a model, and their posterior as it is now."""
 
-__all__ = ["BayesianParameter", "bayesian_parameters", "companions_of", "is_derived", "unique_bayesian_parameters"]
+__all__ = [
+    "BayesianParameter",
+    "bayesian_parameters",
+    "companions_of",
+    "is_derived",
+    "noisy_parameters",
+    "unique_bayesian_parameters",
+]
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -169,6 +176,11 @@ def unique_bayesian_parameters(root: nn.Module) -> Iterator[BayesianParameter]:
         if id(parameter.mean) not in seen:
             seen.add(id(parameter.mean))
             yield parameter
+
+
+def noisy_parameters(root: nn.Module) -> list[BayesianParameter]:
+    """List those whose posterior has noise, each once."""
+    return [parameter for parameter in unique_bayesian_parameters(root) if parameter.posterior.has_noise]
 
 
 def is_derived(module: nn.Module, attribute: str) -> bool:
