@@ -41,6 +41,8 @@ class Export:
         dynamic: The dimensions of each input that may have another size than in the example, for those with any.
         num_samples: The number of networks.
         nbytes: The size of the file.
+        num_inputs: On how many inputs it was compared: 3, or fewer if the networks do not take the other values or the
+            longer batch that were made from the example, such as indices in disorder.
         max_difference: The largest difference between its outputs and those of the networks in eager PyTorch.
     """
 
@@ -51,6 +53,7 @@ class Export:
     dynamic: dict[str, tuple[int, ...]]
     num_samples: int
     nbytes: int
+    num_inputs: int
     max_difference: float
 
     def __str__(self) -> str:
@@ -58,8 +61,8 @@ class Export:
         fixed = [name for name in self.inputs if name not in self.dynamic]
         return (
             f"{self.path}: {self.format}, {self.nbytes / 1e6:.1f} MB, {self.num_samples} networks; inputs "
-            f"{', '.join(sizes + fixed)}; outputs {', '.join(self.outputs)}; run and compared: the largest difference "
-            f"is {self.max_difference:.1e}"
+            f"{', '.join(sizes + fixed)}; outputs {', '.join(self.outputs)}; run and compared on "
+            f"{self.num_inputs} input{'s' * (self.num_inputs > 1)}: the largest difference is {self.max_difference:.1e}"
         )
 
 
@@ -165,7 +168,7 @@ def export(
         others = fresh(arguments, 1, {}), fresh(arguments, 2, longer if dynamic_shapes == BATCH else {})
         trials = [example]
         for seed, each in enumerate(others, 1):
-            with suppress(Exception):  # the networks may not take all values, such as indices in disorder
+            with suppress(Exception):  # the networks may not take it; num_inputs tells
                 trials.append(trial(each, seed))
         inputs = [*dynamic][: len(dynamic) - len(networks.noise_names)]
         inputs += [f"{name}_noise" for name in networks.noise_names]
@@ -178,6 +181,7 @@ def export(
         dynamic={name: dims for name, dims in zip(inputs, dynamic.values(), strict=True) if dims},
         num_samples=len(bnn.networks) if isinstance(bnn, Ensemble) else 1,
         nbytes=nbytes,
+        num_inputs=len(trials),
         max_difference=largest,
     )
 

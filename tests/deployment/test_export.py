@@ -71,6 +71,7 @@ def test_a_file_computes_what_predict_does_under_the_same_seed(form, tmp_path):
     assert found.outputs == ("mean", "predictive_entropy", "mutual_information")
     assert found.nbytes == path.stat().st_size
     assert found.max_difference < 1e-5
+    assert found.num_inputs == 3
     x = images(5 if found.dynamic else 2)
     prediction = predicted(bnn, x, likelihood="logits")
     for name, value in run(path, form, x).items():
@@ -337,3 +338,21 @@ def test_an_onnx_file_above_the_limit_is_refused_before_it_is_written(tmp_path, 
     with pytest.raises(bnnify.ArgumentError, match=r"at most 2 GiB.*write a .pt2 file"):
         bnnify.export(bnnify.convert(nn.Linear(4, 30)), tmp_path / "model.onnx", torch.randn(2, 4))
     assert not list(tmp_path.iterdir())
+
+
+class Bag(nn.Module):
+    """Takes where the bags begin: the first at 0, which only some other values do."""
+
+    def __init__(self):
+        super().__init__()
+        self.bag, self.fc = nn.EmbeddingBag(9, 4), nn.Linear(4, 3)
+
+    def forward(self, words, begins):
+        return self.fc(self.bag(words, begins))
+
+
+def test_it_tells_on_how_many_inputs_a_file_was_compared(tmp_path):
+    example = torch.tensor([1, 5, 2, 8, 3, 4]), torch.tensor([0, 2, 5])
+    found = exported(bnnify.convert(Bag()), tmp_path / "model.pt2", example, dynamic_shapes=None)
+    assert found.num_inputs == 2
+    assert "compared on 2 inputs:" in str(found)
