@@ -36,6 +36,7 @@ OTHER_WORDS = 25
 
 A, A_AND_B = "*.lora_A.*", "*.lora_*"
 ENSEMBLE = "LoRAs of all seeds, averaged"
+ROWS = ["LoRA*", "MC dropout", *(f"bnnify, {how}" for how in ("as converted", "tuned, labels", "tuned, then the ELBO"))]
 
 Predict = Callable[[Any], Tensor]
 """From what the upper layers take to the probabilities of each network, shape (K, N, 2)."""
@@ -123,14 +124,14 @@ def _rows(
     rotated = copy.deepcopy(model)
     bnnify.orthogonalize_adapters(rotated)
 
-    def tuned(labels: bool, select: str = A, of: nn.Module = rotated, **rule: Any) -> bnnify.BayesianModel:
+    def tuned(labels: bool, select: str = A_AND_B, of: nn.Module = rotated, **rule: Any) -> bnnify.BayesianModel:
         bnn = bnnify.convert(of, select=select, **rule)
         batches = data.fitting.batches
         bnnify.tune_std(bnn, batches, likelihood="logits", labels=labels, num_samples=options.tuning_samples)
         return bnn
 
     @cache
-    def tuned_a() -> bnnify.BayesianModel:
+    def tuned_with_labels() -> bnnify.BayesianModel:
         return tuned(True)
 
     def of_temperature() -> Predict:
@@ -156,16 +157,16 @@ def _rows(
         "LoRA, epoch of the best held-out NLL": lambda: lambda x: early(*x).softmax(-1)[None],
         "LoRA, temperature, labels": of_temperature,
         "MC dropout": dropped,
-        "bnnify (A), as converted": sampled(lambda: bnnify.convert(rotated, select=A)),
-        "bnnify (A), tuned, no labels": sampled(lambda: tuned(False)),
-        "bnnify (A), tuned, labels": sampled(tuned_a),
-        "bnnify (A), tuned, then the ELBO": sampled(lambda: finetuned(copy.deepcopy(tuned_a()), data, options)),
-        "bnnify (A and B), tuned, then the ELBO": sampled(lambda: finetuned(tuned(True, A_AND_B), data, options)),
-        "bnnify (A), not rotated, tuned, labels": sampled(lambda: tuned(True, of=model)),
-        "rule of TFB (A), no labels": sampled(lambda: tuned(False, posterior_std=_noise_of_one_size(rotated))),
-        "rule of TFB (A), labels": sampled(lambda: tuned(True, posterior_std=_noise_of_one_size(rotated))),
-        "constant σ (A), labels": sampled(lambda: tuned(True, of=model, posterior_std=0.01)),
-        "FisherStd (A), labels": sampled(lambda: tuned(True, of=model, posterior_std=fisher())),
+        "bnnify, as converted": sampled(lambda: bnnify.convert(rotated, select=A_AND_B)),
+        "bnnify, tuned, labels": sampled(tuned_with_labels),
+        "bnnify, tuned, then the ELBO": sampled(lambda: finetuned(copy.deepcopy(tuned_with_labels()), data, options)),
+        "bnnify, tuned, no labels": sampled(lambda: tuned(False)),
+        "bnnify, A alone, tuned, labels": sampled(lambda: tuned(True, A)),
+        "bnnify, not rotated, tuned, labels": sampled(lambda: tuned(True, of=model)),
+        "rule of TFB, A alone, no labels": sampled(lambda: tuned(False, A, posterior_std=_noise_of_one_size(rotated))),
+        "rule of TFB, A alone, labels": sampled(lambda: tuned(True, A, posterior_std=_noise_of_one_size(rotated))),
+        "constant σ, labels": sampled(lambda: tuned(True, of=model, posterior_std=0.01)),
+        "FisherStd, labels": sampled(lambda: tuned(True, of=model, posterior_std=fisher())),
     }
 
 
@@ -202,7 +203,7 @@ def finetuned(bnn: bnnify.BayesianModel, data: _Data, options: argparse.Namespac
         logits, kl = model(*x)
         return bnnify.elbo(F.cross_entropy(logits, y), kl, num_data=options.train)
 
-    optimizer = torch.optim.Adam(bnn.parameter_groups(lr=options.lr, rho_lr=1e-2))
+    optimizer = torch.optim.Adam(bnn.parameter_groups(lr=options.elbo_lr, rho_lr=1e-2))
     for _ in _epochs(bnn, optimizer, data, options.elbo_epochs, loss):
         pass
     return bnn
@@ -314,7 +315,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, help="where to keep the trained adapters")
     parser.add_argument("--merge", type=Path, nargs="+", default=[], help="print the tables of these results instead")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--rows", nargs="+", default=["*"], help="globs of the names of rows")
+    parser.add_argument("--rows", nargs="+", default=ROWS, help="globs of the names of rows; * for the rules of σ too")
     parser.add_argument("--first-layer", type=int, default=20, help="of 30: adapters are in this layer and above")
     parser.add_argument("--train", type=int, default=1000, help="sentences to train on")
     parser.add_argument("--fitting", type=int, default=200, help="other sentences, to fit a temperature or σ on")
@@ -323,8 +324,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--elbo-epochs", type=int, default=3)
     parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--elbo-lr", type=float, default=2e-4)
     parser.add_argument("--samples", type=int, default=10, help="K, the number of networks")
-    parser.add_argument("--tuning-samples", type=int, default=4, help="networks for each factor on σ that is tried")
+    parser.add_argument("--tuning-samples", type=int, default=10, help="networks for each factor on σ that is tried")
     return parser.parse_args()
 
 
