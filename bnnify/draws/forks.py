@@ -42,14 +42,13 @@ if hasattr(os, "register_at_fork"):  # Windows does not fork
 
 
 def next_seed(generator: torch.Generator | None = None) -> int:
-    """A seed drawn from ``generator``. Default: ``None``, the program's own, with different ones in forked processes."""
+    """A seed drawn from ``generator``. Default: ``None``, the program's own; forked processes get different ones."""
     seed = int(torch.randint(2**62, (), generator=generator))
     return hash((seed, *_place)) % 2**62 if generator is None and _has_seed_of_parent() else seed
 
 
 def generator_of_fork(device: torch.device) -> torch.Generator | None:
-    """The generator for the next random numbers on ``device`` in a forked process; None in any other, or in one that
-    has been given a seed of its own."""
+    """The generator for the next random numbers on ``device`` in a forked process; None where the program's will do."""
     return torch.Generator(device).manual_seed(next_seed()) if _has_seed_of_parent() else None
 
 

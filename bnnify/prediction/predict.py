@@ -100,11 +100,12 @@ def predict(
         progress: Show a progress bar, which needs rich, from the extra ``cli``. Default: ``False``.
 
     Raises:
-        ArgumentError: ``num_samples`` is not positive, ``seed`` is negative, ``likelihood`` is unknown, or the loader has no batches; or the
-            output is not what ``likelihood`` says: probabilities that are negative or do not sum to one, one logit
-            where there should be one for each class, a negative variance, NaN. Or outputs cannot be put together: their
-            shape differs between networks, or between batches otherwise than in the first dimension. Or with
-            ``networks_at_once`` or ``closed_form`` the model cannot run so: the message says why.
+        ArgumentError: ``num_samples`` is not positive, ``seed`` is negative or above 2⁶³ - 1, ``likelihood`` is
+            unknown, or the loader has no batches; or the output is not what ``likelihood`` says: probabilities that are
+            negative or do not sum to one, one logit where there should be one for each class, a negative variance, NaN.
+            Or outputs cannot be put together: their shape differs between networks, or between batches otherwise than
+            in the first dimension. Or with ``networks_at_once`` or ``closed_form`` the model cannot run so: the message
+            says why.
         ArgumentTypeError: The chosen output is not a tensor (or, for ``"gaussian"``, a pair of tensors), or holds
             integers; or it is not clear whether ``inputs`` is one batch, or what of it are inputs.
         MissingLibraryError: ``progress`` was asked for, and rich is not installed.
