@@ -67,6 +67,7 @@ def run_networks(
                     found = trunk.forward(index, *arguments)
                     found = output(found) if callable(output) else found
                 yield index, found
+                del found  # so that there is room for the next output
             del draw  # lets the next network use its memory
         start += len(group)
         del group, arguments  # make room for the next group

@@ -143,8 +143,9 @@ def predict(
             if index == len(averages):
                 averages.append(Averages(meaning, rows[index]))
             averages[index].add(found)
+            del found
             advance()
-    return concatenate([average.prediction() for average in averages], rows)
+    return concatenate([averages.pop(0).prediction() for _ in range(len(averages))], rows)
 
 
 @contextmanager
