@@ -34,10 +34,11 @@ def predict(
 ) -> Prediction:
     """p(y|x) = E_q[p(y|x, w)], averaged over ``num_samples`` networks, in eval mode and without gradient.
 
-    These are the networks of ``num_samples`` rounds of ``with bnn.draw(): bnn.module(x)``, under the same seed if the
-    batches take less than 256 MiB together. A loader is read once, and all its batches are seen by the same networks.
-    Memory does not grow with ``num_samples``. If every layer is one of torch, torchvision, timm or transformers as
-    published, what comes before the Bayesian weights is computed once for each batch, otherwise once for each network.
+    These are the networks of ``num_samples`` rounds of ``with bnn.draw(): bnn.module(x)``, after one ``manual_seed`` if
+    the batches take less than 256 MiB together. A loader is read once, and all its batches are seen by the same
+    networks. Memory does not grow with ``num_samples``: a large output is in memory three times. If every layer is one
+    of torch, torchvision, timm or transformers as published, what comes before the Bayesian weights is computed once
+    for each batch, otherwise once for each network.
 
     ``inputs`` is one batch, with which the model is called as it stands:
 
@@ -120,6 +121,7 @@ def predict(
         check_integer("seed", seed)
         if not 0 <= seed < 2**63:
             raise ArgumentError(f"seed must be an integer from 0 to 2**63 - 1, not {seed}.")
+        seed = int(seed)  # numpy's integers are none to torch
     if closed_form and (antithetic or networks_at_once != 1):
         raise ArgumentError("closed_form=True draws no networks. Leave out antithetic and networks_at_once.")
     averages: list[Averages] = []

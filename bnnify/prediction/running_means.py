@@ -23,7 +23,7 @@ class Pieces:
             del lengths[-1 if likelihood.class_dim is None else likelihood.class_dim % value.ndim :]
         self._length = max(lengths, default=1)
         self._dim = lengths.index(self._length) if lengths else 0
-        can_be_divided = has_values(value) and not value.is_nested
+        can_be_divided = type(value) is Tensor and has_values(value) and not value.is_nested
         self._count = min(self._length, value.numel() // PIECE) or 1 if can_be_divided else 1
 
     def of(self, whole: Tensor) -> tuple[Tensor, ...]:

@@ -3,6 +3,7 @@
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -55,7 +56,7 @@ def test_the_random_numbers_of_the_program_and_of_a_call_with_a_seed_are_not_the
     bnn, x = converted(), torch.randn(8, 4)
     first = bnn.predict(x, 4, seed=1)
     state = torch.get_rng_state()
-    again = bnn.predict(x, 4, seed=1)
+    again = bnn.predict(x, 4, seed=np.int64(1))
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(first.mean, again.mean)
     assert not torch.equal(first.mean, bnn.predict(x, 4).mean)
