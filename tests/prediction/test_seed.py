@@ -1,6 +1,7 @@
 """A seed names the networks of a prediction: in any thread, in any call, and for as many batches as there are."""
 
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -11,6 +12,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import bnnify
 from bnnify.prediction.averages import Prediction
+from bnnify.prediction.known_code import State
+from tests import zoo
 
 NAMES = ("mean", "std", "predictive_entropy", "expected_entropy")
 WAYS = {
@@ -28,28 +31,54 @@ def converted(mode: bool = False) -> bnnify.BayesianModel:
 
 
 def equal(first: Prediction, second: Prediction) -> bool:
-    return all(torch.equal(getattr(first, name), getattr(second, name)) for name in NAMES)
+    pairs = [(getattr(first, name), getattr(second, name)) for name in NAMES]
+    return all(a is b is None or torch.equal(a, b) for a, b in pairs)
 
 
+@pytest.fixture
+def take_turns_often():
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(before)
+
+
+def check_in_threads(predict: Callable[[int], Prediction]) -> None:
+    """Calls with four seeds, twenty times in four threads, have to give what they give alone."""
+    alone = [predict(seed) for seed in range(4)]
+    assert not any(equal(alone[0], other) for other in alone[1:])
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(predict, [*range(4)] * 5))
+    assert all(map(equal, found, alone * 5))
+
+
+@pytest.mark.usefixtures("take_turns_often")
 @pytest.mark.parametrize("mode", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("way", WAYS)
 def test_predictions_in_threads_are_those_of_the_same_calls_alone(way, mode):
     bnn, x = converted(mode), torch.randn(8, 4)
-
-    def predict(seed: int) -> Prediction:
-        return bnn.predict(x, 5, likelihood="logits", seed=seed, **WAYS[way])
-
-    alone = [predict(seed) for seed in range(4)]
-    assert not any(equal(alone[0], other) for other in alone[1:])
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    try:
-        with ThreadPoolExecutor(4) as threads:
-            found = list(threads.map(predict, [*range(4)] * 5))
-    finally:
-        sys.setswitchinterval(before)
-    assert all(map(equal, found, alone * 5))
+    check_in_threads(lambda seed: bnn.predict(x, 5, likelihood="logits", seed=seed, **WAYS[way]))
     assert {module.training for module in bnn.modules()} == {mode}
+
+
+@pytest.mark.usefixtures("take_turns_often")
+@pytest.mark.parametrize("name", zoo.ZOO)
+def test_every_model_predicts_in_threads_what_it_predicts_alone(name):
+    model, inputs = zoo.build(name)
+    bnn = bnnify.convert(model)
+    check_in_threads(lambda seed: bnn.predict(inputs, 2, seed=seed, output=lambda output: zoo.tensors(output)[0]))
+
+
+def test_a_model_to_which_the_forward_of_another_thread_adds_something_can_be_looked_through():
+    class Held(dict):
+        def values(self):
+            model.cache = torch.ones(1)
+            return super().values()
+
+    model = nn.Linear(4, 3)
+    model.held = Held()
+    State(model)
+    assert "cache" in vars(model)
 
 
 def test_the_random_numbers_of_the_program_and_of_a_call_with_a_seed_are_not_the_same_ones():
