@@ -71,14 +71,14 @@ def _results(options: argparse.Namespace) -> Iterator[Result]:
     for name in options.networks:
         torch.manual_seed(0)
         ways, inputs = _ways(NETWORKS[name], options.samples)
-        for clients in options.clients:
-            # The ways take turns, so that what else the machine does meets all of them.
-            rates = [
-                {way: _rate(answer, inputs, clients, options.seconds) for way, answer in ways.items()}
-                for _ in range(options.rounds)
-            ]
-            for way in ways:
-                yield Result(name, way, clients, median(each[way] for each in rates))
+        measured = [(way, clients) for clients in options.clients for way in ways]
+        # All take turns, so that what else the machine does meets each of them.
+        rounds = [
+            {(way, clients): _rate(ways[way], inputs, clients, options.seconds) for way, clients in measured}
+            for _ in range(options.rounds)
+        ]
+        for way, clients in measured:
+            yield Result(name, way, clients, median(rates[way, clients] for rates in rounds))
 
 
 def _ways(network: Network, samples: int) -> tuple[dict[str, Callable[[Tensor], object]], Tensor]:
@@ -123,8 +123,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), metavar="NAME")
     parser.add_argument("--clients", nargs="+", type=int, default=[1, 4, 16], help="how many threads ask at a time")
     parser.add_argument("--samples", type=int, default=10, help="K, the number of networks")
-    parser.add_argument("--seconds", type=float, default=2.0, help="how long each measurement takes")
-    parser.add_argument("--rounds", type=int, default=3, help="in which the ways take turns")
+    parser.add_argument("--seconds", type=float, default=1.0, help="how long each measurement takes")
+    parser.add_argument("--rounds", type=int, default=5, help="in which all take turns")
     return parser.parse_args()
 
 
