@@ -111,6 +111,7 @@ class BayesianModel(nn.Module):
         antithetic: bool = False,
         networks_at_once: int = 1,
         closed_form: bool = False,
+        seed: int | None = None,
         progress: bool = False,
     ) -> Prediction:
         """The predictive distribution over networks from the posterior; see :func:`bnnify.prediction.predict`."""
@@ -124,6 +125,7 @@ class BayesianModel(nn.Module):
             antithetic=antithetic,
             networks_at_once=networks_at_once,
             closed_form=closed_form,
+            seed=seed,
             progress=progress,
         )
 

@@ -80,6 +80,16 @@ def written_arguments(operator: Any, args: tuple[Any, ...], kwargs: dict[str, An
     return [given[name] for name in written if name in given]
 
 
+def draws_random_numbers(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Tell whether a call of an operator draws random numbers, which attention without dropout does not."""
+    if torch.Tag.nondeterministic_seeded not in operator.tags:
+        return False
+    defaults = {argument.name: argument.default_value for argument in operator._schema.arguments}
+    given = defaults | dict(zip(defaults, args, strict=False)) | kwargs
+    switches = ("dropout", "dropout_p", "train", "training")  # at zero or False nothing is drawn
+    return all(given[name] for name in switches if name in given)
+
+
 def writes_to(tensor: Tensor) -> int:
     """Count how often ``tensor`` was written to by operations in place; those of inference mode do not count."""
     return 0 if tensor.is_inference() else tensor._version

@@ -49,6 +49,19 @@ def test_a_transform_of_functions_and_its_tensors_are_seen_and_a_default_device_
     assert seen == [True, False]
 
 
+def test_operators_tell_whether_they_draw_random_numbers():
+    aten, x = torch.ops.aten, torch.ones(1, 1, 2, 2)
+    draws = torch_internals.draws_random_numbers
+    attention = aten._scaled_dot_product_flash_attention_for_cpu.default
+    assert not draws(aten.add.Tensor, (x, x), {})
+    assert draws(aten.randn.default, ([2],), {})
+    assert draws(aten.bernoulli.p, (x, 0.0), {})  # which takes numbers from the generator
+    assert [draws(aten.native_dropout.default, (x, 0.5, mode), {}) for mode in (True, False)] == [True, False]
+    assert not draws(attention, (x, x, x), {})
+    assert [draws(attention, (x, x, x, p), {}) for p in (0.1, 0.0)] == [True, False]
+    assert draws(attention, (x, x, x), {"dropout_p": 0.1})
+
+
 def test_what_an_operator_writes_to_is_named():
     a, b = torch.ones(2), torch.ones(2)
     written = torch_internals.written_arguments

@@ -70,8 +70,11 @@ def enter(draw: DrawnNetwork, undo: Callable[[], None]) -> Entered:
     return entered
 
 
-def leave(entered: Entered) -> None:
-    """Undo :func:`enter`, whatever else was entered or left meanwhile."""
+def leave(entered: Entered, abandoned: bool = False) -> None:
+    """Undo :func:`enter`, whatever else was entered or left meanwhile.
+
+    ``abandoned`` says that a generator which held the draw is closed, which may happen anywhere.
+    """
     now, token = _entered.get(), entered.token
     entered.token = None
     try:
@@ -81,6 +84,15 @@ def leave(entered: Entered) -> None:
         entered.is_left = True
     _entered.set(tuple(each for each in now if each is not entered))
     entered.undo()
+    if entered.is_left and not abandoned:
+        warnings.warn(
+            "A draw was left in another task or thread than it was entered in, and what ran in that one meanwhile did "
+            "not see it: it used the posterior mean. So it is with a generator that yields inside `with bnn.draw():` "
+            "and whose steps run in a thread pool or in tasks of their own, as servers do. Make the draw once, "
+            "`draw = bnn.draw()`, and enter it around each step, `with draw:`, without a yield inside.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
     if not entered.is_left and any(each.number > entered.number and not each.is_left for each in now):
         warnings.warn(
             "A draw was left while one that was entered later is still in effect, as happens when two generators that "

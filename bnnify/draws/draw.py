@@ -107,4 +107,4 @@ class Draw:
             entered = last_entered(self) or self._entered[-1]  # the latter where another task or thread leaves
             self._entered.remove(entered)
             self.outputs_without_graph.remember()
-            leave(entered)
+            leave(entered, abandoned=exception[:1] == (GeneratorExit,))

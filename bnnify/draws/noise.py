@@ -6,20 +6,22 @@ import torch
 from torch import Tensor
 
 from ..torch_internals import in_transform
+from .forks import generator_of_fork
 from .sharding import is_distributed, sharded_noise
 
 
 def noise_like(tensor: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """ε ~ N(0, 1). Of a sharded tensor every shard gets noise of its own, and the replicas of a shard get the same.
 
-    The random numbers are those of ``generator``, on the device of the tensor. Default: ``None``, the program's own.
+    The random numbers are those of ``generator``, on the device of the tensor. Default: ``None``, the program's own;
+    processes that are forked with one seed get different ones of these, see :mod:`.forks`.
     """
     if is_distributed(tensor):
         return sharded_noise(tensor, generator)
     if torch.compiler.is_compiling():
         # Contiguous, whatever strides the compiler gives the tensor: see below.
         return torch.randn(tensor.shape, dtype=tensor.dtype, device=tensor.device)
-    if generator is None and (in_transform() or tensor.is_contiguous()):
+    if generator is None and in_transform():
         return torch.randn_like(tensor)
     return standard_normal_(torch.empty_like(tensor, requires_grad=False), generator)
 
@@ -31,5 +33,5 @@ def standard_normal_(tensor: Tensor, generator: torch.Generator | None = None) -
     ``torch.channels_last``, is filled in the order in which it lies there.
     """
     in_memory = tensor if tensor.is_contiguous() else tensor.as_strided((tensor.numel(),), (1,))
-    in_memory.normal_(generator=generator)
+    in_memory.normal_(generator=generator or generator_of_fork(tensor.device))
     return tensor

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..distributions.gaussian import at_least_float32
 from ..errors import ArgumentError
 from .likelihood import Likelihood, has_values
+from .running_means import Mean, Moments, Pieces
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,14 @@ class Prediction:
 
 
 class Averages:
-    """Running averages over the outputs of networks for one batch, of ``rows`` examples if their number is known."""
+    """Running averages over the outputs of networks for one batch, of ``rows`` examples if their number is known.
+
+    They take the memory of two outputs, one for the mean and one for the standard deviation.
+    """
 
     def __init__(self, likelihood: Likelihood, rows: int | None = None) -> None:
         self._likelihood = likelihood
         self._rows = rows
-        self._values, self._entropies, self._variances = _Moments(), _Mean(), _Mean()
         self._shape: torch.Size | None = None
 
     def add(self, found: Any) -> None:
@@ -75,19 +77,22 @@ class Averages:
         if self._shape is None:
             self._likelihood.check(parts, self._rows)  # of one network, because to look at values takes time
             self._shape = parts[0].shape
+            self._pieces = pieces = Pieces(parts[0], self._likelihood)
+            self._values, self._entropies, self._variances = Moments(pieces), Mean(pieces), Mean(pieces)
         elif parts[0].shape != self._shape:
             raise ArgumentError(
                 f"Outputs of two networks for one batch have the shapes {tuple(self._shape)} and "
                 f"{tuple(parts[0].shape)}, and no average. Choose with output= what has one shape, such as all scores "
                 "before they are filtered, or look at networks one by one: with bnn.draw(): bnn.module(x)."
             )
-        mean = self._likelihood.mean(parts)
-        self._values.add(mean)
-        self._variances.add(self._likelihood.variance(parts))
-        self._entropies.add(self._likelihood.entropy(mean))
+        for number, piece in enumerate(zip(*map(self._pieces.of, parts), strict=True)):
+            mean = self._likelihood.mean(piece)
+            self._values.add(number, mean)
+            self._variances.add(number, self._likelihood.variance(piece))
+            self._entropies.add(number, self._likelihood.entropy(mean))
 
     def prediction(self) -> Prediction:
-        """Make the prediction from the outputs so far.
+        """Make the prediction from the outputs so far, in the memory of the averages.
 
         Raises:
             ArgumentError: The average cannot mean what the likelihood says.
@@ -96,7 +101,7 @@ class Averages:
         self._likelihood.check_average(mean)
         return Prediction(
             mean=mean,
-            std=self._values.std,
+            std=self._values.std(),
             num_samples=self._values.count,
             predictive_entropy=self._likelihood.entropy(mean),
             expected_entropy=self._entropies.mean,
@@ -104,42 +109,10 @@ class Averages:
         )
 
 
-class _Mean:
-    """The mean of a stream of tensors, none of which is kept."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._mean: Any = 0.0
-
-    @property
-    def mean(self) -> Any:
-        """The mean so far; None if there was no tensor."""
-        return self._mean if self.count else None
-
-    def add(self, value: Tensor | None) -> None:
-        if value is not None:
-            self.count += 1
-            self._mean = self._mean + (at_least_float32(value) - self._mean) / self.count
-
-
-class _Moments(_Mean):
-    """Mean and standard deviation of a stream of tensors, without the cancellation of E[x²] - E[x]²."""
-
-    _squares: Any = 0.0
-
-    def add(self, value: Any) -> None:
-        value = at_least_float32(value)
-        difference = value - self._mean
-        super().add(value)
-        self._squares = self._squares + (difference * (value - self._mean).conj()).real  # |x|² of complex numbers
-
-    @property
-    def std(self) -> Tensor:
-        return (self._squares / max(self.count - 1, 1)).clamp(min=0).sqrt()
-
-
 def concatenate(predictions: list[Prediction], rows: Sequence[int | None]) -> Prediction:
     """Concatenate the predictions of batches, with so many ``rows`` as far as that is known, along the first dimension.
+
+    They are taken out of the list.
 
     Raises:
         ArgumentError: There is none; their shapes do not fit or their first dimension does not count examples; or one
@@ -150,12 +123,14 @@ def concatenate(predictions: list[Prediction], rows: Sequence[int | None]) -> Pr
     if len(predictions) > 1:
         _check_shapes([prediction.mean.shape for prediction in predictions], rows)
 
-    def joined(name: str) -> Any:
-        parts = [getattr(prediction, name) for prediction in predictions]
+    def joined(parts: list[Any]) -> Any:
         return parts[0] if len(parts) == 1 or parts[0] is None else torch.cat(parts)
 
     names = ("mean", "std", "predictive_entropy", "expected_entropy", "aleatoric_std")
-    prediction = Prediction(num_samples=predictions[0].num_samples, **{name: joined(name) for name in names})
+    parts = {name: [getattr(prediction, name) for prediction in predictions] for name in names}
+    num_samples = predictions[0].num_samples
+    predictions.clear()  # so that one of these at a time is in memory twice
+    prediction = Prediction(num_samples=num_samples, **{name: joined(parts.pop(name)) for name in names})
     _check_finite(prediction)
     return prediction
 
@@ -187,7 +162,8 @@ def _check_shapes(shapes: list[torch.Size], rows: Sequence[int | None]) -> None:
 def _check_finite(prediction: Prediction) -> None:
     for name in ("mean", "expected_entropy", "aleatoric_std"):
         value = getattr(prediction, name)
-        if value is None or not has_values(value) or value.isfinite().all():
+        # The sum, which takes no memory, is finite only if all are.
+        if value is None or not has_values(value) or value.sum().isfinite() or value.isfinite().all():
             continue
         if value.is_nested:
             where = ""

@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..distributions.gaussian import at_least_float32, std
 from ..draws.draw import Draw
+from ..draws.noise import noise_like
 from ..errors import ArgumentError
 from ..modules.parameters import BayesianParameter, bayesian_parameters
 from ..torch_internals import tree_leaves
@@ -27,6 +28,7 @@ def averaged_in_closed_form(
     num_samples: int,
     likelihood: Likelihood,
     output: str | int | Callable[[Any], Any] | None = None,
+    seed: int | None = None,
 ) -> Prediction:
     """Average over the networks of a model for one batch, from the distribution of its output given the input.
 
@@ -56,8 +58,9 @@ def averaged_in_closed_form(
             f"{likelihood.class_dim} puts together others, which have weights in common. Leave closed_form out."
         )
     averages = Averages(likelihood, rows_of(arguments))
+    generator = None if seed is None else torch.Generator(mean.device).manual_seed(seed)
     for _ in range(num_samples):
-        averages.add(torch.addcmul(mean, deviation, torch.randn_like(mean)))
+        averages.add(torch.addcmul(mean, deviation, noise_like(mean, generator)))
     return averages.prediction()
 
 

@@ -56,7 +56,8 @@ def is_known(root: nn.Module) -> bool:
         return False
     files = {sys.modules.get(str(each.__module__)) for cls in classes for each in (cls, *_methods(cls))}
     # Functions that all layers call. Of torch, Lightning replaces one that no layer does.
-    shared = ({name: value for name, value in vars(torch).items() if name != "compile"}, vars(torch.nn.functional))
+    shared = (vars(torch).copy(), vars(torch.nn.functional))
+    shared[0].pop("compile", None)
     return all(file is not None and _is_open(file) for file in files) and all(map(_is_original, shared))
 
 
@@ -91,7 +92,7 @@ def _methods(cls: type) -> Iterator[FunctionType]:
 
 def _is_open(file: ModuleType) -> bool:
     """Tell whether a file imports no other source of numbers, and no function in it has been replaced."""
-    values = vars(file)
+    values = vars(file).copy()  # to which another thread may add what it imports
     registries = (value for value in values.values() if isinstance(value, Mapping))
     return (
         not any(_library(value) in _OTHER_SOURCES for value in values.values())
@@ -102,9 +103,9 @@ def _is_open(file: ModuleType) -> bool:
 
 def _is_original(values: Mapping[str, Any]) -> bool:
     """Tell whether the functions among ``values`` are those of the libraries, or of Python itself."""
-    functions = map(_function, values.values())
-    return all(f is None or _library(f) in _LIBRARIES_AND_PYTHON for f in functions) and not any(
-        isinstance(value, partialmethod) for value in values.values()
+    found = list(values.values())
+    return all(f is None or _library(f) in _LIBRARIES_AND_PYTHON for f in map(_function, found)) and not any(
+        isinstance(value, partialmethod) for value in found
     )
 
 
@@ -118,7 +119,7 @@ def _function(value: Any) -> Any:
 
 
 def _is_ordinary(module: nn.Module, parts: set[int]) -> bool:
-    own = {name: value for name, value in vars(module).items() if name not in MODULE_STATE}
+    own = {name: value for name, value in vars(module).copy().items() if name not in MODULE_STATE}
     tensors = [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
     return (
         not (module.training or has_own_hooks(module) or is_compiled(module))
@@ -166,9 +167,9 @@ def _names(code: CodeType) -> set[str]:
 def _held(root: nn.Module) -> Iterator[Any]:
     for module in root.modules():
         for values in (module._parameters, module._buffers, vars(module)):
-            for value in values.values():
+            for value in list(values.values()):  # another thread may be in a forward that adds to them
                 yield value
                 if isinstance(value, Mapping):
-                    yield from value.values()
+                    yield from list(value.values())
                 elif isinstance(value, (list, tuple, set)):
                     yield from value

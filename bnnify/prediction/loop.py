@@ -31,6 +31,7 @@ def run_networks(
     output: str | int | Callable[[Any], Any] | None = None,
     antithetic: bool = False,
     at_once: int = 1,
+    seed: int | None = None,
 ) -> Iterator[tuple[int, Any]]:
     """Yield the number of a batch and an output for it, ``num_samples`` times for each batch, each of another network.
 
@@ -45,11 +46,12 @@ def run_networks(
             network is in effect. Default: all of it.
         antithetic: See :class:`~bnnify.prediction.sampler.Sampler`. Default: ``False``.
         at_once: How many networks run in one forward. Default: ``1``.
+        seed: See :class:`~bnnify.prediction.sampler.Sampler`. Default: ``None``.
     """
     remaining = iter(batches)
     group, next_batch = _read_group([], remaining)
     # If one group is all there is, no network has to be drawn twice.
-    sampler = Sampler(module, antithetic=antithetic, repeatable=bool(next_batch))
+    sampler = Sampler(module, antithetic=antithetic, repeatable=bool(next_batch), seed=seed)
     trunk = Trunk(module, sampler, None if callable(output) else output, on=num_samples > at_once == 1)
     start = 0
     while group:
@@ -65,6 +67,7 @@ def run_networks(
                     found = trunk.forward(index, *arguments)
                     found = output(found) if callable(output) else found
                 yield index, found
+                del found  # so that there is room for the next output
             del draw  # lets the next network use its memory
         start += len(group)
         del group, arguments  # make room for the next group

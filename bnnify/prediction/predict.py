@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import ArgumentError, check_num_samples, needing
+from ..errors import ArgumentError, check_integer, check_num_samples, needing
 from .averages import Averages, Prediction, concatenate
 from .batches import Arguments, batches_of, count_batches, rows_of
 from .closed_form import averaged_in_closed_form
@@ -29,14 +29,16 @@ def predict(
     antithetic: bool = False,
     networks_at_once: int = 1,
     closed_form: bool = False,
+    seed: int | None = None,
     progress: bool = False,
 ) -> Prediction:
     """p(y|x) = E_q[p(y|x, w)], averaged over ``num_samples`` networks, in eval mode and without gradient.
 
-    These are the networks of ``num_samples`` rounds of ``with bnn.draw(): bnn.module(x)``, under the same seed if the
-    batches take less than 256 MiB together. A loader is read once, and all its batches are seen by the same networks.
-    Memory does not grow with ``num_samples``. If every layer is one of torch, torchvision, timm or transformers as
-    published, what comes before the Bayesian weights is computed once for each batch, otherwise once for each network.
+    These are the networks of ``num_samples`` rounds of ``with bnn.draw(): bnn.module(x)``, after one ``manual_seed`` if
+    the batches take less than 256 MiB together. A loader is read once, and all its batches are seen by the same
+    networks. Memory does not grow with ``num_samples``: a large output is in memory three times. If every layer is one
+    of torch, torchvision, timm or transformers as published, what comes before the Bayesian weights is computed once
+    for each batch, otherwise once for each network.
 
     ``inputs`` is one batch, with which the model is called as it stands:
 
@@ -91,14 +93,20 @@ def predict(
             ``"binary_logits"`` ``num_samples`` are drawn, for each example, and each place in a sequence, by itself:
             what is told of each is right, but two that one network would get wrong together do not go together here.
             Random numbers that the forward draws for itself are drawn once. Default: ``False``.
+        seed: Draw the networks from random number generators of their own, which start from it: calls with one seed see
+            the same networks, in any thread and process, and the first of 32 are those of ``num_samples=8``. So batches
+            may be predicted one at a time, and of a prediction may be kept what is needed:
+            ``[bnn.predict([batch], seed=0, likelihood="logits").mutual_information for batch in loader]``. Random
+            numbers that the forward draws for itself are still the program's. Default: ``None``, new networks.
         progress: Show a progress bar, which needs rich, from the extra ``cli``. Default: ``False``.
 
     Raises:
-        ArgumentError: ``num_samples`` is not positive, ``likelihood`` is unknown, or the loader has no batches; or the
-            output is not what ``likelihood`` says: probabilities that are negative or do not sum to one, one logit
-            where there should be one for each class, a negative variance, NaN. Or outputs cannot be put together: their
-            shape differs between networks, or between batches otherwise than in the first dimension. Or with
-            ``networks_at_once`` or ``closed_form`` the model cannot run so: the message says why.
+        ArgumentError: ``num_samples`` is not positive, ``seed`` is negative or above 2⁶³ - 1, ``likelihood`` is
+            unknown, or the loader has no batches; or the output is not what ``likelihood`` says: probabilities that are
+            negative or do not sum to one, one logit where there should be one for each class, a negative variance, NaN.
+            Or outputs cannot be put together: their shape differs between networks, or between batches otherwise than
+            in the first dimension. Or with ``networks_at_once`` or ``closed_form`` the model cannot run so: the message
+            says why.
         ArgumentTypeError: The chosen output is not a tensor (or, for ``"gaussian"``, a pair of tensors), or holds
             integers; or it is not clear whether ``inputs`` is one batch, or what of it are inputs.
         MissingLibraryError: ``progress`` was asked for, and rich is not installed.
@@ -109,6 +117,11 @@ def predict(
     check_num_samples(num_samples)
     check_num_samples(networks_at_once, "networks_at_once")
     meaning = as_likelihood(likelihood, class_dim)
+    if seed is not None:
+        check_integer("seed", seed)
+        if not 0 <= seed < 2**63:
+            raise ArgumentError(f"seed must be an integer from 0 to 2**63 - 1, not {seed}.")
+        seed = int(seed)  # numpy's integers are none to torch
     if closed_form and (antithetic or networks_at_once != 1):
         raise ArgumentError("closed_form=True draws no networks. Leave out antithetic and networks_at_once.")
     averages: list[Averages] = []
@@ -119,21 +132,22 @@ def predict(
             rows.append(rows_of(arguments))
             yield arguments
 
-    options: dict[str, Any] = {"output": output, "antithetic": antithetic, "at_once": networks_at_once}
+    options: dict[str, Any] = {"output": output, "antithetic": antithetic, "at_once": networks_at_once, "seed": seed}
     forwards = 1 if closed_form else num_samples
     with evaluating(module), torch.no_grad(), _progress_bar(forwards, inputs, progress) as advance:
         if closed_form:
             predictions = []
             for arguments in batches():
-                predictions.append(averaged_in_closed_form(module, arguments, num_samples, meaning, output))
+                predictions.append(averaged_in_closed_form(module, arguments, num_samples, meaning, output, seed))
                 advance()
             return concatenate(predictions, rows)
         for index, found in run_networks(module, batches(), num_samples, **options):
             if index == len(averages):
                 averages.append(Averages(meaning, rows[index]))
             averages[index].add(found)
+            del found
             advance()
-    return concatenate([average.prediction() for average in averages], rows)
+    return concatenate([averages.pop(0).prediction() for _ in range(len(averages))], rows)
 
 
 @contextmanager

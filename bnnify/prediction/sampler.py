@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..distributions.gaussian import std
 from ..draws.draw import Draw
+from ..draws.forks import next_seed
 from ..draws.noise import standard_normal_
 from ..draws.sharding import is_sharding
 from ..modules.parameters import BayesianParameter, bayesian_parameters
@@ -28,6 +29,7 @@ class Sampler:
         repeatable: Let counting from 0 once more give the same networks once more; without gradients only. Each network
             then has a random number generator of its own, seeded from that of the program, which is never set back:
             others use it too. Default: ``False``, the networks that ``bnn.draw()`` would draw.
+        seed: Seed these generators from it, and leave that of the program alone. Default: ``None``.
 
     Attributes:
         samples: What was drawn last without gradients, by the identity of the posterior mean; point posteriors have
@@ -35,13 +37,20 @@ class Sampler:
     """
 
     def __init__(
-        self, root: nn.Module, *, gradients: bool = False, antithetic: bool = False, repeatable: bool = False
+        self,
+        root: nn.Module,
+        *,
+        gradients: bool = False,
+        antithetic: bool = False,
+        repeatable: bool = False,
+        seed: int | None = None,
     ) -> None:
         self.samples: dict[int, Tensor] = {}
         self._root = root
         self._gradients = gradients
         self._antithetic = antithetic
-        self._repeatable = repeatable
+        self._repeatable = repeatable or seed is not None
+        self._source = None if seed is None else torch.Generator().manual_seed(seed)
         self._seeds: list[int] = []
         self._generators: dict[torch.device, torch.Generator] = {}
         self._mirrored = False
@@ -62,16 +71,11 @@ class Sampler:
         self._mirrored = self._antithetic and number % 2 == 1
         if self._repeatable:
             if number == len(self._seeds):
-                self._seeds.append(int(torch.randint(2**62, ())))
+                self._seeds.append(next_seed(self._source))
             devices = {parameter.mean.device for parameter in self.parameters}
             self._generators = {each: torch.Generator(each).manual_seed(self._seeds[number]) for each in devices}
         with torch.no_grad():
             return Draw(self.parameters, self._make)
-
-    def rng_states(self) -> list[Tensor]:
-        """Return the RNG states of torch on the CPU and on the devices of the model."""
-        devices = {tensor.device for tensor in self._root.parameters()} - {torch.device("cpu"), torch.device("meta")}
-        return [torch.get_rng_state(), *(torch.get_device_module(each).get_rng_state(each) for each in devices)]
 
     def _make(self, parameter: BayesianParameter) -> Tensor:
         mean = parameter.mean

@@ -18,7 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..torch_internals import TorchDispatchMode, is_observed, tree_leaves, tree_map, written_arguments
+from ..torch_internals import (
+    TorchDispatchMode,
+    draws_random_numbers,
+    is_observed,
+    tree_leaves,
+    tree_map,
+    written_arguments,
+)
 from .batches import called_with, choose
 from .known_code import State, is_known, is_plain, is_plain_tensor
 from .sampler import Sampler
@@ -78,10 +85,9 @@ class Trunk:
     def _recorded(self, batch: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         recorder = _Recorder(self._sampler.samples)
         recorder.protect([*self._module.parameters(), *self._module.buffers(), *args, *kwargs.values()])
-        before = self._sampler.rng_states()
         with recorder:
             found = self._run(args, kwargs)
-        tape = recorder.tape(found) if all(map(torch.equal, before, self._sampler.rng_states())) else None
+        tape = recorder.tape(found)
         # If every weight is needed again, there is no trunk. A layer that keeps something may do so for any batch.
         saves = tape is not None and not self._weights <= {id(constant) for constant in tape.constants}
         if tape is None or not saves or not self._state.is_unchanged():
@@ -170,6 +176,8 @@ class _Recorder(TorchDispatchMode):
 
     def _note(self, operator: Any, args: Any, kwargs: Any, found: Any) -> bool:
         """Record an operation if it depends on the samples, and tell whether the recording is still of use."""
+        if draws_random_numbers(operator, args, kwargs) or operator.namespace not in _KNOWN_OPERATORS:
+            return False
         inputs, results = tree_leaves((args, kwargs)), tree_leaves(found)
         tensors = [each for each in inputs if isinstance(each, Tensor)]
         constants = list(filter(self.is_constant, tensors))
@@ -180,7 +188,7 @@ class _Recorder(TorchDispatchMode):
                 return False
         if not depends:
             return True
-        if operator.namespace not in _KNOWN_OPERATORS or not all(map(is_plain, (*inputs, *results))):
+        if not all(map(is_plain, (*inputs, *results))):
             return False
         self.protect(constants)
         self._tape.constants += constants

@@ -139,6 +139,12 @@ def held_in_a_generator(bnn):
             yield bnn.module(X)
 
 
+def held_for_three_steps(bnn):
+    with bnn.draw():
+        for _ in range(3):
+            yield bnn.module(X)
+
+
 def entered_around_each_step(bnn):
     draw = bnn.draw()
     while True:
@@ -155,6 +161,22 @@ def test_leaving_out_of_order_warns_and_takes_back_nothing_but_its_own(bnn):
         first.close()
     assert torch.equal(bnn.module(X), expected)
     second.close()
+    assert_no_draw_is_in_effect(bnn)
+
+
+@pytest.mark.parametrize("make", [held_for_three_steps, entered_around_each_step])
+def test_a_generator_whose_steps_run_in_a_thread_pool_keeps_its_draw_or_warns_that_it_has_not(bnn, make):
+    async def main():
+        generator = make(bnn)
+        return [await asyncio.to_thread(next, generator, None) for _ in range(4)]  # each in a context of its own
+
+    if make is held_for_three_steps:
+        with pytest.warns(RuntimeWarning, match="enter it around each step, `with draw:`"):
+            outputs = asyncio.run(main())
+        assert not are_equal(outputs[:2])
+        assert are_equal([*outputs[1:3], bnn.module(X)])
+    else:
+        assert are_equal(asyncio.run(main()))
     assert_no_draw_is_in_effect(bnn)
 
 

@@ -1,13 +1,18 @@
 """Outputs that cannot mean what `likelihood=` says, or that have no average, are refused with what to do instead."""
 
+import dataclasses
 import math
+import weakref
 
 import pytest
 import torch
 from torch import nn
 from torch.distributions import Normal
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import bnnify
+from bnnify.prediction import running_means
 from bnnify.prediction.averages import Averages
 from bnnify.prediction.known_likelihoods import as_likelihood
 
@@ -69,26 +74,59 @@ def test_an_output_that_cannot_mean_that_is_refused_with_what_to_do(make, likeli
         returning(make).predict(X, 3, likelihood=likelihood, **options)
 
 
-@pytest.mark.parametrize(
-    ("make", "likelihood", "options"),
-    [
-        (lambda o: o[:, None, :], "logits", {}),
-        (lambda o: o.log_softmax(-1), "logits", {}),
-        (lambda o: o.masked_fill(torch.arange(4) == 2, -math.inf), "logits", {}),
-        (pixels, "logits", {"class_dim": 1}),
-        (pixels, "logits", {"class_dim": -1}),
-        (lambda o: pixels(o).softmax(1), "probabilities", {"class_dim": 1}),
-        (lambda o: o.softmax(-1).bfloat16(), "probabilities", {}),
-        (lambda o: (o, torch.zeros_like(o)), "gaussian", {}),
-        (lambda o: o[:, 0], "binary_logits", {}),
-        (lambda o: o[:0], "probabilities", {}),
-    ],
-    ids=["language model", "log probabilities", "a masked class", "class_dim=1", "class_dim=-1", "pixels", "bfloat16",
-         "no noise", "one logit", "nothing"],
-)  # fmt: skip
-def test_outputs_of_that_meaning_pass(make, likelihood, options):
-    prediction = returning(make).predict(X, 3, likelihood=likelihood, **options)
-    assert prediction.mean.isfinite().all()
+WITH_THAT_MEANING = {
+    "language model": (lambda o: o[None], "logits", {}),
+    "log probabilities": (lambda o: o.log_softmax(-1), "logits", {}),
+    "a masked class": (lambda o: o.masked_fill(torch.arange(4) == 2, -math.inf), "logits", {}),
+    "class_dim=1": (pixels, "logits", {"class_dim": 1}),
+    "class_dim=-1": (pixels, "logits", {"class_dim": -1}),
+    "classes first": (lambda o: o.T, "logits", {"class_dim": 0}),
+    "pixels": (lambda o: pixels(o).softmax(1), "probabilities", {"class_dim": 1}),
+    "bfloat16": (lambda o: o.softmax(-1).bfloat16(), "probabilities", {}),
+    "a pair": (lambda o: (o, o.exp()), "gaussian", {}),
+    "a function": (lambda o: o, lambda mean: Normal(mean, 0.1), {}),
+    "one logit": (lambda o: o[:, 0], "binary_logits", {}),
+    "numbers": (lambda o: o.sum(-1), "values", {}),
+    "complex numbers": (torch.fft.fft, "values", {}),
+    "nothing": (lambda o: o[:0], "probabilities", {}),
+}
+
+
+@pytest.mark.parametrize("name", WITH_THAT_MEANING)
+def test_outputs_of_that_meaning_pass_and_have_the_same_averages_in_pieces(name, monkeypatch):
+    make, likelihood, options = WITH_THAT_MEANING[name]
+    bnn = returning(make)
+    whole = bnn.predict(X, 3, likelihood=likelihood, seed=0, **options)
+    assert whole.mean.isfinite().all()
+    monkeypatch.setattr(running_means, "PIECE", 5)
+    pieces = bnn.predict(X, 3, likelihood=likelihood, seed=0, **options)
+    for field in dataclasses.fields(whole):
+        torch.testing.assert_close(getattr(pieces, field.name), getattr(whole, field.name), rtol=1e-6, atol=1e-7)
+
+
+class Alive(TorchDispatchMode):
+    """Notes the most bytes of tensors that are alive at a time, of those that are made under it."""
+
+    def __init__(self):
+        super().__init__()
+        self.most, self._made = 0, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        self._made += [weakref.ref(leaf) for leaf in tree_leaves(found) if isinstance(leaf, torch.Tensor)]
+        alive = [tensor.untyped_storage() for each in self._made if (tensor := each()) is not None]
+        self.most = max(self.most, sum({storage.data_ptr(): storage.nbytes() for storage in alive}.values()))
+        return found
+
+
+@pytest.mark.parametrize("likelihood", ["values", "logits"])
+def test_a_large_output_is_in_memory_three_times(likelihood, monkeypatch):
+    monkeypatch.setattr(running_means, "PIECE", 2_000)
+    bnn = bnnify.convert(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1_000)), select="0.*").eval()
+    nbytes = 100 * 1_000 * 4
+    with Alive() as alive:
+        bnn.predict(torch.randn(1, 100, 4), 3, likelihood=likelihood)
+    assert 2 * nbytes < alive.most < 3.3 * nbytes
 
 
 def test_what_only_a_later_network_shows_is_found_in_the_average():

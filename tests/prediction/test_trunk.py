@@ -6,6 +6,7 @@ import os
 import random
 import time
 import types
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -550,6 +551,7 @@ def changed_after_use(output, hidden):
 EACH_TIME = {
     "dropout in the trunk": lambda: Network(lambda h: F.dropout(h, training=True)),
     "dropout in the head": lambda: Network(after=lambda o, h: F.dropout(o, training=True)),
+    "a generator of its own": OwnGenerator,
     "a buffer": Buffered,
     "an attribute": Counting,
     "running statistics": Adapting,
@@ -567,6 +569,17 @@ EACH_TIME = {
 @pytest.mark.parametrize("name", EACH_TIME)
 def test_where_operations_show_a_change_the_forward_runs_each_time(name):
     assert check(EACH_TIME[name], x()) == K
+
+
+@pytest.mark.usefixtures("trusted")
+def test_what_another_thread_draws_meanwhile_is_its_own_matter():
+    def meanwhile(hidden):
+        with ThreadPoolExecutor() as threads:
+            threads.submit(torch.rand, 1).result()
+        return hidden
+
+    bnnify.convert(Network(meanwhile), select="head").predict(x(), K)
+    assert len(CALLS) == 1
 
 
 @pytest.mark.usefixtures("trusted")
