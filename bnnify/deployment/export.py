@@ -146,9 +146,9 @@ def export(
     with evaluating(bnn):
         networks = _networks(bnn, arguments, output, dynamic_shapes)
         integers = {}
-        if networks.rounded is not None:  # no runtime rounds to integers as another one does
+        if networks.rounded is not None:  # no runtime rounds to integers where another one does
             exact, rounded = (named_outputs(found, meaning, wanted) for found in networks.rounded)
-            integers = {name: largest_difference(rounded[name], exact[name]) for name in exact}
+            integers = {name: 2 * largest_difference(rounded[name], exact[name]) for name in exact}
 
         def trial(arguments: Arguments, seed: int) -> Trial:
             args, kwargs = arguments[0], {**arguments[1], **networks.draw(seed)}

@@ -15,7 +15,9 @@ from torchao.quantization.pt2e.quantizer import (
     annotate_input_qspec_map,
     annotate_output_qspec,
 )
+from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
+from ..errors import ArgumentError
 from ..torch_internals import operator_name
 from .ensemble_graph import ORIGINAL
 
@@ -33,7 +35,7 @@ _FOLLOWING = {"relu", "relu6", "hardtanh"}
 """Operators that runtimes execute together with the layer before them."""
 
 
-class Int8Quantizer(Quantizer):
+class Int8Quantizer(Quantizer):  # type: ignore[misc]  # torchao has no types
     """Stores weights as 8-bit integers with a scale for each channel, and computes layers in 8-bit integers.
 
     The inputs of layers and sums, and the outputs that reach another one of them, have a scale and a zero point each,
@@ -78,7 +80,8 @@ class Int8Quantizer(Quantizer):
                 edge_or_node_to_obs_or_fq[place] = shared.setdefault(names, observer)
 
     def validate(self, model: GraphModule) -> None:
-        return None
+        if not any(Q_ANNOTATION_KEY in node.meta for node in model.graph.nodes):
+            raise ArgumentError("Nothing can be quantized: the network has no convolution, linear layer or embedding.")
 
 
 def _weight(node: Node, varying: set[Node]) -> tuple[Node, QuantizationSpec] | None:
@@ -120,7 +123,7 @@ def _reached_from(sources: Iterable[Node], nodes: list[Node]) -> set[Node]:
 
 
 def _leading_to(targets: list[Node], nodes: list[Node]) -> set[Node]:
-    """The nodes of which a target, which is another node, depends."""
+    """The nodes on which a target depends, itself aside."""
     found, wanted = set[Node](), set(targets)
     for node in reversed(nodes):
         if any(user in wanted or user in found for user in node.users):

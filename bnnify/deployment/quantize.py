@@ -45,7 +45,7 @@ def quantize(
         antithetic: Draw them in pairs, as in :func:`freeze`. Default: ``False``.
 
     Raises:
-        ArgumentError: There is no calibration data, or nothing in the network can be quantized.
+        ArgumentError: There is no calibration data, nothing in the network can be quantized, or it is not in float32.
         ExportError: ``torch.export`` does not take the network, or torchao changes what it computes before rounding.
         MissingLibraryError: torchao is not installed.
 
@@ -66,16 +66,21 @@ def quantize(
     example = next(batches, None)
     if example is None:
         raise ArgumentError("The calibration loader gives no batch. Pass some batches of typical inputs.")
+    floats = {tensor.dtype for tensor in (*ensemble.parameters(), *tensors_of(example)) if tensor.is_floating_point()}
+    if others := floats - {torch.float32}:
+        raise ArgumentError(f"torchao quantizes float32 alone, and there is {others.pop()}. Call float() on it first.")
     graph = EnsembleGraph([*ensemble.networks], example, output, dynamic_shapes)
     with torch.no_grad():
         exact = graph.outputs(*example[0], **example[1])
         graph.module = prepare_pt2e(graph.module, Int8Quantizer(activations=not weights_only))
-        if not any("activation_post_process" in name for name, _ in graph.module.named_children()):
-            raise ArgumentError(f"No layer of {graph.name} can be quantized: it has no convolution or linear layer.")
         observed = graph.outputs(*example[0], **example[1])
         pairs = zip(tensors_of(observed), tensors_of(exact), strict=True)
         if any(largest_difference(*pair) > rounding(tensors_of(exact)) for pair in pairs):
-            raise ExportError(f"torchao changes what {graph.name} computes: its batch normalisation does not fold.")
+            raise ExportError(
+                f"torchao changes what {graph.name} computes before anything is rounded. It takes a batch "
+                "normalisation into the convolution before it, which is wrong where another layer reads that "
+                "convolution too, or where the normalisation is Bayesian and the convolution is not."
+            )
         for args, kwargs in chain([example], batches):
             with called_with(ensemble, (args, kwargs)):
                 graph.outputs(*args, **kwargs)
