@@ -21,6 +21,7 @@ import torchvision
 from torch import Tensor
 
 import bnnify
+
 from ..harness import report
 from ..harness.evaluation import calibration_error
 from ..harness.interleaved import interleaved

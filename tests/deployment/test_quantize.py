@@ -104,24 +104,28 @@ class Embedded(nn.Module):
     def __init__(self):
         super().__init__()
         self.embed, self.attention = nn.Embedding(9, 8), nn.MultiheadAttention(8, 2, batch_first=True)
+        self.weight, self.bias = nn.Parameter(torch.randn(8, 8)), nn.Parameter(torch.zeros(8))
         self.head = nn.Linear(8, 5)
 
     def forward(self, tokens):
         hidden = self.embed(tokens)
-        return {"logits": self.head(self.attention(hidden, hidden, hidden)[0]), "hidden": hidden}
+        mixed = self.attention(hidden, hidden, hidden)[0]
+        projected = torch.addmm(self.bias, mixed.flatten(0, 1), self.weight).view_as(mixed)
+        return {"logits": self.head(mixed), "hidden": hidden, "projected": projected}
 
 
 @torch.no_grad()
 def test_weights_alone_are_rounded_channel_by_channel_and_are_all_integers():
     tokens, model = torch.randint(0, 9, (4, 6)), Embedded()
     model.head.weight[0] *= 1000  # must not take digits from the other channels
+    model.weight[:, 0] *= 1000
     ensemble = frozen(model)
     quantized = bnnify.quantize(ensemble, [{"tokens": tokens}], weights_only=True)
     found, expected = quantized(tokens=tokens), ensemble(tokens=tokens)
-    for name in ("logits", "hidden"):
+    for name in ("logits", "hidden", "projected"):
         error = (found[name] - expected[name]).abs().amax((0, 1, 2))
         assert (error < 0.03 * expected[name].abs().amax((0, 1, 2))).all()
-    assert len(weights(quantized)) == 1 + 3 * K  # embeddings are not Bayesian by default
+    assert len(weights(quantized)) == 2 + 3 * K  # the table and `weight` are not Bayesian
     assert max(tensor.numel() for tensor in quantized.parameters()) == 3 * 8  # biases
 
 
