@@ -2,7 +2,6 @@
 
 __all__ = ["quantize"]
 
-from itertools import chain
 from typing import Any
 
 import torch
@@ -73,7 +72,7 @@ def quantize(
     with torch.no_grad():
         exact = graph.outputs(*example[0], **example[1])
         graph.module = prepare_pt2e(graph.module, Int8Quantizer(activations=not weights_only))
-        observed = graph.outputs(*example[0], **example[1])
+        observed = graph.outputs(*example[0], **example[1])  # in floats still
         pairs = zip(tensors_of(observed), tensors_of(exact), strict=True)
         if any(largest_difference(*pair) > rounding(tensors_of(exact)) for pair in pairs):
             raise ExportError(
@@ -81,7 +80,7 @@ def quantize(
                 "normalisation into the convolution before it, which is wrong where another layer reads that "
                 "convolution too, or where the normalisation is Bayesian and the convolution is not."
             )
-        for args, kwargs in chain([example], batches):
+        for args, kwargs in batches:
             with called_with(ensemble, (args, kwargs)):
                 graph.outputs(*args, **kwargs)
         converted = convert_pt2e(graph.module)
