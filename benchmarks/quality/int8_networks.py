@@ -24,7 +24,7 @@ import bnnify
 
 from ..harness import report
 from ..harness.evaluation import calibration_error
-from ..harness.interleaved import interleaved
+from ..harness.interleaved import interleaved, ratios
 from ..harness.networks.subjects import Subject, subjects
 from ..harness.report import Run, Table, digits
 
@@ -43,10 +43,10 @@ class Result:
     variant: str
     nbytes: int
     ms: float
+    relative: float
+    """The time of a call, as a multiple of that of the file in floats in the same turn."""
     correlation: float | None
     """That of the mutual information with the one of the file in floats."""
-    rounded: float
-    """The mean difference of the probabilities from those of the file in floats."""
     accuracy: float | None = None
     nll: float | None = None
     ece: float | None = None
@@ -56,10 +56,10 @@ def main() -> None:
     options = _options()
     run = Run(options, ["bnnify", "torch", "torchao", "onnx", "onnxruntime", "torchvision", "timm"])
     results = run.collect(_results(options))
-    headings = ["network", "K", "", "MB", "ms", "accuracy", "NLL", "ECE", "correlation of MI", "difference"]
+    headings = ["network", "K", "", "MB", "ms", "× float", "accuracy", "NLL", "ECE", "correlation of MI"]
     notes = [
         f"ms: a call with a batch of {options.batch}, in turns; correlation: of the mutual information with that of "
-        "the floats; difference: the mean one of the probabilities"
+        "the floats"
     ]
     run.show(Table("ONNX files in onnxruntime", headings, [_row(each) for each in results], names=3), notes=notes)
 
@@ -93,15 +93,15 @@ def _compared(subject: Subject, frozen: Any, options: argparse.Namespace) -> Ite
             found[variant] = means, informations
         times = interleaved(calls, rounds=options.rounds, warmup=1)
     for variant in options.variants:
-        (mean, information), (exact_mean, exact_information) = found[variant], found["float"]
+        mean, information = found[variant]
         result = Result(
             network=subject.name,
             samples=len(frozen.networks),
             variant=variant,
             nbytes=sizes[variant],
             ms=median(times[variant]),
-            correlation=_correlation(information, exact_information),
-            rounded=(mean - exact_mean).abs().mean().item(),
+            relative=ratios(times, variant, "float")[1],
+            correlation=_correlation(information, found["float"][1]),
         )
         if subject.name != UNTRAINED:
             mean = mean.double()
@@ -135,8 +135,8 @@ def _row(result: Result) -> list[str]:
     quality = (result.accuracy, "1f"), (result.nll, "4f"), (result.ece, "4f"), (result.correlation, "3f")
     return [
         *(result.network, str(result.samples), result.variant, digits(result.nbytes / 1e6), digits(result.ms)),
+        f"{result.relative:.2f}",
         *("" if value is None else f"{value:.{places}}" for value, places in quality),
-        f"{result.rounded:.4f}",
     ]
 
 
