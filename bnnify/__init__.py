@@ -48,6 +48,7 @@ __all__ = [
     "load_weights",
     "orthogonalize_adapters",
     "prune",
+    "quantize",
     "register_layer",
     "save",
     "signal_to_noise",
@@ -63,6 +64,7 @@ from .checkpoints.save_load import load, save
 from .convert import collapse, convert
 from .deployment.export import Export, export
 from .deployment.freeze import freeze
+from .deployment.quantize import quantize
 from .distributions.initial_std import Moped, Relative
 from .distributions.prior import MonteCarloPrior, Prior
 from .distributions.priors import Gaussian, Laplace, Pretrained, ScaleMixture

@@ -82,6 +82,7 @@ CALLS = {
     ),
     "export": (lambda: bnnify.export({}, "x.pt2", ONE), r"export\(bnn\) must be a torch.nn.Module, not a dict"),
     "export(path)": (lambda: bnnify.export(converted(), None, ONE), r"export\(path\) must be a path, not None"),
+    "quantize": (lambda: bnnify.quantize({}, LOADER), r"quantize\(bnn\) must be a torch.nn.Module, not a dict"),
     "save": (
         lambda: bnnify.save(nn.Linear(4, 3), "x.pt"),
         "save takes a converted model, not a Linear.*bnnify.convert",

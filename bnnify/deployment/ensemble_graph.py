@@ -1,6 +1,6 @@
 """Networks as one graph, in which what does not depend on the sample stands once."""
 
-__all__ = ["EnsembleGraph"]
+__all__ = ["ORIGINAL", "EnsembleGraph"]
 
 import inspect
 from collections.abc import Sequence
@@ -19,6 +19,9 @@ from ..torch_internals import tree_flatten, tree_map, tree_unflatten
 from .agreement import largest_difference, rounding
 from .trace import Named, Output, tensors_of, trace
 
+ORIGINAL = "bnnify_original"
+"""The key of a node's ``meta`` with the name that its copies for all networks have in common."""
+
 
 class EnsembleGraph(nn.Module):
     """The graph of one network, in which each operation that depends on the sample stands once for each network.
@@ -35,6 +38,10 @@ class EnsembleGraph(nn.Module):
 
     Attributes:
         module: It takes tensors and returns the list of those that each network returns.
+        name: The class of a network, for errors.
+        signature: That of a network's forward.
+        num_samples: K, the number of networks.
+        rounded: Of a graph in int8 what each network returned for the example, in floats and then in int8; else None.
 
     Raises:
         ExportError: ``torch.export`` does not take the network, or it draws random numbers.
@@ -46,11 +53,14 @@ class EnsembleGraph(nn.Module):
         super().__init__()
         args, kwargs = arguments
         first = networks[0]
+        self.name, self.num_samples = type(first).__name__, len(networks)
+        self.rounded: tuple[list[Any], list[Any]] | None = None
+        self.signature = inspect.signature(first.forward)
         chosen = _Chosen(first, output)
         with evaluating(nn.ModuleList(networks)):
             with torch.no_grad(), called_with(first, arguments):  # where it cannot, torch says here more clearly why
                 expected = stacked([choose(network(*args, **kwargs), output) for network in networks])
-            program = trace(chosen, arguments, dynamic_shapes, type(first).__name__)
+            program = trace(chosen, arguments, dynamic_shapes, self.name)
         # Without operations in place, so that none changes what another network reads.
         program = program.run_decompositions({})
         self.module = _multiplied(program.module(), networks)
@@ -60,7 +70,7 @@ class EnsembleGraph(nn.Module):
         pairs = list(zip(tensors_of(found), tensors_of(expected), strict=True))
         if any(largest_difference(*pair) > rounding(tensors_of(expected)) for pair in pairs):
             raise ExportError(
-                f"The graph of the first {type(first).__name__} does not compute what all of the networks do. "
+                f"The graph of the first {self.name} does not compute what all of the networks do. "
                 "Networks of one graph differ in what was drawn, and in nothing that was changed in one of them since."
             )
 
@@ -129,6 +139,8 @@ def _multiplied(single: GraphModule, networks: Sequence[nn.Module]) -> GraphModu
                 values[node.target] = single.get_submodule(node.target)  # checks the sizes of the inputs
             count = max((len(copies[each]) for each in node.all_input_nodes), default=1)
             copies[node] = [graph.node_copy(node, partial(of_network, number)) for number in range(count)]
+            for each in copies[node]:
+                each.meta[ORIGINAL] = node.name
     return GraphModule(values, graph)
 
 

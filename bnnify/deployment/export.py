@@ -14,11 +14,12 @@ from torch import nn
 
 from ..errors import ArgumentError, check_module, check_path
 from ..model import BayesianModel
-from ..prediction.batches import Arguments, as_arguments, called_with, rows_of
+from ..prediction.batches import Arguments, as_arguments, called_with, choose, rows_of
 from ..prediction.devices import devices_of
 from ..prediction.eval_mode import evaluating
 from ..prediction.known_likelihoods import LikelihoodLike, as_likelihood
-from .agreement import rounding
+from .agreement import largest_difference, rounding
+from .ensemble_graph import EnsembleGraph
 from .formats import format_for
 from .freeze import Ensemble, freeze
 from .local_noise import LocallyNoisyNetwork
@@ -96,7 +97,7 @@ def export(
     =====================  ======  ================================================================================
 
     Args:
-        bnn: A converted model, or what :func:`freeze` made of one; it stays as it is.
+        bnn: A converted model, or what :func:`freeze` or :func:`quantize` made of one; it stays as it is.
         path: The file, which is there whole and checked, or not at all.
         example_inputs: What the model is called with: a tensor, a tuple of arguments, or a mapping of keyword
             arguments, as in :func:`~bnnify.prediction.predict`. A batch of one fixes the size of the batch.
@@ -135,7 +136,7 @@ def export(
     check_path("export(path)", path)
     if noise not in (None, "input", "local"):
         raise ArgumentError(f"export(noise) must be 'input', 'local' or None, not {noise!r}.")
-    if noise is not None and isinstance(bnn, Ensemble):
+    if noise is not None and isinstance(bnn, (Ensemble, EnsembleGraph)):
         raise ArgumentError("Frozen networks have no noise that could be an input. Export the converted model.")
     form = format_for(path, format)
     form.check()
@@ -143,23 +144,25 @@ def export(
     dynamic_shapes = None if dynamic_shapes == BATCH and not form.takes_any_size else dynamic_shapes
     wanted = (NETWORKS,) if outputs is None and likelihood is None else outputs
     arguments = as_arguments(example_inputs)
-    if noise is None and not isinstance(bnn, Ensemble):
+    if output is not None and isinstance(bnn, EnsembleGraph):
+        raise ArgumentError("Which part of the output the graph of the networks returns was chosen when it was made.")
+    if noise is None and not isinstance(bnn, (Ensemble, EnsembleGraph)):
         bnn = freeze(bnn, num_samples, antithetic=antithetic)
     _check_devices(bnn, arguments)
     with evaluating(bnn):
-        networks: Networks
-        if isinstance(bnn, Ensemble):
-            networks = FrozenNetworks([*bnn.networks], arguments, output, dynamic_shapes)
-        else:
-            root = bnn.module if isinstance(bnn, BayesianModel) else bnn
-            networks = NoisyNetwork(root, output) if noise == "input" else LocallyNoisyNetwork(root, arguments, output)
+        networks = _networks(bnn, arguments, output, dynamic_shapes, noise)
+        integers = {}
+        if networks.rounded is not None:  # no runtime rounds to integers where another one does
+            exact, rounded = (named_outputs(found, meaning, wanted) for found in networks.rounded)
+            integers = {name: 2 * largest_difference(rounded[name], exact[name]) for name in exact}
 
         def trial(arguments: Arguments, seed: int) -> Trial:
             args, kwargs = arguments[0], {**arguments[1], **networks.draw(seed, arguments)}
             with torch.no_grad(), called_with(networks, arguments):
                 found = networks.expected(*args, **kwargs)
                 expected = named_outputs(found, meaning, wanted, rows_of(arguments))
-            return Trial((args, kwargs), expected, rounding(tensors_of(found)))
+            floats = rounding(tensors_of(found))
+            return Trial((args, kwargs), expected, {name: max(floats, integers.get(name, 0.0)) for name in expected})
 
         example = trial(arguments, 0)
         program = trace(Served(networks, meaning, wanted), example.arguments, dynamic_shapes, networks.name)
@@ -179,11 +182,22 @@ def export(
         inputs=tuple(inputs),
         outputs=tuple(example.expected),
         dynamic={name: dims for name, dims in zip(inputs, dynamic.values(), strict=True) if dims},
-        num_samples=len(bnn.networks) if isinstance(bnn, Ensemble) else 1,
+        num_samples=networks.num_samples,
         nbytes=nbytes,
         num_inputs=len(trials),
         max_difference=largest,
     )
+
+
+def _networks(bnn: nn.Module, arguments: Arguments, output: Output, dynamic_shapes: Any, noise: str | None) -> Networks:
+    if isinstance(bnn, EnsembleGraph):
+        return FrozenNetworks(bnn, bnn.outputs)
+    if isinstance(bnn, Ensemble):
+        plain = [*bnn.networks]
+        graph = EnsembleGraph(plain, arguments, output, dynamic_shapes)
+        return FrozenNetworks(graph, lambda *args, **kwargs: [choose(each(*args, **kwargs), output) for each in plain])
+    root = bnn.module if isinstance(bnn, BayesianModel) else bnn
+    return NoisyNetwork(root, output) if noise == "input" else LocallyNoisyNetwork(root, arguments, output)
 
 
 def _check_devices(bnn: nn.Module, arguments: Arguments) -> None:

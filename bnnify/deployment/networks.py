@@ -1,16 +1,13 @@
-"""Networks as they are exported, beside plain ones that they are compared with."""
+"""Networks as they are exported, beside what they are compared with."""
 
 __all__ = ["FrozenNetworks", "Networks"]
 
-import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import nn
-
-from ..prediction.batches import Arguments, choose
+from ..prediction.batches import Arguments
 from .ensemble_graph import EnsembleGraph
-from .trace import Named, Output
+from .trace import Named
 
 
 class Networks(Named):
@@ -18,14 +15,18 @@ class Networks(Named):
 
     Attributes:
         name: The class of a network, for errors.
+        num_samples: The number of networks. Default: ``1``.
         noise_names: The names of the noise that is an input.
+        rounded: As in :class:`EnsembleGraph`. Default: None.
     """
 
     name: str
+    num_samples = 1
     noise_names: Sequence[str] = ()
+    rounded: tuple[list[Any], list[Any]] | None = None
 
     def expected(self, *args: Any, **kwargs: Any) -> list[Any]:
-        """The same, by plain networks that are no part of what is exported."""
+        """The same, by what is no part of what is exported."""
         raise NotImplementedError
 
     def draw(self, seed: int, arguments: Arguments) -> dict[str, Any]:
@@ -34,18 +35,15 @@ class Networks(Named):
 
 
 class FrozenNetworks(Networks):
-    """Networks that were drawn before, as an :class:`EnsembleGraph`, of which this takes the arguments."""
+    """Networks that were drawn before, as a ``graph``; ``expected`` gives the list of their outputs in another way."""
 
-    def __init__(
-        self, networks: Sequence[nn.Module], arguments: Arguments, output: Output, dynamic_shapes: Any
-    ) -> None:
-        super().__init__(inspect.signature(networks[0].forward))
-        self.name = type(networks[0]).__name__
-        self._plain, self._output = list(networks), output
-        self.ensemble = EnsembleGraph(networks, arguments, output, dynamic_shapes)
+    def __init__(self, graph: EnsembleGraph, expected: Callable[..., list[Any]]) -> None:
+        super().__init__(graph.signature)
+        self.name, self.num_samples, self.rounded = graph.name, graph.num_samples, graph.rounded
+        self.graph, self._expected = graph, expected
 
     def compute(self, *args: Any, **kwargs: Any) -> list[Any]:
-        return self.ensemble.outputs(*args, **kwargs)
+        return self.graph.outputs(*args, **kwargs)
 
     def expected(self, *args: Any, **kwargs: Any) -> list[Any]:
-        return [choose(network(*args, **kwargs), self._output) for network in self._plain]
+        return self._expected(*args, **kwargs)

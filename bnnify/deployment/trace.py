@@ -76,6 +76,8 @@ def trace(module: Named, arguments: Arguments, dynamic_shapes: Any, name: str) -
     Raises:
         ExportError: ``torch.export`` does not take it, or it draws random numbers.
     """
+    # A view into a larger batch would fix the size of the batch by its strides.
+    arguments = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, arguments)
     program = _exported(module, arguments, _spelled_out(module, arguments, dynamic_shapes), name)
     if dynamic_shapes == BATCH and not all(map(_SAME_SIZE.fullmatch, size_conditions(program))):
         program = _exported(module, arguments, None, name)

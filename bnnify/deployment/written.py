@@ -24,11 +24,11 @@ from .trace import first_line
 
 @dataclass(frozen=True)
 class Trial:
-    """Arguments of the model, the outputs that are expected for them, and the difference that rounding explains."""
+    """Arguments of the model, the outputs that are expected for them, and how far rounding may take each of these."""
 
     arguments: Arguments
     expected: Mapping[str, Tensor]
-    tolerance: float
+    tolerance: Mapping[str, float]
 
 
 def write_checked(
@@ -83,10 +83,10 @@ def _difference(found: Mapping[str, Tensor], trial: Trial) -> float:
                 f"networks as {wanted.dtype} of shape {tuple(wanted.shape)}. Nothing was written."
             )
         difference = largest_difference(value, wanted)
-        if difference > trial.tolerance:
+        if difference > trial.tolerance[name]:
             raise ExportError(
                 f"In its runtime the file computes `{name}` otherwise than the networks: by {difference:.2g}, where "
-                f"rounding explains {trial.tolerance:.2g}. Nothing was written."
+                f"rounding explains {trial.tolerance[name]:.2g}. Nothing was written."
             )
         largest = max(largest, difference)
     return largest

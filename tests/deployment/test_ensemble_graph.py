@@ -140,3 +140,10 @@ def test_networks_of_which_one_was_changed_are_no_graph():
     ensemble.networks[1][1].negative_slope = 0.5
     with pytest.raises(bnnify.ExportError, match="does not compute what all of the networks do"):
         ensemble.as_graph(torch.randn(2, 4))
+
+
+@torch.no_grad()
+def test_an_example_that_is_a_part_of_a_larger_batch_does_not_fix_the_size():
+    x = torch.randn(8, 3).repeat(1, 2)
+    ensemble = frozen(nn.Sequential(nn.Linear(3, 2)))
+    assert torch.equal(ensemble.as_graph(x[::2, :3])(x[:5, :3]), ensemble(x[:5, :3]))

@@ -356,3 +356,26 @@ def test_it_tells_on_how_many_inputs_a_file_was_compared(tmp_path):
     found = exported(bnnify.convert(Bag()), tmp_path / "model.pt2", example, dynamic_shapes=None)
     assert found.num_inputs == 2
     assert "compared on 2 inputs:" in str(found)
+
+
+def test_a_graph_is_exported_as_it_is_and_has_its_output_already(tmp_path):
+    graph, x = bnnify.freeze(network(), 2).as_graph(images()), images()
+    found = bnnify.export(graph, tmp_path / "model.onnx", x, likelihood="logits")
+    assert (found.num_samples, found.dynamic) == (2, {"input": (0,)})
+    with torch.no_grad():
+        mean = graph(x).softmax(-1).mean(0)
+    torch.testing.assert_close(run(tmp_path / "model.onnx", "onnx", x)["mean"], mean, rtol=1e-4, atol=1e-5)
+    for options in ({"output": 0}, {"noise": "input"}):
+        with pytest.raises(bnnify.ArgumentError, match=r"was chosen when it was made|have no noise"):
+            bnnify.export(graph, tmp_path / "other.onnx", x, **options)
+
+
+@pytest.mark.parametrize("form", ["onnx", "torch.export"])
+def test_a_file_holds_neither_the_example_nor_paths_of_the_machine(form, tmp_path):
+    bnn, x = network(), torch.full((2, 3, 8, 8), 0.1234567)
+    path = tmp_path / f"model.{ENDINGS[form]}"
+    exported(bnn, path, x, format=form)
+    content = path.read_bytes()
+    assert x[0, 0].numpy().tobytes() not in content
+    assert b"site-packages" not in content
+    assert b"bnnify/deployment" not in content

@@ -24,6 +24,7 @@ class ExecuTorch(Format):
     def check(self) -> None:
         try:
             import executorch.exir
+            import executorch.kernels.quantized  # which registers the operators of int8
             import executorch.runtime  # noqa: F401
         except ImportError as error:
             raise MissingLibraryError("The format 'executorch' needs executorch: pip install executorch.") from error

@@ -43,6 +43,8 @@ class Onnx(Format):
         graph = written.model.graph
         for value in (value for node in graph for value in node.outputs if value.name in (*inputs, *outputs)):
             value.name = f"{value.name}_inside"
+        for node in graph:
+            node.metadata_props.clear()  # paths and lines of code, which of small files are a good part
         for value, name in zip(graph.outputs, outputs, strict=True):
             value.name = name
         written.save(path, external_data=False)

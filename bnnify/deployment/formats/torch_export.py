@@ -21,6 +21,9 @@ class TorchExport(Format):
         return None
 
     def write(self, program: ExportedProgram, path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+        program.example_inputs = None  # data of the user, which a stranger may read there
+        for node in program.graph.nodes:
+            node.meta.pop("stack_trace", None)  # paths, too
         torch.export.save(program, path)
 
     def load(self, path: Path, outputs: Sequence[str]) -> Runner:
