@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import inspect
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -98,7 +99,9 @@ def _result(family: str, name: str, case: Any, options: argparse.Namespace) -> R
         path = Path(folder, "model.onnx")
         started = time.perf_counter()
         try:
-            written = bnnify.export(frozen, path, kwargs or args, output=first_tensor, outputs=["networks"])
+            both = bool(args and kwargs)
+            example = inspect.signature(model.forward).bind(*args, **kwargs).arguments if both else kwargs or args
+            written = bnnify.export(frozen, path, example, output=first_tensor, outputs=["networks"])
         except bnnify.BnnifyError as error:
             result.error = str(error)
             return result
