@@ -23,7 +23,7 @@ from torch.fx import GraphModule
 
 from ..errors import ExportError
 from ..prediction.batches import Arguments, rows_of
-from ..torch_internals import operator_name, size_conditions, tree_leaves, tree_map
+from ..torch_internals import draws_random_numbers, operator_name, size_conditions, tree_leaves, tree_map
 
 BATCH = "batch"
 """The dynamic shapes in which the first dimension of every input may have any size, as far as the model allows."""
@@ -141,10 +141,9 @@ def _random_operators(module: nn.Module) -> Iterator[str]:
     """Name the operators that draw random numbers in the graphs of ``module`` and of its submodules."""
     for part in module.modules():
         for node in part.graph.nodes if isinstance(part, GraphModule) else ():
-            if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            if operator_name(node.target) and draws_random_numbers(node.target, node.args, node.kwargs):
                 given = node.normalized_arguments(part, normalize_to_only_use_kwargs=True).kwargs
-                is_off = any(given.get(name) is False for name in ("train", "training"))
-                if not is_off and not any(given.get(name) == 0 for name in ("p", "dropout_p", "dropout")):
+                if given.get("p") != 0:  # at zero what is drawn has no effect
                     yield operator_name(node.target)
 
 
