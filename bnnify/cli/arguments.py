@@ -16,6 +16,7 @@ __all__ = [
 
 import argparse
 import ast
+import dataclasses
 import importlib
 import json
 import sys
@@ -167,6 +168,8 @@ def _called(text: str, kinds: Mapping[str, Callable[..., Any]]) -> Any:
         call = ast.Call(call, [], [])
     name = ast.unparse(call.func)
     _check_known(name, kinds)
+    if call.args and name in PRIORS:
+        raise ArgumentError(f"name what you set, as in {name}({dataclasses.fields(PRIORS[name])[-1].name}=0.1)")
     positional = [ast.literal_eval(argument) for argument in call.args]
     named = {str(argument.arg): ast.literal_eval(argument.value) for argument in call.keywords}
     return kinds[name](*positional, **named)

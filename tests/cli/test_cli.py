@@ -465,4 +465,4 @@ def test_what_the_demo_ships_is_small_and_says_where_it_comes_from():
 def test_without_an_extra_the_demo_says_how_to_get_it(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "rich.console", None)
     assert main(["demo"]) == 1
-    assert "pip install 'bnnify[cli]'" in capsys.readouterr().err
+    assert "pip install rich torchmetrics" in capsys.readouterr().err
