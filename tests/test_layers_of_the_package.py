@@ -14,6 +14,7 @@ import bnnify
 ROOT = Path(bnnify.__file__).parent
 FLOORS = [  # from the ground up
     {"errors", "report", "torch_internals"},
+    {"progress"},
     {"distributions"},
     {"draws"},
     {"modules"},

@@ -5,7 +5,7 @@ __all__ = ["open_posterior", "own_record", "write_posterior"]
 import json
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,8 @@ def write_posterior(
     settings: Mapping[str, Settings],
     origin: Origin,
     dtype: str | None = None,
+    *,
+    history: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Write one of bnnify's own files, in the dtypes of the tensors or in int8."""
     record: dict[str, Any] = {"bnnify": version("bnnify"), "torch": str(torch.__version__)}
@@ -52,6 +54,7 @@ def write_posterior(
         "adapter": None if origin.adapter is None else dict(origin.adapter),
         "layout": None if origin.layout is None else origin.layout.as_data(),
         "rest": dict(origin.rest),
+        "history": list(history),
     }
     if dtype is not None:
         state_dict, record["int8"] = pack(state_dict, settings)
@@ -113,7 +116,8 @@ def open_posterior(path: str | os.PathLike[str]) -> PosteriorFile:
             known = initial_std_from_data(data)
             if known is not None and settings[name].prior.needs_initial_std:
                 checkpoint.state_dict[name + INITIAL_STD] = known
-        file = PosteriorFile(path, checkpoint.state_dict, settings, origin, errors)
+        history = [dict(entry) for entry in record.get("history") or ()]  # files of earlier releases have none
+        file = PosteriorFile(path, checkpoint.state_dict, settings, origin, errors, history)
         _check_tensors(file)
     except (AttributeError, KeyError, TypeError, ValueError, BnnifyError) as error:
         raise CheckpointError(

@@ -59,6 +59,7 @@ class PosteriorFile:
         origin: Where the weights came from.
         int8: The dtypes of the weights that stand there in int8, and the errors that it makes, by name; see
             :func:`~bnnify.checkpoints.int8.pack`. Empty for other files.
+        history: What the command did with the model, the oldest first.
     """
 
     path: str | os.PathLike[str]
@@ -66,6 +67,7 @@ class PosteriorFile:
     settings: dict[str, Settings]
     origin: Origin
     int8: Mapping[str, Any] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def dtype(self) -> str | None:

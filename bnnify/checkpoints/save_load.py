@@ -87,7 +87,7 @@ def save(bnn: BayesianModel, path: str | os.PathLike[str], *, dtype: str | None 
                 f"Cannot save `{name}`: it is sharded, and no process has the whole. Write bnn.module.state_dict() "
                 "with torch.distributed.checkpoint; a model that is not sharded reads that, and can be saved."
             )
-    write_posterior(path, state_dict, settings, bnn.origin or Origin(), dtype)
+    write_posterior(path, state_dict, settings, bnn.origin or Origin(), dtype, history=bnn.history)
 
 
 def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> BayesianModel:
@@ -115,7 +115,7 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> Bayesi
     except ConversionError as error:
         raise CheckpointError(f"`{path}` does not fit the model ({type(model).__name__}): {error}") from error
     load_weights(bnn, file.state_dict)
-    bnn.origin = file.origin
+    bnn.origin, bnn.history = file.origin, file.history
     return bnn
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import ArgumentError, check_integer, check_num_samples, needing
+from ..errors import ArgumentError, check_integer, check_num_samples
+from ..progress import progress_bar
 from .averages import Averages, Prediction, concatenate
 from .batches import Arguments, batches_of, count_batches, rows_of
 from .closed_form import averaged_in_closed_form
@@ -158,9 +159,7 @@ def _progress_bar(num_samples: int, inputs: Any, wanted: bool) -> Iterator[Calla
     if not wanted:
         yield lambda: None
         return
-    with needing("rich", "predict(progress=True)"):
-        from rich.progress import Progress
     count = count_batches(inputs)
-    with Progress() as progress:
+    with progress_bar("predict(progress=True)") as progress:
         task = progress.add_task("predicting", total=None if count is None else count * num_samples)
         yield lambda: progress.advance(task)
