@@ -66,6 +66,8 @@ def predict(
     ``"probabilities"``  probabilities of classes along ``class_dim``
     ``"binary_logits"``  independent logits of yes/no questions
     ``"gaussian"``       a pair (mean, variance) of a regression that predicts its own noise
+    an NLL module        what bnnify's NLL module that the network was trained with says, such as
+                         ``GaussianNLL(learned=True)``, whose noise is then part of ``total_std``
     a function           what makes a ``torch.distributions`` object of it, such as ``lambda mean: Normal(mean, 0.1)``
     ===================  ==========================================================================================
 
