@@ -2,12 +2,15 @@
 
 __all__ = ["COMMANDS"]
 
-from . import collapse, convert, demo, export, inspect, prune
+from . import collapse, convert, demo, export, finetune, inspect, predict, prune, tune
 
 COMMANDS = {
     "demo": demo,
     "convert": convert,
     "inspect": inspect,
+    "tune": tune,
+    "predict": predict,
+    "finetune": finetune,
     "prune": prune,
     "export": export,
     "collapse": collapse,
