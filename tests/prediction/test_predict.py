@@ -549,7 +549,7 @@ def test_the_progress_bar_counts_forwards(given, total, done, monkeypatch):
 
 def test_without_rich_the_progress_bar_is_refused_with_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "rich.progress", None)
-    with pytest.raises(ImportError, match=r"progress=True.*bnnify\[cli\]"):
+    with pytest.raises(ImportError, match=r"progress=True.*pip install rich"):
         converted().predict(inputs(), progress=True)
     converted().predict(inputs(), 2)
 
