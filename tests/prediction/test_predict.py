@@ -505,6 +505,9 @@ class Bar:
 
     made: list["Bar"] = []  # noqa: RUF012
 
+    def __init__(self, *columns, **options):
+        pass
+
     def __enter__(self):
         self.total, self.done = "not told", 0
         Bar.made.append(self)

@@ -2,13 +2,14 @@
 
 __all__ = ["COMMANDS"]
 
-from . import collapse, convert, demo, export, finetune, inspect, predict, prune, tune
+from . import collapse, convert, demo, evaluate, export, finetune, inspect, predict, prune, tune
 
 COMMANDS = {
     "demo": demo,
     "convert": convert,
     "inspect": inspect,
     "tune": tune,
+    "evaluate": evaluate,
     "predict": predict,
     "finetune": finetune,
     "prune": prune,
