@@ -48,7 +48,12 @@ def add_data(parser: argparse.ArgumentParser, num_samples: int, required: bool =
     data.add_argument("--mean", type=numbers, metavar="R,G,B", help="what is subtracted from pixels from 0 to 1")
     data.add_argument("--std", type=numbers, metavar="R,G,B", help="what they are divided by then")
     meaning = parser.add_argument_group("the output of the network")
-    meaning.add_argument("--likelihood", choices=LIKELIHOODS, help="what it means; default: what the data suggest")
+    meaning.add_argument(
+        "--likelihood",
+        choices=LIKELIHOODS,
+        metavar="NAME",
+        help=f"what it means: {', '.join(LIKELIHOODS)}; default: what the data suggest",
+    )
     meaning.add_argument("--noise", type=float, metavar="STD", help="of a regression: the std of the data's noise")
     meaning.add_argument("--output-part", type=key_or_index, metavar="KEY", help="which part of it, a key or an index")
     meaning.add_argument("--class-dim", type=int, metavar="DIM", help="the dimension of the classes; default: the last")

@@ -2,7 +2,7 @@
 
 __all__ = ["COMMANDS"]
 
-from . import collapse, convert, demo, evaluate, export, finetune, inspect, predict, prune, tune
+from . import collapse, completion, convert, demo, evaluate, export, finetune, inspect, predict, prune, tune
 
 COMMANDS = {
     "demo": demo,
@@ -15,5 +15,6 @@ COMMANDS = {
     "prune": prune,
     "export": export,
     "collapse": collapse,
+    "completion": completion,
 }
 """The commands in the order of the help. ``run`` returns what stands in the JSON object."""

@@ -15,7 +15,7 @@ from ..outputs import check_folder
 from ..screen import Screen, about
 from ..work import Work
 
-HELP = "judge accuracy, calibration and what is told of foreign data, beside the mean network"
+HELP = "judge accuracy, calibration, and what is told of foreign data"
 EXAMPLES = """examples:
   bnnify-cli evaluate resnet18.bnn.pt --data test/
   bnnify-cli evaluate resnet18.bnn.pt --data test/ --validation held-out/ \\

@@ -20,7 +20,7 @@ from ..work import Work
 HELP = "train by the ELBO, and keep the epoch that is best on held-out data"
 EXAMPLES = """examples:
   bnnify-cli finetune resnet18.bnn.pt --data train/ --validation held-out/
-  bnnify-cli finetune mine.bnn.pt --data train.csv --target y --hold-out 0.1 --resume
+  bnnify-cli finetune mine.bnn.pt --data train.csv --target y --resume
   torchrun --nproc-per-node 2 -m bnnify finetune resnet18.bnn.pt --data train/
 """
 

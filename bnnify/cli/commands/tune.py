@@ -25,7 +25,7 @@ HELP = "find the size of σ that held-out data ask for; nothing is trained"
 EXAMPLES = """examples:
   bnnify-cli tune resnet18.bnn.pt --data held-out/
   bnnify-cli tune resnet18.bnn.pt --data images/ --no-labels
-  bnnify-cli tune resnet18.bnn.pt --data held-out/ --calibrate others/ --risk 0.1
+  bnnify-cli tune resnet18.bnn.pt --data held-out/ --calibrate others/
 """
 
 _PASSES = 13
@@ -37,7 +37,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_file(parser)
     add_output(parser, "name.tuned.bnn.pt")
     data = add_data(parser, num_samples=4)
-    data.add_argument("--limit", type=int, default=128, help="take so many examples by chance; default: 128; 0: all")
+    data.add_argument("--limit", type=int, default=64, help="take so many examples by chance; default: 64; 0: all")
     how = parser.add_argument_group("tuning")
     how.add_argument("--labels", action=argparse.BooleanOptionalAction, help="use them; default: where they are there")
     how.add_argument("--tolerance", type=float, help="without labels: the KL allowed, in nats; default: 0.005")
