@@ -56,8 +56,6 @@ def run(options: argparse.Namespace, screen: Screen) -> dict[str, Any]:
     for name, value in {"epochs": options.epochs, "lr": options.lr, "rho_lr": options.rho_lr}.items():
         check_positive(f"--{name.replace('_', '-')}", value, ArgumentError)
     with process_group() as ranks:
-        if ranks.rank > 0:
-            screen = Screen(quiet=True)
         return _train(options, screen, ranks, output, checkpoint)
 
 
