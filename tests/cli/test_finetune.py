@@ -46,7 +46,7 @@ def test_an_interrupted_training_goes_on_bit_for_bit(folder, run, monkeypatch, c
         patch.setattr(FineTuning, "step", interrupted)
         arguments = list(map(str, finetune("normalised", "classes.csv", "--lr", 0.01, output="again.bnn.pt")))
         assert main(arguments) == 1
-    assert "with --resume goes on" in capsys.readouterr().err
+    assert "with --resume begins it anew" in capsys.readouterr().err
     assert not Path("again.bnn.pt").exists()
     run(*finetune("normalised", "classes.csv", "--lr", 0.01, "--resume", output="again.bnn.pt"))
     assert_same(weights("again.bnn.pt", "normalised"), weights("out.bnn.pt", "normalised"))
