@@ -1,11 +1,11 @@
 """Settings of the documentation: `sphinx-build -W --keep-going docs docs/_build`."""
 
-from importlib.metadata import version as installed_version
+from bnnify import __version__
 
 project = "bnnify"
 author = "The bnnify authors"
 copyright = author
-version = release = installed_version("bnnify")
+version = release = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]

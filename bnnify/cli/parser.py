@@ -3,7 +3,6 @@
 __all__ = ["make_parser"]
 
 import argparse
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from ..checkpoints.int8 import DTYPES
 from ..checkpoints.kinds import POSTERIORS
 from ..deployment.formats import FORMATS
 from ..draws.estimators import ESTIMATORS
+from ..version import __version__
 from .arguments import estimator, input_tensor, json_object, posterior, prior, setting, std
 
 _EXAMPLES = {
@@ -43,7 +43,7 @@ _EXAMPLES = {
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line; what it parses has the name of the command as ``command``."""
     parser = argparse.ArgumentParser(prog="bnnify-cli", description="Turn a trained PyTorch model into a Bayesian one.")
-    parser.add_argument("--version", action="version", version=f"%(prog)s {version('bnnify')}")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     _add_common_options(parser, False)
     commands = parser.add_subparsers(required=True, dest="command", metavar="command", title="commands")
 
