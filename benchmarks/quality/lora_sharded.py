@@ -24,6 +24,7 @@ import bnnify
 
 from ..harness import report
 from ..harness.networks.language_model import smollm2
+from ..harness.progress import track
 from ..harness.report import Run, Table
 from .lora_sst2 import ANSWERS, PROMPT, sentences
 
@@ -59,7 +60,7 @@ def measured(options: argparse.Namespace) -> list[Table]:
     expected, alone = dict[str, Tensor](), torch.empty(0)
     if rank == 0:
         expected = gradients(bnn, loss, batches[0])
-        alone = trained(copy.deepcopy(bnn), loss, report.track(batches, "one process"), options.lr)
+        alone = trained(copy.deepcopy(bnn), loss, track(batches, "one process"), options.lr)
     dist.barrier()
 
     shard_base(bnn)
