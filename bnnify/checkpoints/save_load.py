@@ -29,6 +29,7 @@ from ..modules.settings import slots_of
 from .architectures.lora_adapter import base_weights, with_adapter
 from .architectures.shapes import abridged, printable
 from .architectures.transformers_model import load_by_config
+from .gathered import gathered, written_by_one
 from .int8 import DTYPES
 from .load_weights import load_weights
 from .own_format import open_posterior, write_posterior
@@ -44,6 +45,9 @@ def save(bnn: BayesianModel, path: str | os.PathLike[str], *, dtype: str | None 
     and its ``"state_dict"`` has the original keys plus ``*_rho``, ``*_prior_mean`` and ``*_initial_std``. A path that
     ends in ``.safetensors`` gets a file of that format, in which a tied parameter stands once.
 
+    A model that is sharded (FSDP2, tensor parallelism) has to be saved by all ranks together. The first one gathers it
+    in the memory of its CPU, one tensor after another, and writes one whole file; the others wait for it.
+
     Args:
         bnn: The model.
         path: The file.
@@ -57,8 +61,8 @@ def save(bnn: BayesianModel, path: str | os.PathLike[str], *, dtype: str | None 
         ArgumentError: The ``dtype`` is another one.
         ArgumentTypeError: ``bnn`` is not a converted model.
         CheckpointError: A prior or a rule for σ is not one of bnnify's own, so that no file could restore it; a weight
-            is quantized by torchao or bitsandbytes; the model is sharded, or holds something that :func:`load` would
-            not read; or the file cannot be written.
+            is quantized by torchao or bitsandbytes; the model holds something that :func:`load` would not read; or the
+            file cannot be written.
     """
     check_path("save(path)", path)
     if not isinstance(bnn, BayesianModel):
@@ -81,13 +85,12 @@ def save(bnn: BayesianModel, path: str | os.PathLike[str], *, dtype: str | None 
     state_dict = bnn.module.state_dict()
     for name in _left_behind(bnn.module):
         del state_dict[name]
-    for name, value in state_dict.items():
-        if is_distributed(value):
-            raise CheckpointError(
-                f"Cannot save `{name}`: it is sharded, and no process has the whole. Write bnn.module.state_dict() "
-                "with torch.distributed.checkpoint; a model that is not sharded reads that, and can be saved."
-            )
-    write_posterior(path, state_dict, settings, bnn.origin or Origin(), dtype)
+    origin = bnn.origin or Origin()
+    if not any(map(is_distributed, state_dict.values())):
+        write_posterior(path, state_dict, settings, origin, dtype)
+        return
+    whole = gathered(state_dict)
+    written_by_one(path, lambda: write_posterior(path, whole or {}, settings, origin, dtype))
 
 
 def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> BayesianModel:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
@@ -605,11 +605,6 @@ def saved_adapters(rank, path):
     with torch.no_grad():
         for mean in means.values():
             mean.add_(0.1)
-    for name in "model.pt", "model.safetensors":
-        with pytest.raises(bnnify.CheckpointError, match=r"`base_model\.\S+`: it is sharded"):
-            bnnify.save(bnn, path / name)
-        assert not (path / name).exists()
-
     state = llama_with_adapters().module.state_dict()
     dcp.save(bnn.module.state_dict(), checkpoint_id=path / "checkpoint")
     dcp.load(state, checkpoint_id=path / "checkpoint")
@@ -634,6 +629,40 @@ def test_replicated_adapters_are_saved_by_one_rank_and_the_whole_by_all(in_proce
     pytest.importorskip("peft")
     pytest.importorskip("transformers")
     in_processes(saved_adapters, tmp_path)
+
+
+# Files
+
+
+def whole_file(rank, parallelize, path):
+    bnn = bnnify.convert(network(), posterior_std=0.1)
+    with torch.no_grad():
+        bnn.module[0].weight.add_(0.1)
+    if rank == 0:
+        bnnify.save(bnn, path / "alone.pt")
+    parallelize(bnn)
+    bnn(batch_of(rank))  # after which FSDP may leave gathered parameters in place
+    for name in "together.pt", "together.safetensors":
+        bnnify.save(bnn, path / name)
+        assert (path / name).exists()
+        expected, found = (bnnify.load(path / each, network()) for each in ("alone.pt", name))
+        torch.testing.assert_close(found.state_dict(), expected.state_dict(), rtol=0, atol=0)
+        assert torch.equal(found.kl(), expected.kl())
+    with pytest.raises(bnnify.CheckpointError, match="Cannot write"):
+        bnnify.save(bnn, path / "no such folder" / "model.pt")
+
+
+def shard_and_replicate(bnn):
+    shard(bnn, mesh=mesh_of(RANKS, 1))
+
+
+def split_one_layer(bnn):
+    parallelize_module(bnn.module[0], mesh_of(RANKS, names=("tensor",)), ColwiseParallel(output_layouts=Replicate()))
+
+
+@pytest.mark.parametrize("parallelize", [shard, shard_and_replicate, split_one_layer], ids=lambda each: each.__name__)
+def test_a_sharded_model_is_saved_as_one_whole_file(in_processes, parallelize, tmp_path):
+    in_processes(whole_file, parallelize, tmp_path)
 
 
 # Checkpoints
