@@ -272,7 +272,7 @@ def size_conditions(program: torch.export.ExportedProgram) -> list[str]:
 
 
 def fsdp_gradient_divisors(module: Any) -> list[tuple[list[Tensor], float]]:
-    """List the sharded parameters of each group of ``module``, which FSDP2 manages, whose gradients were given a divisor.
+    """List the sharded parameters of ``module``, which FSDP2 manages, by group, where their gradients have a divisor.
 
     That is what ``set_gradient_divide_factor`` does; by default the sum over ranks is divided by their number.
     """

@@ -194,7 +194,7 @@ def _signs(like: Tensor, channel: int) -> Tensor:
     shape = [size if dim in (0, channel) else 1 for dim, size in enumerate(like.shape)]
     # From single bits, which costs a quarter of one random number for each sign.
     follows = torch.compiler.is_compiling() or in_transform()  # which no generator can follow
-    generator = None if follows else generator_of_process(like.device)
-    words = torch.randint(2**62, (math.prod(shape) // 62 + 1, 1), device=like.device, generator=generator)
+    source: dict[str, Any] = {} if follows else {"generator": generator_of_process(like.device)}
+    words = torch.randint(2**62, (math.prod(shape) // 62 + 1, 1), device=like.device, **source)
     bits = (words >> torch.arange(62, device=like.device)) & 1
     return (2 * bits.flatten()[: math.prod(shape)] - 1).view(shape).to(like.dtype)

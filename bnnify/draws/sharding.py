@@ -1,6 +1,14 @@
 """Sharded parameters (FSDP2 and other DTensors): their noise, and the forms in which they are read."""
 
-__all__ = ["is_distributed", "is_sharding", "is_unsharded_form", "ranks_together", "reshard", "sharded_noise", "unsharded"]
+__all__ = [
+    "is_distributed",
+    "is_sharding",
+    "is_unsharded_form",
+    "ranks_together",
+    "reshard",
+    "sharded_noise",
+    "unsharded",
+]
 
 import math
 import weakref
