@@ -1,6 +1,7 @@
 """bnnify turns a trained PyTorch model into a Bayesian one, and back."""
 
 __all__ = [
+    "Abstention",
     "Audit",
     "BayesianModel",
     "BernoulliNLL",
@@ -10,6 +11,8 @@ __all__ = [
     "CategoricalNLL",
     "CheckpointError",
     "ConversionError",
+    "ConformalIntervals",
+    "ConformalSets",
     "ConversionReport",
     "Draw",
     "DrawError",
@@ -31,8 +34,10 @@ __all__ = [
     "Prior",
     "PruningReport",
     "Relative",
+    "Report",
     "ResponseStd",
     "ScaleMixture",
+    "Temperature",
     "TunedStd",
     "audit",
     "avuc_loss",
@@ -40,6 +45,7 @@ __all__ = [
     "convert",
     "convert_checkpoint",
     "elbo",
+    "evaluate",
     "export",
     "freeze",
     "geometric_weight",
@@ -58,11 +64,14 @@ __all__ = [
 ]
 
 from .analysis.audit import Audit, audit
+from .analysis.evaluate import evaluate
+from .analysis.evaluation_report import Report
 from .analysis.pruning import PruningReport, prune, signal_to_noise
 from .checkpoints.convert_checkpoint import convert_checkpoint
 from .checkpoints.load_weights import load_weights
 from .checkpoints.save_load import load, save
 from .convert import collapse, convert
+from .decisions import Abstention, ConformalIntervals, ConformalSets, Temperature
 from .deployment.export import Export, export
 from .deployment.freeze import freeze
 from .deployment.quantize import quantize

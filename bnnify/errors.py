@@ -18,6 +18,7 @@ __all__ = [
     "check_num_samples",
     "check_path",
     "check_positive",
+    "check_share",
     "check_tensor",
     "describe",
     "needing",
@@ -127,9 +128,15 @@ def check_positive(name: str, value: Any, kind: type[BnnifyError] = ConversionEr
         raise kind(f"{name} must be a positive, finite number, not {value!r}.")
 
 
+def check_share(name: str, value: Any) -> None:
+    """Raise an ArgumentError unless ``value``, which was given as ``name``, lies between 0 and 1, ends excluded."""
+    if isinstance(value, bool) or not (isinstance(value, (int, float)) and 0 < value < 1):
+        raise ArgumentError(f"{name} must be a number between 0 and 1, not {value!r}.")
+
+
 @contextmanager
-def needing(library: str, wanted_by: str, extra: str = "cli") -> Iterator[None]:
-    """Explain an ImportError in the block, which imports a ``library`` of an extra, by default ``cli``.
+def needing(libraries: str, wanted_by: str) -> Iterator[None]:
+    """Explain an ImportError in the block, which imports ``libraries``, with spaces between them, for ``wanted_by``.
 
     Raises:
         MissingLibraryError: The block raised an ImportError.
@@ -137,4 +144,5 @@ def needing(library: str, wanted_by: str, extra: str = "cli") -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise MissingLibraryError(f"{wanted_by} needs {library}: pip install 'bnnify[{extra}]'.") from error
+        names = ", ".join(libraries.split())
+        raise MissingLibraryError(f"{wanted_by} needs {names}: pip install {libraries}.") from error

@@ -10,7 +10,11 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
+<<<<<<< HEAD
 from statistics import mean, stdev
+=======
+from typing import Any
+>>>>>>> wb
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +22,12 @@ from torch import Tensor, nn
 
 from ..analysis.plots import pyplot
 from ..convert import convert
+<<<<<<< HEAD
 from ..distributions.priors import Gaussian
 from ..errors import MissingLibraryError
+=======
+from ..errors import needing
+>>>>>>> wb
 from ..model import BayesianModel
 from ..prediction.averages import Prediction
 from ..training.elbo import elbo
@@ -36,7 +44,7 @@ class Digits:
     labels: Tensor
 
 
-def demo(picture: Path | None = None, quiet: bool = False) -> None:
+def demo(picture: Path | None = None, quiet: bool = False) -> list[dict[str, Any]]:
     """Convert a pretrained network, fine-tune it, and print how good its probabilities are and what it is unsure of.
 
     All of it is done with five seeds, beside the same fine-tuning without a posterior.
@@ -45,16 +53,23 @@ def demo(picture: Path | None = None, quiet: bool = False) -> None:
         picture: Where to draw the digits of which the network is most and least sure. Default: none.
         quiet: Print nothing.
 
+    Returns:
+        The figures of each row of the table.
+
     Raises:
         MissingLibraryError: A library that only the demo needs is not installed.
     """
-    try:
+    with needing("rich torchmetrics", "The demo"):
         from rich.console import Console
         from rich.progress import Progress
         from rich.table import Table
+<<<<<<< HEAD
         from torchmetrics.functional.classification import binary_auroc, multiclass_calibration_error
     except ImportError as error:
         raise MissingLibraryError(f"The demo needs {error.name}: pip install 'bnnify[cli]'.") from error
+=======
+        from torchmetrics.functional.classification import multiclass_calibration_error
+>>>>>>> wb
     if picture is not None:
         pyplot()  # rather now than after the training
     network, train, test = load_digits()
@@ -74,7 +89,31 @@ def demo(picture: Path | None = None, quiet: bool = False) -> None:
             100 * binary_auroc(torch.cat([entropy, of_noise]), unknown).item(),
         ]
 
+<<<<<<< HEAD
     found: dict[str, list[list[float]]] = {"as trained": [figures(partial(certain, network))]}
+=======
+    rows: list[dict[str, Any]] = []
+
+    def add_row(name: str, predict: Callable[[Tensor], Prediction]) -> Prediction:
+        digits, unknown = predict(test.images), predict(noise)
+        accuracy = (digits.mean.argmax(1) == test.labels).double().mean().item()
+        nll = F.nll_loss(digits.mean.clamp_min(1e-12).log(), test.labels).item()
+        ece = multiclass_calibration_error(digits.mean, test.labels, digits.mean.shape[1], 15).item()
+        rows.append({"network": name, "accuracy": accuracy, "nll": nll, "ece": ece})
+        table.add_row(
+            name,
+            f"{accuracy:.1%}",
+            f"{nll:.3f}",
+            f"{ece:.3f}",
+            *(_mean(prediction.predictive_entropy) for prediction in (digits, unknown)),
+            *(_mean(prediction.mutual_information) for prediction in (digits, unknown)),
+        )
+        return digits
+
+    bnn = convert(network, posterior_std=ResponseStd(train.images, 0.1))
+    add_row("as it was trained", lambda images: certain(network, images))
+    add_row("converted", lambda images: bnn.predict(images, likelihood="logits"))
+>>>>>>> wb
     # A bar on a terminal only: in a file or a pipe it would be noise.
     bar = Progress(console=Console(stderr=True), disable=quiet or not sys.stderr.isatty(), transient=True)
     with one_thread(), bar as progress:
@@ -103,7 +142,12 @@ def demo(picture: Path | None = None, quiet: bool = False) -> None:
             table.add_row(name, *map(_told, zip(*runs, strict=True), (1, 3, 3, 1, 1)))
         Console().print(table)
     if picture is not None:
+<<<<<<< HEAD
         _draw(picture, test, predicted(test.images))
+=======
+        _draw(picture, test, prediction)
+    return rows
+>>>>>>> wb
 
 
 @contextmanager

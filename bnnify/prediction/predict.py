@@ -3,13 +3,13 @@
 __all__ = ["predict"]
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..errors import ArgumentError, check_integer, check_num_samples, needing
+from ..errors import ArgumentError, check_integer, check_num_samples
+from ..progress import forwards_bar
 from .averages import Averages, Prediction, concatenate
 from .batches import Arguments, batches_of, count_batches, rows_of
 from .closed_form import averaged_in_closed_form
@@ -65,6 +65,8 @@ def predict(
     ``"probabilities"``  probabilities of classes along ``class_dim``
     ``"binary_logits"``  independent logits of yes/no questions
     ``"gaussian"``       a pair (mean, variance) of a regression that predicts its own noise
+    an NLL module        what bnnify's NLL module that the network was trained with says, such as
+                         ``GaussianNLL(learned=True)``, whose noise is then part of ``total_std``
     a function           what makes a ``torch.distributions`` object of it, such as ``lambda mean: Normal(mean, 0.1)``
     ===================  ==========================================================================================
 
@@ -134,7 +136,11 @@ def predict(
 
     options: dict[str, Any] = {"output": output, "antithetic": antithetic, "at_once": networks_at_once, "seed": seed}
     forwards = 1 if closed_form else num_samples
-    with evaluating(module), torch.no_grad(), _progress_bar(forwards, inputs, progress) as advance:
+    with (
+        evaluating(module),
+        torch.no_grad(),
+        forwards_bar("predict", forwards, count_batches(inputs), progress) as advance,
+    ):
         if closed_form:
             predictions = []
             for arguments in batches():
@@ -148,17 +154,3 @@ def predict(
             del found
             advance()
     return concatenate([averages.pop(0).prediction() for _ in range(len(averages))], rows)
-
-
-@contextmanager
-def _progress_bar(num_samples: int, inputs: Any, wanted: bool) -> Iterator[Callable[[], None]]:
-    """Give a function to call after each forward, which moves a progress bar on if one is ``wanted``."""
-    if not wanted:
-        yield lambda: None
-        return
-    with needing("rich", "predict(progress=True)"):
-        from rich.progress import Progress
-    count = count_batches(inputs)
-    with Progress() as progress:
-        task = progress.add_task("predicting", total=None if count is None else count * num_samples)
-        yield lambda: progress.advance(task)
