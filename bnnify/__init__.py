@@ -1,6 +1,7 @@
 """bnnify turns a trained PyTorch model into a Bayesian one, and back."""
 
 __all__ = [
+    "Abstention",
     "Audit",
     "BayesianModel",
     "BernoulliNLL",
@@ -10,6 +11,8 @@ __all__ = [
     "CategoricalNLL",
     "CheckpointError",
     "ConversionError",
+    "ConformalIntervals",
+    "ConformalSets",
     "ConversionReport",
     "Draw",
     "DrawError",
@@ -33,6 +36,7 @@ __all__ = [
     "Relative",
     "ResponseStd",
     "ScaleMixture",
+    "Temperature",
     "TunedStd",
     "audit",
     "avuc_loss",
@@ -62,6 +66,7 @@ from .checkpoints.convert_checkpoint import convert_checkpoint
 from .checkpoints.load_weights import load_weights
 from .checkpoints.save_load import load, save
 from .convert import collapse, convert
+from .decisions import Abstention, ConformalIntervals, ConformalSets, Temperature
 from .deployment.export import Export, export
 from .deployment.freeze import freeze
 from .deployment.quantize import quantize

@@ -250,7 +250,8 @@ def _convert(
     for module in modules:
         recompute_on_read(module)
     bnn = BayesianModel(root, report)
-    bnn.origin = given.origin if isinstance(given, BayesianModel) else None
+    if isinstance(given, BayesianModel):
+        bnn.origin, bnn.history = given.origin, list(given.history)
     return bnn
 
 

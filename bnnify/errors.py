@@ -18,6 +18,7 @@ __all__ = [
     "check_num_samples",
     "check_path",
     "check_positive",
+    "check_share",
     "check_tensor",
     "describe",
     "needing",
@@ -125,6 +126,12 @@ def check_positive(name: str, value: Any, kind: type[BnnifyError] = ConversionEr
     """Raise a ``kind`` of error unless ``value``, which was given as ``name``, is a positive, finite number."""
     if isinstance(value, bool) or not (isinstance(value, (int, float)) and 0 < value < math.inf):
         raise kind(f"{name} must be a positive, finite number, not {value!r}.")
+
+
+def check_share(name: str, value: Any) -> None:
+    """Raise an ArgumentError unless ``value``, which was given as ``name``, lies between 0 and 1, ends excluded."""
+    if isinstance(value, bool) or not (isinstance(value, (int, float)) and 0 < value < 1):
+        raise ArgumentError(f"{name} must be a number between 0 and 1, not {value!r}.")
 
 
 @contextmanager

@@ -35,6 +35,10 @@ class BayesianModel(nn.Module):
             ``state_dict`` has the original keys plus ``*_rho``, ``*_prior_mean`` and ``*_initial_std``.
         report: The report of the conversion.
         origin: The file that the weights came from, which :func:`bnnify.save` records; None if from none.
+        history: What the command did with the model, the oldest first: plain data, which :func:`bnnify.save` records.
+        decisions: What :mod:`bnnify.decisions` fitted for this posterior, by names of the user's, such as
+            ``bnn.decisions["temperature"]``, which :func:`bnnify.save` records too. They are not applied by themselves,
+            and have to be fitted again after the weights or σ have changed.
     """
 
     def __init__(self, module: nn.Module, report: ConversionReport | None = None) -> None:
@@ -42,10 +46,12 @@ class BayesianModel(nn.Module):
         self.module = module
         self.report = report or ConversionReport()
         self.origin: Any = None
+        self.history: list[dict[str, Any]] = []
+        self.decisions: dict[str, Any] = {}
         self.training = module.training
 
     def __setstate__(self, state: Any) -> None:
-        super().__setstate__(state)
+        super().__setstate__({"history": [], "decisions": {}} | state)  # what an earlier release pickled has none
         for module in self.modules():
             take_off_copied_hooks(module)
 

@@ -14,13 +14,16 @@ import bnnify
 ROOT = Path(bnnify.__file__).parent
 FLOORS = [  # from the ground up
     {"errors", "report", "torch_internals"},
+    {"progress"},
     {"distributions"},
     {"draws"},
     {"modules"},
     {"prediction"},
     {"model"},
     {"convert", "layers"},
-    {"training", "analysis"},
+    {"training"},
+    {"decisions"},
+    {"analysis"},
     {"checkpoints"},
     {"deployment"},
     {"cli", "__init__"},

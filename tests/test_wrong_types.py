@@ -69,7 +69,7 @@ CALLS = {
         "takes a converted model.*not a Linear",
     ),
     "tune_std(seed)": (lambda: tuned(seed=None), r"tune_std\(seed\) must be an integer"),
-    "tune_std(ignore_index)": (lambda: tuned(ignore_index=None), r"ignore_index\) must be an integer"),
+    "tune_std(ignore_index)": (lambda: tuned(ignore_index=1.5), r"ignore_index\) must be an integer"),
     "audit": (lambda: bnnify.audit(nn.Linear(4, 3), torch.zeros(1, 4)), "audit takes a converted model.*not a Linear"),
     "audit(x)": (lambda: bnnify.audit(converted(), LOADER), r"Linear, called with \(a DataLoader\)"),
     "audit(optimizer)": (lambda: bnnify.audit(converted(), optimizer=0.1), r"audit\(optimizer\) takes a torch.optim"),

@@ -5,14 +5,16 @@ __all__ = ["open_posterior", "own_record", "write_posterior"]
 import json
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..decisions import Decision
 from ..distributions.gaussian import dtype_of_rho
 from ..draws.companions import INITIAL_STD, PRIOR_MEAN
 from ..errors import BnnifyError, CheckpointError
@@ -20,6 +22,7 @@ from ..modules.settings import Settings
 from .architectures.recipe import Recipe
 from .architectures.shapes import abridged, printable
 from .atomic import replace_atomically
+from .decisions_data import decisions_as_data, decisions_from_data
 from .foreign.formats import SAFETENSORS_METADATA, import_safetensors
 from .foreign.layout import Layout, is_dense, place_of
 from .foreign.read_write import Checkpoint, read
@@ -41,6 +44,9 @@ def write_posterior(
     settings: Mapping[str, Settings],
     origin: Origin,
     dtype: str | None = None,
+    *,
+    history: Sequence[Mapping[str, Any]] = (),
+    decisions: Mapping[str, Decision] = MappingProxyType({}),
 ) -> None:
     """Write one of bnnify's own files, in the dtypes of the tensors or in int8."""
     record: dict[str, Any] = {"bnnify": version("bnnify"), "torch": str(torch.__version__)}
@@ -52,6 +58,8 @@ def write_posterior(
         "adapter": None if origin.adapter is None else dict(origin.adapter),
         "layout": None if origin.layout is None else origin.layout.as_data(),
         "rest": dict(origin.rest),
+        "history": list(history),
+        "decisions": decisions_as_data(decisions),
     }
     if dtype is not None:
         state_dict, record["int8"] = pack(state_dict, settings)
@@ -113,7 +121,9 @@ def open_posterior(path: str | os.PathLike[str]) -> PosteriorFile:
             known = initial_std_from_data(data)
             if known is not None and settings[name].prior.needs_initial_std:
                 checkpoint.state_dict[name + INITIAL_STD] = known
-        file = PosteriorFile(path, checkpoint.state_dict, settings, origin, errors)
+        history = [dict(entry) for entry in record.get("history") or ()]  # files of earlier releases have none
+        decisions = decisions_from_data(record.get("decisions") or {})
+        file = PosteriorFile(path, checkpoint.state_dict, settings, origin, errors, history, decisions)
         _check_tensors(file)
     except (AttributeError, KeyError, TypeError, ValueError, BnnifyError) as error:
         raise CheckpointError(

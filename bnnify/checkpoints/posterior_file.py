@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..decisions import Decision
 from ..distributions.gaussian import has_pruned
 from ..draws.companions import INITIAL_STD, PRIOR_MEAN, RHO, PriorMean
 from ..model import BayesianModel
@@ -59,6 +60,8 @@ class PosteriorFile:
         origin: Where the weights came from.
         int8: The dtypes of the weights that stand there in int8, and the errors that it makes, by name; see
             :func:`~bnnify.checkpoints.int8.pack`. Empty for other files.
+        history: What the command did with the model, the oldest first.
+        decisions: What was fitted for its predictions, by name.
     """
 
     path: str | os.PathLike[str]
@@ -66,6 +69,8 @@ class PosteriorFile:
     settings: dict[str, Settings]
     origin: Origin
     int8: Mapping[str, Any] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    decisions: dict[str, Decision] = field(default_factory=dict)
 
     @property
     def dtype(self) -> str | None:

@@ -40,6 +40,8 @@ from .tensor_places import valueless_buffers
 def save(bnn: BayesianModel, path: str | os.PathLike[str], *, dtype: str | None = None) -> None:
     """Write a converted model: its ``state_dict`` and, as plain data, how it was converted and how to make it again.
 
+    What was decided on top, ``bnn.decisions``, and what was done with it, ``bnn.history``, are written too.
+
     The file is complete or not there: it is written beside ``path`` and renamed. It loads under ``weights_only=True``,
     and its ``"state_dict"`` has the original keys plus ``*_rho``, ``*_prior_mean`` and ``*_initial_std``. A path that
     ends in ``.safetensors`` gets a file of that format, in which a tied parameter stands once.
@@ -56,9 +58,9 @@ def save(bnn: BayesianModel, path: str | os.PathLike[str], *, dtype: str | None 
     Raises:
         ArgumentError: The ``dtype`` is another one.
         ArgumentTypeError: ``bnn`` is not a converted model.
-        CheckpointError: A prior or a rule for σ is not one of bnnify's own, so that no file could restore it; a weight
-            is quantized by torchao or bitsandbytes; the model is sharded, or holds something that :func:`load` would
-            not read; or the file cannot be written.
+        CheckpointError: A prior, a rule for σ or a decision is not one of bnnify's own, so that no file could restore
+            it; a weight is quantized by torchao or bitsandbytes; the model is sharded, or holds something that
+            :func:`load` would not read; or the file cannot be written.
     """
     check_path("save(path)", path)
     if not isinstance(bnn, BayesianModel):
@@ -87,7 +89,8 @@ def save(bnn: BayesianModel, path: str | os.PathLike[str], *, dtype: str | None 
                 f"Cannot save `{name}`: it is sharded, and no process has the whole. Write bnn.module.state_dict() "
                 "with torch.distributed.checkpoint; a model that is not sharded reads that, and can be saved."
             )
-    write_posterior(path, state_dict, settings, bnn.origin or Origin(), dtype)
+    origin = bnn.origin or Origin()
+    write_posterior(path, state_dict, settings, origin, dtype, history=bnn.history, decisions=bnn.decisions)
 
 
 def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> BayesianModel:
@@ -115,7 +118,7 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> Bayesi
     except ConversionError as error:
         raise CheckpointError(f"`{path}` does not fit the model ({type(model).__name__}): {error}") from error
     load_weights(bnn, file.state_dict)
-    bnn.origin = file.origin
+    bnn.origin, bnn.history, bnn.decisions = file.origin, file.history, file.decisions
     return bnn
 
 

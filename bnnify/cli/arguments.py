@@ -6,6 +6,7 @@ __all__ = [
     "factory",
     "input_tensor",
     "json_object",
+    "key_or_index",
     "merged",
     "posterior",
     "prior",
@@ -92,6 +93,11 @@ def example_inputs(given: Sequence[tuple[str, Tensor]]) -> Any:
     if named and len(named) < len(given):
         raise ArgumentError("Give each --input a name, another one each, or none of them.")
     return named or tuple(tensor for _, tensor in given)
+
+
+def key_or_index(text: str) -> str | int:
+    """Read which part of a model's output is meant."""
+    return int(text) if text.isdecimal() else text
 
 
 def setting(parse: Callable[[str], Any]) -> Callable[[str], tuple[str, Any]]:

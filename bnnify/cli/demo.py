@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,12 +32,15 @@ class Digits:
     labels: Tensor
 
 
-def demo(picture: Path | None = None, quiet: bool = False) -> None:
+def demo(picture: Path | None = None, quiet: bool = False) -> list[dict[str, Any]]:
     """Convert a pretrained network, fine-tune it, and print how good its probabilities are and what it is unsure of.
 
     Args:
         picture: Where to draw the digits and the noise of which the network is most and least sure. Default: none.
         quiet: Print nothing.
+
+    Returns:
+        The figures of each row of the table.
 
     Raises:
         MissingLibraryError: A library that only the demo needs is not installed.
@@ -62,13 +66,18 @@ def demo(picture: Path | None = None, quiet: bool = False) -> None:
     for heading in ("acc.", "NLL", "ECE", "H: digits", "noise", "MI: digits", "noise"):
         table.add_column(heading, justify="right")
 
+    rows: list[dict[str, Any]] = []
+
     def add_row(name: str, predict: Callable[[Tensor], Prediction]) -> Prediction:
         digits, unknown = predict(test.images), predict(noise)
+        accuracy = (digits.mean.argmax(1) == test.labels).double().mean().item()
+        nll = F.nll_loss(digits.mean.clamp_min(1e-12).log(), test.labels).item()
         ece = multiclass_calibration_error(digits.mean, test.labels, digits.mean.shape[1], 15).item()
+        rows.append({"network": name, "accuracy": accuracy, "nll": nll, "ece": ece})
         table.add_row(
             name,
-            f"{(digits.mean.argmax(1) == test.labels).double().mean():.1%}",
-            f"{F.nll_loss(digits.mean.clamp_min(1e-12).log(), test.labels):.3f}",
+            f"{accuracy:.1%}",
+            f"{nll:.3f}",
             f"{ece:.3f}",
             *(_mean(prediction.predictive_entropy) for prediction in (digits, unknown)),
             *(_mean(prediction.mutual_information) for prediction in (digits, unknown)),
@@ -87,6 +96,7 @@ def demo(picture: Path | None = None, quiet: bool = False) -> None:
         Console().print(table)
     if picture is not None:
         _draw(picture, test, prediction)
+    return rows
 
 
 def _mean(nats: Tensor | None) -> str:

@@ -18,7 +18,7 @@ from .trace import Named
 NETWORKS = "networks"
 """The output that holds those of all networks."""
 
-_AVERAGES = [field.name for field in dataclasses.fields(Prediction) if field.name != "num_samples"]
+_AVERAGES = [field.name for field in dataclasses.fields(Prediction) if field.name not in ("num_samples", "class_dim")]
 _AVERAGES += [name for name, value in vars(Prediction).items() if isinstance(value, property)]
 
 

@@ -4,12 +4,13 @@ __all__ = ["Averages", "Prediction", "concatenate"]
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, check_share
 from .likelihood import Likelihood, has_values
 from .running_means import Mean, Moments, Pieces
 
@@ -26,8 +27,9 @@ class Prediction:
         num_samples: The number of networks.
         predictive_entropy: H[E p(y|x, w)] in nats: the total uncertainty of a classification. None for a regression.
         expected_entropy: E H[p(y|x, w)] in nats: the part that every network agrees on (aleatoric). None likewise.
-        aleatoric_std: √E[σ²(x)], the noise that the networks predict, under ``likelihood="gaussian"`` or a function.
-            None otherwise.
+        aleatoric_std: √E[σ²(x)], the noise of the data, where the likelihood tells it: ``"gaussian"``, a function, or
+            the NLL module of a regression. None otherwise.
+        class_dim: The dimension of the classes in ``mean``, counted from the end. None where there are none.
     """
 
     mean: Tensor
@@ -36,6 +38,7 @@ class Prediction:
     predictive_entropy: Tensor | None = None
     expected_entropy: Tensor | None = None
     aleatoric_std: Tensor | None = None
+    class_dim: int | None = None
 
     @property
     def mutual_information(self) -> Tensor | None:
@@ -50,9 +53,38 @@ class Prediction:
         return self.std
 
     @property
-    def total_std(self) -> Tensor:
-        """√(epistemic² + aleatoric²), by the law of total variance."""
-        return self.std if self.aleatoric_std is None else (self.std**2 + self.aleatoric_std**2).sqrt()
+    def total_std(self) -> Tensor | None:
+        """√(epistemic² + aleatoric²), by the law of total variance; None where the noise of the data is not known."""
+        return None if self.aleatoric_std is None else (self.std**2 + self.aleatoric_std**2).sqrt()
+
+    def interval(self, level: float = 0.9) -> tuple[Tensor, Tensor]:
+        """mean ± z · total_std: the central interval in which a new observation lies with probability ``level``.
+
+        It is that of the Gaussian with the mean and the variance of the prediction. The networks' own distributions
+        together are close to it where their noise is Gaussian and larger than their disagreement.
+
+        Args:
+            level: Between 0 and 1. Default: ``0.9``.
+
+        Returns:
+            The lower and the upper end, of the shape of ``mean``.
+
+        Raises:
+            ArgumentError: The noise of the data is not known, or ``level`` is not between 0 and 1.
+
+        Example::
+
+            >>> low, high = bnn.predict(x, likelihood=bnnify.GaussianNLL(std=0.1)).interval(0.95)
+        """
+        check_share("interval(level)", level)
+        if self.total_std is None:
+            raise ArgumentError(
+                "interval() needs the noise of the data, which likelihood='values' does not tell: the spread of the "
+                "networks alone covers far too little. Pass predict the NLL module of the training, likelihood=nll, or "
+                "'gaussian' for a pair (mean, variance). Of classes there are sets instead: bnnify.ConformalSets."
+            )
+        half = NormalDist().inv_cdf((1 + level) / 2) * self.total_std
+        return self.mean - half, self.mean + half
 
 
 class Averages:
@@ -106,7 +138,14 @@ class Averages:
             predictive_entropy=self._likelihood.entropy(mean),
             expected_entropy=self._entropies.mean,
             aleatoric_std=None if variance is None else variance.sqrt(),
+            class_dim=self._class_dim(mean),
         )
+
+    def _class_dim(self, mean: Tensor) -> int | None:
+        if not self._likelihood.has_classes:
+            return None
+        dim = self._likelihood.class_dim
+        return -1 if dim is None else dim % mean.ndim - mean.ndim
 
 
 def concatenate(predictions: list[Prediction], rows: Sequence[int | None]) -> Prediction:
@@ -128,9 +167,10 @@ def concatenate(predictions: list[Prediction], rows: Sequence[int | None]) -> Pr
 
     names = ("mean", "std", "predictive_entropy", "expected_entropy", "aleatoric_std")
     parts = {name: [getattr(prediction, name) for prediction in predictions] for name in names}
-    num_samples = predictions[0].num_samples
+    num_samples, class_dim = predictions[0].num_samples, predictions[0].class_dim
     predictions.clear()  # so that one of these at a time is in memory twice
-    prediction = Prediction(num_samples=num_samples, **{name: joined(parts.pop(name)) for name in names})
+    averages = {name: joined(parts.pop(name)) for name in names}
+    prediction = Prediction(num_samples=num_samples, class_dim=class_dim, **averages)
     _check_finite(prediction)
     return prediction
 

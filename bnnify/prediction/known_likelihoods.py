@@ -1,9 +1,19 @@
 """The table of likelihoods, which predictions, losses and what fits σ to data share."""
 
-__all__ = ["LikelihoodLike", "Probabilities", "as_likelihood", "as_pair"]
+__all__ = [
+    "BinaryLogits",
+    "GaussianPair",
+    "LikelihoodLike",
+    "Logits",
+    "OfFunction",
+    "Probabilities",
+    "Values",
+    "as_likelihood",
+    "as_pair",
+]
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -14,8 +24,18 @@ from ..errors import ArgumentError, ArgumentTypeError, describe
 from .classes import check_logits, check_probabilities, dimension_of_classes
 from .likelihood import Likelihood, has_values
 
-LikelihoodLike: TypeAlias = str | Callable[[Any], Distribution]
-"""The name of a likelihood, or a function that makes a ``torch.distributions`` object of a model's output."""
+
+@runtime_checkable
+class _Criterion(Protocol):
+    """A loss that is the negative logarithm of a likelihood, and tells which."""
+
+    def likelihood(self, class_dim: int | None = None) -> Likelihood: ...
+
+
+LikelihoodLike: TypeAlias = str | Callable[[Any], Distribution] | _Criterion
+"""The name of a likelihood, a module of bnnify's NLLs, or a function from an output to a ``torch.distributions``
+object.
+"""
 
 
 class Values(Likelihood):
@@ -147,7 +167,13 @@ class OfFunction(Likelihood):
         return parts[1]
 
     def distribution(self, found: Any, rows: int | None = None) -> Distribution:
-        distribution = self._function(found)
+        try:
+            distribution = self._function(found)
+        except TypeError as error:
+            raise ArgumentTypeError(
+                f"likelihood= must be a function of the output alone, and called with it raised: {error}. Of losses "
+                "only bnnify's NLL modules tell what an output means, such as bnnify.GaussianNLL."
+            ) from error
         if not isinstance(distribution, Distribution):
             raise ArgumentTypeError(
                 "likelihood= must be a function of the output that returns a torch.distributions.Distribution, not "
@@ -160,7 +186,7 @@ _LIKELIHOODS = {kind.name: kind for kind in (Values, Logits, Probabilities, Bina
 
 
 def as_likelihood(likelihood: LikelihoodLike, class_dim: int | None = None) -> Likelihood:
-    """Look up the likelihood with this name, or make that of this function.
+    """Look up the likelihood with this name, or take that of this NLL module or function.
 
     Raises:
         ArgumentError: The name is unknown, or ``class_dim`` is given for a likelihood without classes.
@@ -168,11 +194,14 @@ def as_likelihood(likelihood: LikelihoodLike, class_dim: int | None = None) -> L
     """
     if isinstance(likelihood, str) and likelihood in _LIKELIHOODS:
         return _LIKELIHOODS[likelihood](class_dim)
+    if isinstance(likelihood, _Criterion):
+        return likelihood.likelihood(class_dim)
     if callable(likelihood):
         return OfFunction(likelihood, class_dim)
     raise ArgumentError(
-        f"Unknown likelihood {likelihood!r}: known are {', '.join(map(repr, _LIKELIHOODS))}, and a function of the "
-        "output that returns a torch.distributions.Distribution."
+        f"Unknown likelihood {likelihood!r}: known are {', '.join(map(repr, _LIKELIHOODS))}, the NLL modules of "
+        "bnnify, such as bnnify.GaussianNLL(std=0.1), and a function of the output that returns a "
+        "torch.distributions.Distribution."
     )
 
 

@@ -1,6 +1,6 @@
 """The base of likelihoods, which say what the output of a model means."""
 
-__all__ = ["Likelihood", "has_values"]
+__all__ = ["IGNORED", "Likelihood", "has_values"]
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -13,6 +13,9 @@ from ..distributions.gaussian import at_least_float32
 from ..errors import ArgumentError, ArgumentTypeError, check_integer
 from ..torch_internals import in_transform
 
+IGNORED = -100
+"""The target that does not count by default, as in torch.nn.functional.cross_entropy."""
+
 
 class Likelihood:
     """p(y|x, w), given the output of a model: the base of all likelihoods.
@@ -21,10 +24,14 @@ class Likelihood:
 
     Args:
         class_dim: The dimension of the classes, if it has classes. Default: the last one.
+
+    Attributes:
+        ignore_index: A target with this value does not count, among classes and yes/no answers.
     """
 
     name: ClassVar[str]
     has_classes: ClassVar[bool] = False
+    ignore_index: int = IGNORED
 
     def __init__(self, class_dim: int | None = None) -> None:
         if class_dim is not None:
@@ -77,9 +84,9 @@ class Likelihood:
 
     def _distribution(self, *parts: Tensor) -> Distribution:
         raise ArgumentError(
-            f"likelihood={self.name!r} does not tell how probable a target is. Pass 'logits' for classes, "
-            "'gaussian' for a pair (mean, variance), or a function that makes a "
-            "distribution, such as lambda mean: Normal(mean, 0.1)."
+            f"likelihood={self.name!r} does not tell how probable a target is. Pass 'logits' for classes, for a "
+            "regression the NLL module of its training, such as bnnify.GaussianNLL, or 'gaussian' for a pair (mean, "
+            "variance), or a function that makes a distribution, such as lambda mean: Normal(mean, 0.1)."
         )
 
     def _part(self, value: Tensor) -> Tensor:

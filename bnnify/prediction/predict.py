@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import ArgumentError, check_integer, check_num_samples, needing
+from ..errors import ArgumentError, check_integer, check_num_samples
+from ..progress import progress_bar
 from .averages import Averages, Prediction, concatenate
 from .batches import Arguments, batches_of, count_batches, rows_of
 from .closed_form import averaged_in_closed_form
@@ -65,6 +66,8 @@ def predict(
     ``"probabilities"``  probabilities of classes along ``class_dim``
     ``"binary_logits"``  independent logits of yes/no questions
     ``"gaussian"``       a pair (mean, variance) of a regression that predicts its own noise
+    an NLL module        what bnnify's NLL module that the network was trained with says, such as
+                         ``GaussianNLL(learned=True)``, whose noise is then part of ``total_std``
     a function           what makes a ``torch.distributions`` object of it, such as ``lambda mean: Normal(mean, 0.1)``
     ===================  ==========================================================================================
 
@@ -156,9 +159,7 @@ def _progress_bar(num_samples: int, inputs: Any, wanted: bool) -> Iterator[Calla
     if not wanted:
         yield lambda: None
         return
-    with needing("rich", "predict(progress=True)"):
-        from rich.progress import Progress
     count = count_batches(inputs)
-    with Progress() as progress:
+    with progress_bar("predict(progress=True)") as progress:
         task = progress.add_task("predicting", total=None if count is None else count * num_samples)
         yield lambda: progress.advance(task)

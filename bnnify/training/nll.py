@@ -4,6 +4,8 @@ Each is called as ``nll(output, target)``, for ``bnnify.elbo(nll(output, target)
 of one network, or what ``bnn.sample`` gives: then it has one dimension more, in front, and the mean runs over the draws
 too. That is the mean of the draws' NLLs, for which the ELBO asks. The NLL of their averaged output is another number,
 and as a rule a smaller one.
+
+Each tells, too, what an output means: ``predict(..., likelihood=nll)``, and so wherever a likelihood is taken.
 """
 
 __all__ = ["BernoulliNLL", "CategoricalNLL", "GaussianNLL", "HeteroscedasticGaussianNLL"]
@@ -14,10 +16,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributions import Normal
 
 from ..distributions.gaussian import at_least_float32
 from ..errors import ArgumentError, as_number, check_integer, check_tensor
-from ..prediction.known_likelihoods import as_pair
+from ..prediction.known_likelihoods import BinaryLogits, GaussianPair, Logits, OfFunction, as_pair
+from ..prediction.likelihood import Likelihood
 
 
 class CategoricalNLL(nn.Module):
@@ -66,6 +70,12 @@ class CategoricalNLL(nn.Module):
             logits.reshape(-1, logits.shape[-1]), labels.reshape(-1).long(), ignore_index=self.ignore_index
         )
 
+    def likelihood(self, class_dim: int | None = None) -> Likelihood:
+        """What the output means, with the classes along ``class_dim``, by default as here."""
+        likelihood = Logits(self.class_dim if class_dim is None else class_dim)
+        likelihood.ignore_index = self.ignore_index
+        return likelihood
+
     def extra_repr(self) -> str:
         return f"class_dim={self.class_dim}, ignore_index={self.ignore_index}"
 
@@ -90,6 +100,10 @@ class BernoulliNLL(nn.Module):
         _check("BernoulliNLL", output, target)
         logits = at_least_float32(output)
         return F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype).expand_as(logits))
+
+    def likelihood(self, class_dim: int | None = None) -> Likelihood:
+        """What the output means."""
+        return BinaryLogits(class_dim)
 
 
 class GaussianNLL(nn.Module):
@@ -138,14 +152,27 @@ class GaussianNLL(nn.Module):
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         _check("GaussianNLL", output, target)
-        if not _broadcasts(self.log_std.shape, target.shape):
-            raise ArgumentError(
-                f"GaussianNLL has a std of shape {tuple(self.log_std.shape)}, which does not broadcast to the target's "
-                f"{tuple(target.shape)}."
-            )
+        self._check_std("target", target)
         log_std = at_least_float32(self.log_std)
         scaled = (at_least_float32(target) - at_least_float32(output)) * (-log_std).exp()
         return (scaled.square() / 2 + log_std).mean() + _HALF_LOG_TAU
+
+    def likelihood(self, class_dim: int | None = None) -> Likelihood:
+        """What the output means: the mean of a Gaussian with the std that the noise has now."""
+        return OfFunction(self._distribution, class_dim)
+
+    def _distribution(self, output: Any) -> Normal:
+        check_tensor("GaussianNLL: the output", output, "Choose one with output=.")
+        self._check_std("output", output)
+        std = at_least_float32(self.std.detach()).to(output.device)
+        return Normal(at_least_float32(output), std, validate_args=False)
+
+    def _check_std(self, name: str, value: Tensor) -> None:
+        if not _broadcasts(self.log_std.shape, value.shape):
+            raise ArgumentError(
+                f"GaussianNLL has a std of shape {tuple(self.log_std.shape)}, which does not broadcast to the {name}'s "
+                f"{tuple(value.shape)}."
+            )
 
     def extra_repr(self) -> str:
         return f"learned={isinstance(self.log_std, nn.Parameter)}"
@@ -156,7 +183,7 @@ class HeteroscedasticGaussianNLL(nn.Module):
 
     -log N(y; f, v) = (y - f)² / 2v + ½ log v + ½ log 2π
 
-    Such a pair is what ``predict(likelihood="gaussian")`` takes too. The network has to make the variance positive,
+    The network has to make the variance positive,
     with ``softplus(raw) + floor`` or ``raw.exp()``; nothing is clamped here, since predictions would not know of it.
     Both have the shape of the target, and after ``bnn.sample`` a dimension of draws in front.
 
@@ -182,6 +209,10 @@ class HeteroscedasticGaussianNLL(nn.Module):
             _refuse("HeteroscedasticGaussianNLL", mean, target, f"and a variance of shape {tuple(variance.shape)}")
         mean, variance, target = at_least_float32(mean), at_least_float32(variance), at_least_float32(target)
         return ((target - mean).square() / variance + variance.log()).mean() / 2 + _HALF_LOG_TAU
+
+    def likelihood(self, class_dim: int | None = None) -> Likelihood:
+        """What the output means."""
+        return GaussianPair(class_dim)
 
 
 _HALF_LOG_TAU = math.log(2 * math.pi) / 2

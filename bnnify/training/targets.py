@@ -1,6 +1,6 @@
 """The log probability of targets, after checks that they are of the kind that the output predicts."""
 
-__all__ = ["IGNORED", "log_prob_of"]
+__all__ = ["log_prob_of"]
 
 from typing import Any
 
@@ -9,9 +9,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Distribution
 
 from ..errors import ArgumentError, check_tensor
-
-IGNORED = -100
-"""The target that does not count by default, as in torch.nn.functional.cross_entropy."""
+from ..prediction.likelihood import IGNORED
 
 
 def log_prob_of(target: Any, distribution: Distribution, ignore_index: int = IGNORED) -> Tensor:

@@ -20,7 +20,6 @@ from ..prediction.likelihood import Likelihood
 from .factor_search import largest_passing, minimum, walk
 from .held_out import HeldOut, Labelled, Unlabelled
 from .scaled_std import ScaledStd, layers_of, log_ratio
-from .targets import IGNORED
 from .tuned_std import TunedStd
 from .tuning_progress import TuningProgress
 
@@ -35,7 +34,7 @@ def tune_std(
     num_samples: int = 8,
     output: str | int | Callable[[Any], Any] | None = None,
     class_dim: int | None = None,
-    ignore_index: int = IGNORED,
+    ignore_index: int | None = None,
     per_layer: bool = False,
     seed: int = 0,
     progress: bool = False,
@@ -73,9 +72,10 @@ def tune_std(
             ``labels``; without, whatever :func:`bnnify.prediction.predict` takes, by the same rule, which leaves
             targets out.
         likelihood: What the output means, as in :func:`bnnify.prediction.predict`: ``"logits"``, ``"probabilities"``,
-            ``"binary_logits"``, ``"gaussian"``, or a function that makes a ``torch.distributions`` object of it, such
-            as ``lambda mean: Normal(mean, 0.1)``. Each element of its ``log_prob(target)`` counts as one datum; the
-            target must have the shape of what it draws. The default, ``"values"``, is refused: it is no probability.
+            ``"binary_logits"``, ``"gaussian"``, the NLL module of the training, or a function that makes a
+            ``torch.distributions`` object of it, such as ``lambda mean: Normal(mean, 0.1)``. Each element of its
+            ``log_prob(target)`` counts as one datum; the target must have the shape of what it draws. The default,
+            ``"values"``, is refused: it is no probability.
         labels: Use the targets. Default: ``True``.
         tolerance: The KL allowed without labels, in nats per datum. Default: ``0.005``.
         num_samples: K, the number of networks. Default: ``8``.
@@ -83,7 +83,8 @@ def tune_std(
             The labels of a causal language model are those of the next token: ``lambda out: out.logits[:, :-1]``, with
             pairs ``(inputs, labels[:, 1:])``.
         class_dim: The dimension of the classes, as in ``predict``. Default: the last one.
-        ignore_index: A target with this value does not count, among classes and yes/no answers. Default: ``-100``.
+        ignore_index: A target with this value does not count, among classes and yes/no answers. Default: that of a
+            ``CategoricalNLL``, otherwise ``-100``.
         per_layer: Afterwards give each layer in turn a factor of its own, a power of two times the common one, where
             that helps. It takes labels, at least two more passes for each layer, and more data. Default: ``False``.
         seed: For the random numbers; those of the program are left alone. Default: ``0``.
@@ -108,10 +109,11 @@ def tune_std(
     """
     check_converted("tune_std", bnn)
     check_num_samples(num_samples)
-    check_integer("tune_std(ignore_index)", ignore_index)
     check_integer("tune_std(seed)", seed)
     check_positive("tune_std(tolerance)", tolerance, ArgumentError)
     meaning = as_likelihood(likelihood, class_dim)
+    ignore_index = meaning.ignore_index if ignore_index is None else ignore_index
+    check_integer("tune_std(ignore_index)", ignore_index)
     if per_layer and not labels:
         raise ArgumentError("per_layer=True needs labels; without, less noise is always nearer to the mean network.")
     # A prior that leaves untrained weights room does not go by σ.

@@ -6,7 +6,7 @@ import math
 from types import TracebackType
 from typing import Any
 
-from ..errors import needing
+from ..progress import progress_bar
 
 
 class TuningProgress:
@@ -22,9 +22,7 @@ class TuningProgress:
     def __init__(self, wanted: bool) -> None:
         self._bar: Any = None
         if wanted:
-            with needing("rich", "tune_std(progress=True)"):
-                from rich.progress import Progress
-            self._bar = Progress()
+            self._bar = progress_bar("tune_std(progress=True)")
             self._task = self._bar.add_task("tune_std")
 
     def __enter__(self) -> "TuningProgress":

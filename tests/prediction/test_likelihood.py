@@ -53,8 +53,48 @@ def test_a_dimension_of_classes_is_meant_in_the_same_way_everywhere():
     ],
 )
 def test_the_losses_are_those_of_the_likelihoods(name, criterion, target):
-    log_prob = as_likelihood(name).distribution(OUTPUTS[name]).log_prob(target)
-    torch.testing.assert_close(criterion(OUTPUTS[name], target), -log_prob.mean())
+    for likelihood in (name, criterion):
+        log_prob = as_likelihood(likelihood).distribution(OUTPUTS[name]).log_prob(target)
+        torch.testing.assert_close(criterion(OUTPUTS[name], target), -log_prob.mean())
+
+
+@pytest.mark.parametrize("std", [0.5, torch.tensor([0.5, 2.0])])
+def test_an_nll_module_says_the_noise_that_it_has_learned(std):
+    nll = bnnify.GaussianNLL(std=std, learned=True)
+    model, x, y = nn.Linear(4, 2), torch.randn(300, 4), torch.randn(300, 2)
+    nn.init.constant_(nll.log_std, -1.0)  # as training would
+    log_prob = as_likelihood(nll).distribution(y + 0.1).log_prob(y)
+    torch.testing.assert_close(-log_prob.mean(), nll(y + 0.1, y).detach())
+    prediction = bnnify.convert(model).predict(x, 4, likelihood=nll)
+    torch.testing.assert_close(prediction.aleatoric_std, nll.std.detach().expand(300, 2))
+
+    def normal(mean):
+        return Normal(mean, nll.std.detach())
+
+    tuned = [bnnify.tune_std(bnnify.convert(model), [(x, y)], likelihood=each) for each in (nll, normal)]
+    assert tuned[0] == tuned[1]
+    fisher = bnnify.FisherStd.estimate(model, [x], num_data=300, likelihood=nll).fisher["bias"]
+    torch.testing.assert_close(fisher, 1 / nll.std.detach().square().expand(2), rtol=0.3, atol=0)
+    rule = bnnify.ResponseStd(x, likelihood=nll)
+    assert "KL from the mean network" in bnnify.convert(model, posterior_std=rule).report.tuning
+
+
+def test_an_nll_of_classes_says_where_they_are_and_what_does_not_count():
+    bnn = bnnify.convert(nn.Sequential(nn.Linear(4, 6), nn.Unflatten(1, (3, 2))))
+    x, labels = torch.randn(50, 4), torch.randint(3, (50, 2))
+    labels[:, 1] = 255
+    nll = bnnify.CategoricalNLL(class_dim=1, ignore_index=255)
+    assert bnn.predict(x, 4, likelihood=nll).mean.sum(1).allclose(torch.ones(50, 2))
+    assert bnnify.tune_std(bnn, [(x, labels)], likelihood=nll).num_data == 50
+    assert bnnify.tune_std(bnn, [(x, labels % 255)], likelihood=nll, ignore_index=-100).num_data == 100
+
+
+def test_a_loss_that_is_not_of_bnnify_is_no_likelihood():
+    with pytest.raises(bnnify.ArgumentTypeError, match=r"function of the output alone.*bnnify\.GaussianNLL"):
+        bnnify.convert(nn.Linear(4, 2)).predict(torch.randn(3, 4), likelihood=nn.MSELoss())
+    nll = bnnify.GaussianNLL(std=torch.ones(3))
+    with pytest.raises(bnnify.ArgumentError, match=r"std of shape \(3,\), which does not broadcast to the output"):
+        bnnify.convert(nn.Linear(4, 2)).predict(torch.randn(3, 4), likelihood=nll)
 
 
 def test_of_a_function_predictions_have_the_mean_and_the_noise_of_its_distribution():

@@ -78,9 +78,8 @@ def test_values_have_the_mean_and_std_of_the_samples():
     torch.testing.assert_close(prediction.std, samples.std(0))
     assert prediction.num_samples == K
     assert torch.equal(prediction.epistemic_std, prediction.std)
-    assert torch.equal(prediction.total_std, prediction.std)
     absent = (prediction.predictive_entropy, prediction.expected_entropy, prediction.mutual_information)
-    assert (*absent, prediction.aleatoric_std) == (None, None, None, None)
+    assert (*absent, prediction.aleatoric_std, prediction.total_std) == (None, None, None, None, None)
 
 
 @pytest.mark.parametrize("likelihood", ["logits", "probabilities"])

@@ -1,0 +1,47 @@
+"""Checks of the files that a command is to write, made before the work."""
+
+__all__ = ["check_folder", "check_output", "check_weights_output", "renamed"]
+
+from pathlib import Path
+
+from ..errors import CheckpointError
+
+_EXPORTED = {".onnx", ".pt2", ".pte", ".so"}
+_OTHERS = {".csv", ".gguf", ".gz", ".h5", ".hdf5", ".html", ".json", ".jsonl", ".npy", ".npz", ".pb", ".png", ".tflite"}
+"""Endings of formats that a file of weights has not; whoever opens it by its name would be misled."""
+
+
+def check_folder(*paths: Path | None) -> None:
+    """Raise a CheckpointError where a file cannot be written: its folder is not there, or it is a folder."""
+    for path in paths:
+        if path is not None and path.is_dir():
+            raise CheckpointError(f"Cannot write `{path}`: it is a folder.")
+        if path is not None and not path.absolute().parent.is_dir():
+            raise CheckpointError(f"Cannot write `{path}`: its folder does not exist.")
+
+
+def check_output(output: Path, source: Path, force: bool) -> None:
+    """Raise a CheckpointError where ``output`` cannot be written, or would replace the ``source`` or without ``force``
+    any file.
+    """
+    if output.exists() and source.exists() and output.samefile(source):
+        raise CheckpointError(f"Cannot write `{output}`: it is the input.")
+    check_folder(output)
+    if output.exists() and not force:
+        raise CheckpointError(f"`{output}` exists. Choose another name with -o, or pass --force.")
+
+
+def check_weights_output(output: Path, source: Path, force: bool) -> None:
+    """Raise as :func:`check_output`, and where the name promises another format than one of weights."""
+    ending = output.suffix.lower()
+    if ending in _EXPORTED | _OTHERS:
+        hint = " `bnnify-cli export` writes networks in such formats." if ending in _EXPORTED else ""
+        raise CheckpointError(
+            f"Cannot write `{output}`: a file of weights ends in .pt or .safetensors, not in {ending}.{hint}"
+        )
+    check_output(output, source, force)
+
+
+def renamed(file: Path, ending: str) -> Path:
+    """Return ``file`` with ``ending`` in the place of ``.bnn.pt`` and its like."""
+    return file.with_name(file.name.removesuffix(".safetensors").removesuffix(".pt").removesuffix(".bnn") + ending)
