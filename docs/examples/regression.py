@@ -53,26 +53,19 @@ for step in range(STEPS):
     bnnify.elbo(nll(output, y), kl, num_data=len(x), beta=beta).backward()
     optimizer.step()
     schedule.step()
-noise = nll.std.item()
-print(f"the noise that was learned: {noise:.3f}")
+print(f"the noise that was learned: {nll.std.item():.3f}")
 
 # %%
 # The prediction
 # --------------
-# The dark band is what the networks disagree on, which more data would take away. The light band has the noise too.
+# ``predict`` takes the NLL of the training, and so knows the noise. The dark band is what the networks disagree on, which
+# more data would take away; the light one, ``interval``, has the noise too.
 
 grid = torch.linspace(-3, 3, 300)[:, None]
-prediction = bnn.predict(grid, num_samples=200, likelihood="values")
-
-
-def interval(prediction):
-    total = (prediction.epistemic_std**2 + noise**2).sqrt()
-    return prediction.mean - 1.96 * total, prediction.mean + 1.96 * total
-
-
+prediction = bnn.predict(grid, num_samples=200, likelihood=nll)
 figure, axes = plt.subplots(figsize=(5, 3.75), layout="constrained")
 places, mean, networks = grid[:, 0], prediction.mean[:, 0], 1.96 * prediction.epistemic_std[:, 0]
-low, high = interval(prediction)
+low, high = prediction.interval(0.95)
 axes.fill_between(places, low[:, 0], high[:, 0], color="C0", alpha=0.2, linewidth=0, label="95 %, with noise")
 axes.fill_between(places, mean - networks, mean + networks, color="C0", alpha=0.3, linewidth=0, label="95 %, networks")
 axes.plot(places, mean, color="C0", label="mean")
@@ -87,7 +80,7 @@ axes.legend(fontsize="small", ncols=2, loc="upper center")
 # Of fresh data where the network had data, 95 % should lie in the interval.
 
 fresh_x, fresh_y = draw(5000)
-low, high = interval(bnn.predict(fresh_x, num_samples=200, likelihood="values"))
+low, high = bnn.predict(fresh_x, num_samples=200, likelihood=nll).interval(0.95)
 print(f"held by the interval: {((low <= fresh_y) & (fresh_y <= high)).float().mean():.1%}")
 
 # %%
