@@ -49,7 +49,8 @@ napoleon_use_ivar = True  # Attributes become a list; otherwise they would be in
 
 # What a tutorial needs beyond the extra `docs`. Without it the script is shown, and not run.
 NEEDS = {"deployment": "onnxruntime", "language_model": "transformers"}
-logging.getLogger("onnx_ir").setLevel(logging.WARNING)  # Else it tells of each tensor that it shares.
+for library in ("onnx_ir", "onnxscript"):  # which else tell of each tensor while a tutorial writes a file
+    logging.getLogger(library).setLevel(logging.WARNING)
 NOT_RUN = [name for name, library in NEEDS.items() if find_spec(library) is None]
 for name in NOT_RUN:
     print(f"docs/examples/{name}.py is not run: it needs {NEEDS[name]}, which is not installed.")
