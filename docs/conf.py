@@ -6,7 +6,7 @@ from importlib.metadata import version as installed_version
 from importlib.util import find_spec
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))  # for mathml.py
+sys.path.insert(0, str(Path(__file__).parent))  # for what stands beside this file
 
 project = "bnnify"
 author = "The bnnify authors"
@@ -59,7 +59,7 @@ sphinx_gallery_conf = {
     "examples_dirs": "examples",
     "gallery_dirs": "gallery",
     "filename_pattern": rf"/(?!(?:{'|'.join(NOT_RUN)})\.py$)\w+\.py$",
-    "within_subsection_order": "FileNameSortKey",
+    "within_subsection_order": "reading_order.ReadingOrder",
     "image_srcset": ["2x"],
     "min_reported_time": 1e9,  # Times of this machine tell a reader nothing.
     "show_memory": False,
