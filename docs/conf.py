@@ -32,7 +32,7 @@ html_favicon = "_static/favicon.svg"
 html_css_files = ["site.css"]
 html_math_renderer = "mathml"
 
-# Headings can be linked to by the names that a repository host gives them, as in page.md#a-heading.
+# Headings can be linked to by the names that a repository host gives them.
 myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 
@@ -40,20 +40,24 @@ myst_enable_extensions = ["colon_fence", "dollarmath"]
 default_role = "code"
 
 autodoc_default_options = {"members": True}
-autodoc_inherit_docstrings = False  # torch.nn.Module's own docstrings belong to the documentation of torch.
+autodoc_inherit_docstrings = (
+    False  # torch.nn.Module's own docstrings belong to the documentation of torch.
+)
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
-autosummary_generate = False  # The tables link to the entries of the pages; no page for each name.
+autosummary_generate = False  # The tables link to the pages; no page for each name.
 maximum_signature_line_length = 80
-napoleon_use_ivar = True  # Attributes become a list; otherwise they would be indexed a second time.
+napoleon_use_ivar = (
+    True  # Attributes become a list; otherwise they would be indexed a second time.
+)
 
-# What a tutorial needs beyond the extra `docs`. Without it the script is shown, and not run.
+# What a tutorial needs beyond the extra `docs`; without it the script is shown, not run.
 NEEDS = {"deployment": "onnxruntime", "language_model": "transformers"}
-for library in ("onnx_ir", "onnxscript"):  # which else tell of each tensor while a tutorial writes a file
-    logging.getLogger(library).setLevel(logging.WARNING)
 NOT_RUN = [name for name, library in NEEDS.items() if find_spec(library) is None]
 for name in NOT_RUN:
-    print(f"docs/examples/{name}.py is not run: it needs {NEEDS[name]}, which is not installed.")
+    print(f"docs/examples/{name}.py is not run: {NEEDS[name]} is not installed.")
+for library in ("onnx_ir", "onnxscript"):  # They tell of each tensor in a file.
+    logging.getLogger(library).setLevel(logging.WARNING)
 
 sphinx_gallery_conf = {
     "examples_dirs": "examples",
@@ -61,6 +65,7 @@ sphinx_gallery_conf = {
     "filename_pattern": rf"/(?!(?:{'|'.join(NOT_RUN)})\.py$)\w+\.py$",
     "within_subsection_order": "reading_order.ReadingOrder",
     "image_srcset": ["2x"],
+    "capture_repr": (),  # What is printed is shown, and not the value of a last line.
     "min_reported_time": 1e9,  # Times of this machine tell a reader nothing.
     "show_memory": False,
     "show_signature": False,

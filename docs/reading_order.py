@@ -12,7 +12,7 @@ ORDER = [
 
 
 class ReadingOrder:
-    """The key by which sphinx-gallery sorts scripts; one that is not in the list comes first."""
+    """The key that sphinx-gallery sorts by; a script that is not listed comes first."""
 
     def __init__(self, folder: str) -> None:
         pass
