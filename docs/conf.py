@@ -51,7 +51,7 @@ napoleon_use_ivar = (
     True  # Attributes become a list; otherwise they would be indexed a second time.
 )
 
-# What a tutorial needs beyond the extra `docs`; without it the script is shown, not run.
+# What a tutorial needs beyond the extra `docs`. Without it the script is only shown.
 NEEDS = {"deployment": "onnxruntime", "language_model": "transformers"}
 NOT_RUN = [name for name, library in NEEDS.items() if find_spec(library) is None]
 for name in NOT_RUN:

@@ -94,10 +94,7 @@ def check(site: Path, screenshots: Path | None = None) -> tuple[list[str], int]:
         chromium = playwright.chromium.launch(executable_path=browser(), args=["--no-sandbox"])
         for width in WIDTHS:
             tab = chromium.new_page(viewport={"width": width, "height": 900})
-            seen: list[str] = []
-            tab.on("console", lambda text, seen=seen: text.type == "error" and seen.append(f"console: {text.text}"))
-            tab.on("pageerror", lambda error, seen=seen: seen.append(f"script: {error}"))
-            tab.on("requestfailed", lambda request, seen=seen: seen.append(f"not loaded: {request.url}"))
+            seen = listen(tab)
             for here in names:
                 tab.goto(f"{address}/{here}")
                 found = tab.evaluate(LOOK)
@@ -116,6 +113,24 @@ def check(site: Path, screenshots: Path | None = None) -> tuple[list[str], int]:
         for here, targets in links.items():
             faults.update(f"{here}: dead link: {target}" for target in targets if dead(target, address, site, places))
     return sorted(faults), len(names)
+
+
+def listen(tab: Any) -> list[str]:
+    """Write errors on the console, and what cannot be loaded, into a list, as they come."""
+    seen = []
+
+    def console(message: Any) -> None:
+        if message.type == "error":
+            seen.append(f"console: {message.text}")
+
+    def failed(request: Any) -> None:
+        if request.failure != "net::ERR_ABORTED":  # which is no fault: the next page was asked for meanwhile
+            seen.append(f"not loaded: {request.url}")
+
+    tab.on("console", console)
+    tab.on("pageerror", lambda error: seen.append(f"script: {error}"))
+    tab.on("requestfailed", failed)
+    return seen
 
 
 def dead(target: str, address: str, site: Path, places: dict[str, set[str]]) -> bool:
