@@ -34,6 +34,7 @@ __all__ = [
     "Prior",
     "PruningReport",
     "Relative",
+    "Report",
     "ResponseStd",
     "ScaleMixture",
     "Temperature",
@@ -44,6 +45,7 @@ __all__ = [
     "convert",
     "convert_checkpoint",
     "elbo",
+    "evaluate",
     "export",
     "freeze",
     "geometric_weight",
@@ -61,6 +63,8 @@ __all__ = [
 ]
 
 from .analysis.audit import Audit, audit
+from .analysis.evaluate import evaluate
+from .analysis.evaluation_report import Report
 from .analysis.pruning import PruningReport, prune, signal_to_noise
 from .checkpoints.convert_checkpoint import convert_checkpoint
 from .checkpoints.load_weights import load_weights

@@ -135,8 +135,8 @@ def check_share(name: str, value: Any) -> None:
 
 
 @contextmanager
-def needing(library: str, wanted_by: str, extra: str = "cli") -> Iterator[None]:
-    """Explain an ImportError in the block, which imports a ``library`` of an extra, by default ``cli``.
+def needing(libraries: str, wanted_by: str) -> Iterator[None]:
+    """Explain an ImportError in the block, which imports ``libraries``, with spaces between them, for ``wanted_by``.
 
     Raises:
         MissingLibraryError: The block raised an ImportError.
@@ -144,4 +144,5 @@ def needing(library: str, wanted_by: str, extra: str = "cli") -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise MissingLibraryError(f"{wanted_by} needs {library}: pip install 'bnnify[{extra}]'.") from error
+        names = ", ".join(libraries.split())
+        raise MissingLibraryError(f"{wanted_by} needs {names}: pip install {libraries}.") from error

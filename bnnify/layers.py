@@ -34,7 +34,7 @@ class _Layer(nn.Module):
     def __init__(self, prior_mean: float, prior_variance: float, mu: float, rho: float, **layer: Any) -> None:
         """Build the torch layer that stands next in the method resolution order, and its posterior."""
         check_positive("prior_variance", prior_variance)
-        prior = Gaussian(prior_mean, math.sqrt(prior_variance))
+        prior = Gaussian(mean=prior_mean, std=math.sqrt(prior_variance))
         start = std(torch.tensor(rho, dtype=torch.float64)).item()
         # Before the torch layer's own __init__, which already reads its weight.
         self._bayesian = {name: Slot(Settings(prior, Constant(start))) for name in _BAYESIAN}

@@ -1,7 +1,9 @@
 """The bar that shows how far long work is."""
 
-__all__ = ["progress_bar"]
+__all__ = ["forwards_bar", "progress_bar"]
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from .errors import needing
@@ -43,3 +45,14 @@ def progress_bar(wanted_by: str, transient: bool = False) -> Any:
         console=Console(stderr=True),
         transient=transient,
     )
+
+
+@contextmanager
+def forwards_bar(caller: str, forwards: int, batches: int | None, wanted: bool) -> Iterator[Callable[[], None]]:
+    """Give a function to call after each forward, of so many a batch, which moves a bar on if one is ``wanted``."""
+    if not wanted:
+        yield lambda: None
+        return
+    with progress_bar(f"{caller}(progress=True)") as progress:
+        task = progress.add_task(caller, total=None if batches is None else batches * forwards)
+        yield lambda: progress.advance(task)

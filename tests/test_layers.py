@@ -80,10 +80,10 @@ def test_two_calls_are_two_draws_and_the_kl_is_that_of_torch(bias):
 
 def test_arguments_stand_in_the_order_of_the_signature():
     linear = layers.LinearReparameterization(2, 3, 0.5, 4.0, 1.0, -2.0, False)
-    assert next(bayesian_parameters(linear)).settings.prior == bnnify.Gaussian(0.5, 2.0)
+    assert next(bayesian_parameters(linear)).settings.prior == bnnify.Gaussian(mean=0.5, std=2.0)
     assert linear.bias is None
     conv = layers.Conv2dReparameterization(2, 3, 3, 1, 1, 1, 1, 0.5, 4.0, 1.0, -2.0, False)
-    assert next(bayesian_parameters(conv)).settings.prior == bnnify.Gaussian(0.5, 2.0)
+    assert next(bayesian_parameters(conv)).settings.prior == bnnify.Gaussian(mean=0.5, std=2.0)
     assert (conv.padding, conv.bias) == ((1, 1), None)
     transposed = layers.ConvTranspose2dReparameterization(2, 4, 3, 2, 1, 1, 1, 2, 0.5, 4.0)
     assert (transposed.output_padding, transposed.groups, transposed.dilation) == ((1, 1), 2, (1, 1))
@@ -164,7 +164,7 @@ class HandBuiltBlock(PlainBlock):
 )
 def test_a_hand_built_block_equals_the_converted_plain_block(option, train, explicit_draw):
     hand_built = HandBuiltBlock(3, 8, option).train(train)
-    bnn = bnnify.convert(PlainBlock(3, 8, option), prior=bnnify.Gaussian(0.0, 1.0)).train(train)
+    bnn = bnnify.convert(PlainBlock(3, 8, option), prior=bnnify.Gaussian(mean=0.0, std=1.0)).train(train)
     bnnify.load_weights(bnn, hand_built.state_dict())
     x = torch.randn(4, 3, 8, 8)
     torch.manual_seed(1)

@@ -4,7 +4,9 @@ __all__ = [
     "Audit",
     "ParameterSummary",
     "PruningReport",
+    "Report",
     "audit",
+    "evaluate",
     "plot_signal_to_noise",
     "prune",
     "signal_to_noise",
@@ -12,6 +14,8 @@ __all__ = [
 ]
 
 from .audit import Audit, audit
+from .evaluate import evaluate
+from .evaluation_report import Report
 from .plots import plot_signal_to_noise
 from .pruning import PruningReport, prune, signal_to_noise
 from .summary import ParameterSummary, summarize

@@ -6,10 +6,12 @@ import os
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..errors import needing
 from ..model import BayesianModel
 from .pruning import signal_to_noise
+from .summary import QUANTILES
 
 
 def pyplot() -> Any:
@@ -26,29 +28,55 @@ def pyplot() -> Any:
     return pyplot
 
 
+_MOST_ROWS = 60
+
+
 def plot_signal_to_noise(bnn: BayesianModel, path: str | os.PathLike[str]) -> None:
     """Draw the signal-to-noise ratio of every parameter, and what pruning by it would leave.
 
-    To the left a histogram of ``20·log10(|μ|/σ)`` in decibels for each parameter; to the right, the least ``|μ|/σ``
-    that is left after pruning, against the fraction that is pruned.
+    To the left the quantiles of ``20·log10(|μ|/σ)`` in decibels for each parameter, or each module where there are too
+    many parameters to be told apart; to the right, the least ``|μ|/σ`` that is left after pruning, against the fraction
+    that is pruned.
 
     References:
         Blundell et al. 2015, "Weight Uncertainty in Neural Networks", figure 5.
     """
     plt = pyplot()
     ratios = {name: ratio.flatten() for name, ratio in signal_to_noise(bnn).items()}
-    decibels = {name: 20 * ratio[ratio > 0].log10() for name, ratio in ratios.items()}
-    finite = {name: values[values.isfinite()].numpy() for name, values in decibels.items()}
-    figure, (histogram, curve) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    for name, values in finite.items():
-        if len(values):
-            histogram.hist(values, bins=60, histtype="step", density=True, label=name)
-    histogram.set(xlabel="signal-to-noise ratio (dB)", ylabel="density")
-    if len(finite) <= 12:
-        histogram.legend(fontsize="small")
+    rows = _grouped(ratios)
+    figure, (ranges, curve) = plt.subplots(1, 2, figsize=(12, max(4, 1 + 0.2 * len(rows))), layout="constrained")
+    for height, ratio in enumerate(rows.values()):
+        decibels = 20 * ratio[(ratio > 0) & ratio.isfinite()].sort().values.log10()
+        if len(decibels):
+            low, quarter, middle, three, high = (decibels[round(q * (len(decibels) - 1))].item() for q in QUANTILES)
+            ranges.plot([low, high], [height, height], color="C0", linewidth=1, label="5 to 95 %" if not height else "")
+            ranges.plot(
+                [quarter, three], [height, height], color="C0", linewidth=4, label="" if height else "25 to 75 %"
+            )
+            ranges.plot([middle], [height], "|", color="black", markersize=8, label="" if height else "median")
+    ranges.set(xlabel="signal-to-noise ratio 20·log₁₀(|μ|/σ), dB", yticks=range(len(rows)), yticklabels=list(rows))
+    ranges.tick_params(axis="y", labelsize="small")
+    ranges.invert_yaxis()  # the first layer on top
+    ranges.grid(axis="x", alpha=0.3)
+    if rows:
+        ranges.legend(fontsize="small", ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
     ordered = torch.cat(list(ratios.values())).sort().values if ratios else torch.zeros(0)
-    steps = ordered[:: max(1, len(ordered) // 2000)]
-    curve.plot(torch.linspace(0, 1, max(len(steps), 1))[: len(steps)], steps)
-    curve.set(xlabel="fraction of the weights pruned", ylabel="least |μ|/σ that is left", yscale="log")
+    fractions = torch.linspace(0, 1, 1001)[1:-1]
+    if len(ordered):
+        curve.plot(fractions, ordered[(fractions * (len(ordered) - 1)).round().long()])
+    curve.set(xlabel="fraction of the weights pruned", ylabel="least |μ|/σ that is left", yscale="log", xlim=(0, 1))
+    curve.grid(alpha=0.3)
     figure.savefig(path)
     plt.close(figure)
+
+
+def _grouped(ratios: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Put the parameters of a module together, as far down as it takes to have a readable number of rows."""
+    depth = max((name.count(".") for name in ratios), default=0) + 1
+    while True:
+        rows: dict[str, list[Tensor]] = {}
+        for name, ratio in ratios.items():
+            rows.setdefault(".".join(name.split(".")[:depth]), []).append(ratio)
+        if len(rows) <= _MOST_ROWS or depth == 1:
+            return {name: torch.cat(found) for name, found in rows.items()}
+        depth -= 1

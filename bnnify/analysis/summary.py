@@ -71,24 +71,24 @@ def print_table(summaries: Sequence[ParameterSummary], title: str) -> None:
     with needing("rich", "The table"):
         from rich.console import Console
         from rich.table import Table
-    table = Table(title=title, caption="quantiles 5, 50 and 95 %; KL in nats")
-    table.add_column("parameter")
-    for heading in ("shape", "weights", "pruned", "σ", "|μ|/σ", "KL"):
-        table.add_column(heading, justify="right")
-    for summary in summaries:
-        table.add_row(
-            summary.name,
-            "×".join(map(str, summary.shape)),
-            f"{summary.numel:,}",
-            f"{summary.pruned / summary.numel:.1%}",
-            _shown(summary.std),
-            _shown(summary.signal_to_noise),
-            f"{summary.kl:,.1f}",
-        )
-    total = [sum(getattr(summary, field) for summary in summaries) for field in ("numel", "pruned", "kl")]
+    any_pruned = any(summary.pruned for summary in summaries)
+    table = Table(title=title, caption="quantiles 5, 50 and 95 %; KL in nats", box=None, padding=(0, 2, 0, 0))
+    table.add_column("parameter", overflow="fold")  # names that were cut could not be told apart
+    for heading in ("shape", *(["pruned"] if any_pruned else []), "σ", "|μ|/σ", "KL"):
+        table.add_column(heading, justify="right", no_wrap=True)
+
+    def add_row(name: str, shape: str, numel: int, pruned: int, *others: str) -> None:
+        table.add_row(name, shape, *([f"{pruned / max(numel, 1):.1%}"] if any_pruned else []), *others)
+
+    for each in summaries:
+        shape = "×".join(map(str, each.shape))
+        figures = (_shown(each.std), _shown(each.signal_to_noise), _nats(each.kl))
+        add_row(each.name, shape, each.numel, each.pruned, *figures)
+    numel, pruned, kl = (sum(getattr(each, field) for each in summaries) for field in ("numel", "pruned", "kl"))
     table.add_section()
-    table.add_row("all", "", f"{total[0]:,}", f"{total[1] / max(total[0], 1):.1%}", "", "", f"{total[2]:,.1f}")
-    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+    add_row("all", f"{numel:,}", numel, pruned, "", "", _nats(kl))
+    # A pipe has no width.
+    Console(width=None if sys.stdout.isatty() else 10_000).print(table)
 
 
 def _quantiles(values: Tensor) -> tuple[float, ...]:
@@ -98,4 +98,10 @@ def _quantiles(values: Tensor) -> tuple[float, ...]:
 
 
 def _shown(quantiles: tuple[float, ...] | None) -> str:
-    return "none" if quantiles is None else " ".join(f"{quantiles[i]:.2g}" for i in (0, 2, 4))
+    """The quantiles 5, 50 and 95 %, or one number if they are all the same."""
+    texts = [f"{quantiles[i]:.2g}" for i in (0, 2, 4)] if quantiles is not None else ["none"]
+    return " ".join(texts if len(set(texts)) > 1 else texts[:1])
+
+
+def _nats(kl: float) -> str:
+    return f"{kl:,.1f}" if kl < 1000 else f"{kl:,.0f}"

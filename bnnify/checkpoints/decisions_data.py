@@ -33,7 +33,7 @@ def decisions_from_data(data: Mapping[str, Any]) -> dict[str, Decision]:
     """Return the decisions of which :func:`decisions_as_data` made the data.
 
     Raises:
-        KeyError, TypeError, ValueError: The data are damaged.
+        CheckpointError, AttributeError, KeyError, TypeError, ValueError: The data are damaged.
     """
     return {str(name): _decision(**each) for name, each in data.items()}
 
@@ -42,5 +42,5 @@ def _decision(kind: str, **values: Any) -> Decision:
     found = DECISIONS[kind](**values)
     for field in dataclasses.fields(found):
         if not isinstance(values[field.name], _TYPES[str(getattr(field.type, "__name__", field.type))]):
-            raise TypeError(f"{kind} has {values[field.name]!r} as {field.name}")
+            raise CheckpointError(f"{kind} has {values[field.name]!r} as {field.name}")
     return found

@@ -7,6 +7,7 @@ __all__ = [
     "input_tensor",
     "json_object",
     "key_or_index",
+    "made_by",
     "merged",
     "posterior",
     "prior",
@@ -16,6 +17,7 @@ __all__ = [
 
 import argparse
 import ast
+import dataclasses
 import importlib
 import json
 import sys
@@ -32,32 +34,47 @@ from ..draws.estimators import ESTIMATORS
 from ..errors import ArgumentError, BnnifyError, CheckpointError
 from ..modules.posterior import PosteriorFamily
 
-_FACTORY = "Give package.module:factory, where factory(**model_args) returns the model."
+_MADE = {"--model": "a model", "--data": "a loader"}
+_FACTORIES = {
+    "--model": "Give package.module:factory, where factory(**model_args) returns the model.",
+    "--data": "Give package.module:function, where function() returns a loader.",
+}
 
 
 def factory(name: str, arguments: Mapping[str, Any]) -> Callable[[], nn.Module]:
     """Return a function that makes the model that ``name``, as ``package.module:factory``, and its arguments say."""
-    module_name, _, factory_name = name.partition(":")
-    if not module_name or not factory_name:
-        raise CheckpointError(f"--model {name} does not say what makes the model. {_FACTORY}")
+    _split_name("--model", name)
 
     def make() -> nn.Module:
-        # As with `python -m`: a module in the working directory can be named.
-        sys.path.insert(0, "")
-        try:
-            model = getattr(importlib.import_module(module_name), factory_name)(**arguments)
-        except Exception as error:
-            reason = " ".join(str(error).split())[:200].rstrip(".")
-            raise CheckpointError(
-                f"Cannot make a model with --model {name}: {type(error).__name__}: {reason}. {_FACTORY}"
-            ) from error
-        finally:
-            sys.path.remove("")
+        model = made_by("--model", name, arguments)
         if not isinstance(model, nn.Module):
             raise CheckpointError(f"--model {name} made a {type(model).__name__}, not a torch.nn.Module.")
         return model
 
     return make
+
+
+def made_by(option: str, name: str, arguments: Mapping[str, Any]) -> Any:
+    """Call what ``name``, as ``package.module:factory``, names."""
+    module_name, factory_name = _split_name(option, name)
+    # As with `python -m`: a module in the working directory can be named.
+    sys.path.insert(0, "")
+    try:
+        return getattr(importlib.import_module(module_name), factory_name)(**arguments)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        raise CheckpointError(
+            f"Cannot make {_MADE[option]} with {option} {name}: {type(error).__name__}: {reason}. {_FACTORIES[option]}"
+        ) from error
+    finally:
+        sys.path.remove("")
+
+
+def _split_name(option: str, name: str) -> tuple[str, str]:
+    module_name, _, factory_name = name.partition(":")
+    if not module_name or not factory_name:
+        raise CheckpointError(f"{option} {name} does not say what makes {_MADE[option]}. {_FACTORIES[option]}")
+    return module_name, factory_name
 
 
 def json_object(text: str) -> dict[str, Any]:
@@ -167,6 +184,8 @@ def _called(text: str, kinds: Mapping[str, Callable[..., Any]]) -> Any:
         call = ast.Call(call, [], [])
     name = ast.unparse(call.func)
     _check_known(name, kinds)
+    if call.args and name in PRIORS:
+        raise ArgumentError(f"name what you set, as in {name}({dataclasses.fields(PRIORS[name])[-1].name}=0.1)")
     positional = [ast.literal_eval(argument) for argument in call.args]
     named = {str(argument.arg): ast.literal_eval(argument.value) for argument in call.keywords}
     return kinds[name](*positional, **named)

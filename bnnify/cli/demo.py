@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..analysis.plots import pyplot
 from ..convert import convert
-from ..errors import MissingLibraryError
+from ..errors import needing
 from ..model import BayesianModel
 from ..prediction.averages import Prediction
 from ..training.elbo import elbo
@@ -45,13 +45,11 @@ def demo(picture: Path | None = None, quiet: bool = False) -> list[dict[str, Any
     Raises:
         MissingLibraryError: A library that only the demo needs is not installed.
     """
-    try:
+    with needing("rich torchmetrics", "The demo"):
         from rich.console import Console
         from rich.progress import Progress
         from rich.table import Table
         from torchmetrics.functional.classification import multiclass_calibration_error
-    except ImportError as error:
-        raise MissingLibraryError(f"The demo needs {error.name}: pip install 'bnnify[cli]'.") from error
     if picture is not None:
         pyplot()  # rather now than after the training
     torch.manual_seed(0)

@@ -76,7 +76,7 @@ class Temperature:
             ArgumentError: The prediction has no classes.
             ArgumentTypeError: It is no prediction.
         """
-        probabilities = (_log(class_probabilities("Temperature", prediction)) / self.temperature).softmax(-1)
+        probabilities = self.log_probabilities(prediction).exp()
         dim = prediction.class_dim
         mean = probabilities[..., 1] if dim is None else probabilities.movedim(-1, dim)
         entropy = torch.special.entr(probabilities).sum(-1)
@@ -86,6 +86,15 @@ class Temperature:
             predictive_entropy=entropy.to(prediction.mean.dtype),
             expected_entropy=None,
         )
+
+    def log_probabilities(self, prediction: Prediction) -> Tensor:
+        """The logarithms of the tempered probabilities in float64, with the classes last; of yes/no answers both.
+
+        Raises:
+            ArgumentError: The prediction has no classes.
+            ArgumentTypeError: It is no prediction.
+        """
+        return (_log(class_probabilities("Temperature", prediction)) / self.temperature).log_softmax(-1)
 
 
 def _log(probabilities: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ def quantize(
         torch.Size([4, 2, 5])
     """
     check_module("quantize(bnn)", bnn)
-    with needing("torchao", "bnnify.quantize", extra="deploy"):
+    with needing("torchao", "bnnify.quantize"):
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
         from .int8 import Int8Quantizer

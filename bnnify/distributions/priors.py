@@ -17,7 +17,7 @@ LEARNED: Literal["learned"] = "learned"
 """Given as the scale of a prior: each tensor has a scale of its own, always the one that makes its KL the smallest."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Gaussian(Prior):
     """p(w) = N(mean, std²), the same for every weight.
 
@@ -46,7 +46,7 @@ class Gaussian(Prior):
         return gaussian_log_prob(weights - self.mean, _fixed(self, self.std))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Pretrained(Prior):
     """p(w) = N(w₀, s²) centred on the pretrained weights w₀ (the MOPED prior).
 
@@ -101,7 +101,7 @@ def _centre(posterior: Posterior) -> Tensor:
     return posterior.required("prior_mean", "Set `centred = True` in the class of the prior.")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Laplace(Prior):
     """``p(w) = exp(-|w - mean| / scale) / (2·scale)``, the same for every weight; its KL has a closed form.
 
@@ -131,7 +131,7 @@ class Laplace(Prior):
         return -(weights - self.mean).abs() / scale - math.log(2 * scale)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ScaleMixture(MonteCarloPrior):
     """p(w) = pi·N(0, std1²) + (1 - pi)·N(0, std2²): a wide slab and a narrow spike; its KL is a Monte Carlo estimate.
 

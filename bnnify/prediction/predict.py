@@ -3,14 +3,13 @@
 __all__ = ["predict"]
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..errors import ArgumentError, check_integer, check_num_samples
-from ..progress import progress_bar
+from ..progress import forwards_bar
 from .averages import Averages, Prediction, concatenate
 from .batches import Arguments, batches_of, count_batches, rows_of
 from .closed_form import averaged_in_closed_form
@@ -137,7 +136,11 @@ def predict(
 
     options: dict[str, Any] = {"output": output, "antithetic": antithetic, "at_once": networks_at_once, "seed": seed}
     forwards = 1 if closed_form else num_samples
-    with evaluating(module), torch.no_grad(), _progress_bar(forwards, inputs, progress) as advance:
+    with (
+        evaluating(module),
+        torch.no_grad(),
+        forwards_bar("predict", forwards, count_batches(inputs), progress) as advance,
+    ):
         if closed_form:
             predictions = []
             for arguments in batches():
@@ -151,15 +154,3 @@ def predict(
             del found
             advance()
     return concatenate([averages.pop(0).prediction() for _ in range(len(averages))], rows)
-
-
-@contextmanager
-def _progress_bar(num_samples: int, inputs: Any, wanted: bool) -> Iterator[Callable[[], None]]:
-    """Give a function to call after each forward, which moves a progress bar on if one is ``wanted``."""
-    if not wanted:
-        yield lambda: None
-        return
-    count = count_batches(inputs)
-    with progress_bar("predict(progress=True)") as progress:
-        task = progress.add_task("predicting", total=None if count is None else count * num_samples)
-        yield lambda: progress.advance(task)

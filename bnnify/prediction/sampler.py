@@ -1,6 +1,6 @@
 """Networks drawn one after another: the one way in which predict, sample, tune_std and freeze draw theirs."""
 
-__all__ = ["Sampler"]
+__all__ = ["Sampler", "mean_draw"]
 
 from dataclasses import dataclass
 
@@ -14,6 +14,11 @@ from ..draws.noise import standard_normal_
 from ..draws.sharding import is_sharding
 from ..modules.parameters import BayesianParameter, bayesian_parameters
 from ..torch_internals import in_transform, memory_is_shared
+
+
+def mean_draw(root: nn.Module) -> Draw:
+    """The draw whose network is the posterior mean, also inside another draw."""
+    return Draw(list(bayesian_parameters(root)), lambda parameter: parameter.mean)
 
 
 class Sampler:

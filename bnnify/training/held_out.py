@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Categorical, Distribution
 
 from ..distributions.gaussian import at_least_float32
-from ..draws.draw import Draw
 from ..errors import ArgumentError
 from ..prediction.batches import Arguments, called_with, choose, rows_of
 from ..prediction.likelihood import Likelihood
 from ..prediction.loop import run_networks
-from ..prediction.sampler import Sampler
+from ..prediction.sampler import mean_draw
 from .targets import log_prob_of
 
 _TARGETS = 64
@@ -68,7 +67,7 @@ class HeldOut(ABC):
 
     def _mean_network(self) -> Iterator[tuple[int, Distribution]]:
         """Yield the number of each batch, and what the network at the posterior mean predicts for it."""
-        draw = Draw(Sampler(self._module).parameters, lambda parameter: parameter.mean)
+        draw = mean_draw(self._module)
         for index, (args, kwargs) in enumerate(self.batches):
             with draw, called_with(self._module, (args, kwargs)):
                 found = choose(self._module(*args, **kwargs), self._output)

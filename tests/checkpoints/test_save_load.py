@@ -200,7 +200,7 @@ def test_settings_per_parameter_survive_save_and_load(tmp_path):
     bnn = bnnify.convert(
         network(),
         select=["0", "3.weight"],
-        prior={"0.*": bnnify.Gaussian(0.1, 0.3)},
+        prior={"0.*": bnnify.Gaussian(mean=0.1, std=0.3)},
         posterior_std={"0.weight": 0.01, "3.*": bnnify.Moped(0.1)},
     )
     bnnify.save(bnn, tmp_path / "x.pt")

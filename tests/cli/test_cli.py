@@ -263,7 +263,7 @@ def test_what_cannot_be_exported_is_one_line_and_leaves_no_file(model, tmp_path,
         ({"checkpoint": "absent.pt"}, "absent.pt"),
         ({"checkpoint": "own.bnn.pt"}, "is Bayesian already. bnnify.load makes that model, `bnnify-cli inspect`"),
         ({"--model": "absent:small"}, "No module named 'absent'"),
-        ({"--model": "absent"}, "--model absent does not say what makes the model. Give package.module:factory"),
+        ({"--model": "absent"}, "--model absent does not say what makes a model. Give package.module:factory"),
         ({"--model": "my_models:stopping"}, "ValueError: No. Give package.module:factory"),
         ({"--model": "my_models:absent"}, "Cannot make a model with --model my_models:absent"),
         ({"--model": "my_models:number"}, "made a int, not a torch.nn.Module"),
@@ -465,4 +465,4 @@ def test_what_the_demo_ships_is_small_and_says_where_it_comes_from():
 def test_without_an_extra_the_demo_says_how_to_get_it(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "rich.console", None)
     assert main(["demo"]) == 1
-    assert "pip install 'bnnify[cli]'" in capsys.readouterr().err
+    assert "pip install rich torchmetrics" in capsys.readouterr().err

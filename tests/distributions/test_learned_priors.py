@@ -11,9 +11,9 @@ from bnnify import Gaussian, Laplace, Pretrained
 from bnnify.modules.parameters import unique_bayesian_parameters
 
 LEARNED = [
-    (Gaussian(0.2, "learned"), lambda scale: Gaussian(0.2, scale)),
-    (Pretrained("learned"), lambda scale: Pretrained(scale)),
-    (Laplace(0.2, "learned"), lambda scale: Laplace(0.2, scale)),
+    (Gaussian(mean=0.2, std="learned"), lambda scale: Gaussian(mean=0.2, std=scale)),
+    (Pretrained(std="learned"), lambda scale: Pretrained(std=scale)),
+    (Laplace(mean=0.2, scale="learned"), lambda scale: Laplace(mean=0.2, scale=scale)),
 ]
 learned = pytest.mark.parametrize(("prior", "fixed"), LEARNED, ids=["gaussian", "pretrained", "laplace"])
 

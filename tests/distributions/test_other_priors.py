@@ -43,7 +43,7 @@ def linear(mean, sigma, prior, shape=(1, 1), dtype=torch.float64):
     return bnnify.convert(layer, prior=prior, posterior_std=sigma)
 
 
-@pytest.mark.parametrize("prior", [Laplace(0.5, 0.1), Laplace(scale=20.0)], ids=str)
+@pytest.mark.parametrize("prior", [Laplace(mean=0.5, scale=0.1), Laplace(scale=20.0)], ids=str)
 @pytest.mark.parametrize(("mean", "sigma"), POSTERIORS)
 def test_the_laplace_kl_is_the_integral_and_so_is_its_gradient(prior, mean, sigma):
     bnn = linear(mean, sigma, prior)
@@ -80,7 +80,7 @@ EXTREME_RHOS = (-1e4, -300.0, -110.0, -88.0, -86.0, -61.0, -59.0, -45.0, -43.0, 
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("prior", [Laplace(0.5, 0.125), Gaussian(0.5, 0.125)], ids=str)
+@pytest.mark.parametrize("prior", [Laplace(mean=0.5, scale=0.125), Gaussian(mean=0.5, std=0.125)], ids=str)
 def test_the_gradient_of_a_closed_form_is_right_for_every_rho(prior, dtype):
     for mean in (0.0, 1e-10, 0.5, -30.0):
         layer = nn.Linear(len(EXTREME_RHOS), 1, bias=False, dtype=dtype)
@@ -99,7 +99,7 @@ def test_the_gradient_of_a_closed_form_is_right_for_every_rho(prior, dtype):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
     "prior",
-    [ScaleMixture(0.5, 1.0, math.exp(-8)), Gaussian(std="learned"), Laplace(scale="learned")],
+    [ScaleMixture(pi=0.5, std1=1.0, std2=math.exp(-8)), Gaussian(std="learned"), Laplace(scale="learned")],
     ids=str,
 )
 def test_other_kls_and_their_gradients_are_finite_at_the_extremes(prior, dtype):
@@ -114,12 +114,12 @@ def test_other_kls_and_their_gradients_are_finite_at_the_extremes(prior, dtype):
 
 def test_the_laplace_kl_has_second_derivatives():
     mean, rho = double([0.3, -1.0, 0.0]).requires_grad_(), double([-1.0, 0.5, -3.0]).requires_grad_()
-    kl = lambda mean, rho: Laplace(0.1, 0.5).kl(Posterior(mean, rho, None, math.nan))  # noqa: E731
+    kl = lambda mean, rho: Laplace(mean=0.1, scale=0.5).kl(Posterior(mean, rho, None, math.nan))  # noqa: E731
     assert torch.autograd.gradcheck(kl, (mean, rho))
     assert torch.autograd.gradgradcheck(kl, (mean, rho))
 
 
-@pytest.mark.parametrize("prior", [ScaleMixture(0.25, 0.5, math.exp(-8))], ids=str)
+@pytest.mark.parametrize("prior", [ScaleMixture(pi=0.25, std1=0.5, std2=math.exp(-8))], ids=str)
 @pytest.mark.parametrize(("mean", "sigma"), POSTERIORS)
 def test_the_scale_mixtures_kl_is_the_integral_on_average_and_so_is_its_gradient(prior, mean, sigma):
     count = 200_000  # equal weights, so that their sum holds as many independent estimates
@@ -142,7 +142,7 @@ def test_the_scale_mixtures_kl_is_the_integral_on_average_and_so_is_its_gradient
 
 
 def test_the_density_of_the_scale_mixture_is_stable_where_the_narrow_component_underflows():
-    prior = ScaleMixture(0.5, 1.0, math.exp(-8))
+    prior = ScaleMixture(pi=0.5, std1=1.0, std2=math.exp(-8))
     weights = torch.tensor([0.0, 1e-6, 1e-3, 0.1, 5.0, 1e4], requires_grad=True)
     found = prior.log_prob(weights)
     exact = log_density(prior, weights.detach().double())
@@ -164,13 +164,15 @@ def test_the_kl_is_taken_from_the_sample_that_the_forward_used():
 
 
 def test_its_gradient_flows_through_that_sample_to_means_and_rhos():
-    bnn = linear(0.3, 0.2, ScaleMixture(0.5, 1.0, 0.1))
+    bnn = linear(0.3, 0.2, ScaleMixture(pi=0.5, std1=1.0, std2=0.1))
     layer = bnn.module
     with bnn.draw():
         epsilon = ((layer.weight - 0.3) / 0.2).detach()
         bnn.kl().backward()
     mean, rho = layer.weight.detach().clone().requires_grad_(), layer.weight_rho.detach().clone().requires_grad_()
-    expected = -Normal(mean, std(rho)).entropy() - log_density(ScaleMixture(0.5, 1.0, 0.1), mean + std(rho) * epsilon)
+    expected = -Normal(mean, std(rho)).entropy() - log_density(
+        ScaleMixture(pi=0.5, std1=1.0, std2=0.1), mean + std(rho) * epsilon
+    )
     expected.sum().backward()
     torch.testing.assert_close(layer.weight.grad, mean.grad)
     torch.testing.assert_close(layer.weight_rho.grad, rho.grad)
@@ -200,7 +202,7 @@ def test_the_report_says_which_kl_is_an_estimate():
     assert ["Monte Carlo" in entry.settings for entry in report.bayesian] == [True, True, False, False]
 
 
-@pytest.mark.parametrize("prior", [Laplace(0.1, 0.3), ScaleMixture(0.25, 2.0, 0.01)], ids=str)
+@pytest.mark.parametrize("prior", [Laplace(mean=0.1, scale=0.3), ScaleMixture(pi=0.25, std1=2.0, std2=0.01)], ids=str)
 def test_a_file_restores_the_prior(prior, tmp_path):
     bnn = bnnify.convert(nn.Linear(3, 2), prior=prior)
     bnnify.save(bnn, tmp_path / "model.pt")

@@ -82,7 +82,7 @@ def test_a_state_dict_without_scales_gives_those_that_follow_from_its_prior_mean
 
 
 def test_only_a_prior_that_takes_its_scale_from_the_weights_adds_a_number_to_the_state():
-    for prior in [bnnify.Gaussian(), bnnify.Laplace(), bnnify.Pretrained(0.1), bnnify.ScaleMixture()]:
+    for prior in [bnnify.Gaussian(), bnnify.Laplace(), bnnify.Pretrained(std=0.1), bnnify.ScaleMixture()]:
         bnn = bnnify.convert(network(), prior=prior)
         assert not list(bnn.buffers())
         assert list(bnn.state_dict()) == [

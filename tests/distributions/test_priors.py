@@ -148,7 +148,7 @@ def test_the_watcher_sees_a_materialised_constant():
 
 @pytest.mark.parametrize("mean", [0.0, 0.1])
 def test_scalar_priors_are_never_materialised(mean):
-    bnn = trained_a_little(bnnify.convert(nn.Linear(40, 30, bias=False), prior=Gaussian(mean, 0.3)))
+    bnn = trained_a_little(bnnify.convert(nn.Linear(40, 30, bias=False), prior=Gaussian(mean=mean, std=0.3)))
     assert set(bnn.module.state_dict()) == {"weight", "weight_rho"}
     with Allocations(1200) as watched:
         kl = bnn.kl()

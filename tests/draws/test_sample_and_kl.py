@@ -23,7 +23,7 @@ PRIORS = (
     bnnify.Pretrained(std=0.05),
     bnnify.Pretrained(),
     bnnify.ScaleMixture(),
-    bnnify.ScaleMixture(0.25, 0.01, 1.0),
+    bnnify.ScaleMixture(pi=0.25, std1=0.01, std2=1.0),
 )
 RHOS = (-5.0, -0.5, 0.0, 3.0, 30.0, -59.0, -61.0, -95.0, -200.0, -16000.0)
 

@@ -52,7 +52,7 @@ def test_compiles_as_one_graph_and_new_draws_never_recompile(name, estimator):
         bnnify.Gaussian(std="learned"),
         bnnify.Laplace(),
         bnnify.ScaleMixture(),
-        bnnify.ScaleMixture(0.25, 0.01, 1.0),
+        bnnify.ScaleMixture(pi=0.25, std1=0.01, std2=1.0),
     ],
     ids=str,
 )

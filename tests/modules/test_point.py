@@ -11,9 +11,9 @@ import bnnify
 from tests import zoo
 
 PRIORS = (
-    bnnify.Gaussian(0.1, 0.5),
-    bnnify.Laplace(-0.2, 0.3),
-    bnnify.ScaleMixture(0.25, 1.0, 0.05),
+    bnnify.Gaussian(mean=0.1, std=0.5),
+    bnnify.Laplace(mean=-0.2, scale=0.3),
+    bnnify.ScaleMixture(pi=0.25, std1=1.0, std2=0.05),
     bnnify.Pretrained(std=0.2),
     bnnify.Pretrained(),
 )

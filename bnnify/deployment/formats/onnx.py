@@ -26,7 +26,7 @@ class Onnx(Format):
     ending = ".onnx"
 
     def check(self) -> None:
-        with needing("onnx, onnxruntime and onnxscript", "the format 'onnx'", extra="deploy"):
+        with needing("onnx onnxruntime onnxscript", "The format 'onnx'"):
             import onnx  # noqa: F401
             import onnxruntime  # noqa: F401
             import onnxscript  # noqa: F401
