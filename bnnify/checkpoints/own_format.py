@@ -5,12 +5,7 @@ __all__ = ["open_posterior", "own_record", "write_posterior"]
 import json
 import os
 import pickle
-<<<<<<< HEAD
-from collections.abc import Mapping
-=======
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
->>>>>>> wb
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any

@@ -62,15 +62,13 @@ def save(bnn: BayesianModel, path: str | os.PathLike[str], *, dtype: str | None 
     Raises:
         ArgumentError: The ``dtype`` is another one.
         ArgumentTypeError: ``bnn`` is not a converted model.
-<<<<<<< HEAD
-        CheckpointError: A prior or a rule for σ is not one of bnnify's own, so that no file could restore it; a weight
-            is quantized by torchao or bitsandbytes; the model holds something that :func:`load` would not read; or the
-            file cannot be written.
-=======
-        CheckpointError: A prior, a rule for σ or a decision is not one of bnnify's own, so that no file could restore
-            it; a weight is quantized by torchao or bitsandbytes; the model is sharded, or holds something that
-            :func:`load` would not read; or the file cannot be written.
->>>>>>> wb
+    origin = bnn.origin or Origin()
+    notes: dict[str, Any] = {"history": bnn.history, "decisions": bnn.decisions}
+    if not any(map(is_distributed, state_dict.values())):
+        write_posterior(path, state_dict, settings, origin, dtype, **notes)
+        return
+    whole = gathered(state_dict)
+    written_by_one(path, lambda: write_posterior(path, whole or {}, settings, origin, dtype, **notes))
     """
     check_path("save(path)", path)
     if not isinstance(bnn, BayesianModel):
@@ -93,23 +91,13 @@ def save(bnn: BayesianModel, path: str | os.PathLike[str], *, dtype: str | None 
     state_dict = bnn.module.state_dict()
     for name in _left_behind(bnn.module):
         del state_dict[name]
-<<<<<<< HEAD
     origin = bnn.origin or Origin()
+    notes: dict[str, Any] = {"history": bnn.history, "decisions": bnn.decisions}
     if not any(map(is_distributed, state_dict.values())):
-        write_posterior(path, state_dict, settings, origin, dtype)
+        write_posterior(path, state_dict, settings, origin, dtype, **notes)
         return
     whole = gathered(state_dict)
-    written_by_one(path, lambda: write_posterior(path, whole or {}, settings, origin, dtype))
-=======
-    for name, value in state_dict.items():
-        if is_distributed(value):
-            raise CheckpointError(
-                f"Cannot save `{name}`: it is sharded, and no process has the whole. Write bnn.module.state_dict() "
-                "with torch.distributed.checkpoint; a model that is not sharded reads that, and can be saved."
-            )
-    origin = bnn.origin or Origin()
-    write_posterior(path, state_dict, settings, origin, dtype, history=bnn.history, decisions=bnn.decisions)
->>>>>>> wb
+    written_by_one(path, lambda: write_posterior(path, whole or {}, settings, origin, dtype, **notes))
 
 
 def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> BayesianModel:

@@ -10,11 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-<<<<<<< HEAD
 from statistics import mean, stdev
-=======
 from typing import Any
->>>>>>> wb
 
 import torch
 import torch.nn.functional as F
@@ -22,18 +19,15 @@ from torch import Tensor, nn
 
 from ..analysis.plots import pyplot
 from ..convert import convert
-<<<<<<< HEAD
 from ..distributions.priors import Gaussian
-from ..errors import MissingLibraryError
-=======
 from ..errors import needing
->>>>>>> wb
 from ..model import BayesianModel
 from ..prediction.averages import Prediction
 from ..training.elbo import elbo
 from ..training.response_std import ResponseStd
 
 EPOCHS, BATCH_SIZE, SEEDS, SAMPLES, NOISE = 50, 50, 5, 16, 300
+COLUMNS = "acc. %", "NLL", "ECE", "surest %", "AUROC %"
 
 
 @dataclass(frozen=True)
@@ -63,13 +57,7 @@ def demo(picture: Path | None = None, quiet: bool = False) -> list[dict[str, Any
         from rich.console import Console
         from rich.progress import Progress
         from rich.table import Table
-<<<<<<< HEAD
         from torchmetrics.functional.classification import binary_auroc, multiclass_calibration_error
-    except ImportError as error:
-        raise MissingLibraryError(f"The demo needs {error.name}: pip install 'bnnify[cli]'.") from error
-=======
-        from torchmetrics.functional.classification import multiclass_calibration_error
->>>>>>> wb
     if picture is not None:
         pyplot()  # rather now than after the training
     network, train, test = load_digits()
@@ -89,31 +77,7 @@ def demo(picture: Path | None = None, quiet: bool = False) -> list[dict[str, Any
             100 * binary_auroc(torch.cat([entropy, of_noise]), unknown).item(),
         ]
 
-<<<<<<< HEAD
     found: dict[str, list[list[float]]] = {"as trained": [figures(partial(certain, network))]}
-=======
-    rows: list[dict[str, Any]] = []
-
-    def add_row(name: str, predict: Callable[[Tensor], Prediction]) -> Prediction:
-        digits, unknown = predict(test.images), predict(noise)
-        accuracy = (digits.mean.argmax(1) == test.labels).double().mean().item()
-        nll = F.nll_loss(digits.mean.clamp_min(1e-12).log(), test.labels).item()
-        ece = multiclass_calibration_error(digits.mean, test.labels, digits.mean.shape[1], 15).item()
-        rows.append({"network": name, "accuracy": accuracy, "nll": nll, "ece": ece})
-        table.add_row(
-            name,
-            f"{accuracy:.1%}",
-            f"{nll:.3f}",
-            f"{ece:.3f}",
-            *(_mean(prediction.predictive_entropy) for prediction in (digits, unknown)),
-            *(_mean(prediction.mutual_information) for prediction in (digits, unknown)),
-        )
-        return digits
-
-    bnn = convert(network, posterior_std=ResponseStd(train.images, 0.1))
-    add_row("as it was trained", lambda images: certain(network, images))
-    add_row("converted", lambda images: bnn.predict(images, likelihood="logits"))
->>>>>>> wb
     # A bar on a terminal only: in a file or a pipe it would be noise.
     bar = Progress(console=Console(stderr=True), disable=quiet or not sys.stderr.isatty(), transient=True)
     with one_thread(), bar as progress:
@@ -136,18 +100,15 @@ def demo(picture: Path | None = None, quiet: bool = False) -> list[dict[str, Any
             "network is surest; AUROC: how well its entropy tells noise from digits",
         )
         table.add_column("network", no_wrap=True)
-        for heading in ("acc. %", "NLL", "ECE", "surest %", "AUROC %"):
+        for heading in COLUMNS:
             table.add_column(heading, justify="right", no_wrap=True)
         for name, runs in found.items():
             table.add_row(name, *map(_told, zip(*runs, strict=True), (1, 3, 3, 1, 1)))
         Console().print(table)
     if picture is not None:
-<<<<<<< HEAD
         _draw(picture, test, predicted(test.images))
-=======
-        _draw(picture, test, prediction)
-    return rows
->>>>>>> wb
+    means = {name: map(mean, zip(*runs, strict=True)) for name, runs in found.items()}
+    return [{"network": name} | dict(zip(COLUMNS, values, strict=True)) for name, values in means.items()]
 
 
 @contextmanager

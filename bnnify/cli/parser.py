@@ -3,48 +3,10 @@
 __all__ = ["make_parser"]
 
 import argparse
-<<<<<<< HEAD
-from pathlib import Path
 from typing import Any
 
-from ..checkpoints.int8 import DTYPES
-from ..checkpoints.kinds import POSTERIORS
-from ..deployment.formats import FORMATS
-from ..draws.estimators import ESTIMATORS
 from ..version import __version__
-from .arguments import estimator, input_tensor, json_object, posterior, prior, setting, std
-
-_EXAMPLES = {
-    "convert": """examples:
-  bnnify-cli convert resnet18.pt
-  bnnify-cli convert model.safetensors -o model.bnn.safetensors --std 'Relative(0.1)' --exclude 'layer4.*'
-  bnnify-cli convert my-lora --base SmolLM2-135M
-  bnnify-cli convert mine.ckpt --model package.module:factory --model-args '{"width": 64}'
-""",
-    "inspect": """examples:
-  bnnify-cli inspect resnet18.bnn.pt
-  bnnify-cli inspect resnet18.bnn.pt --json | jq .kl
-""",
-    "collapse": """example:
-  bnnify-cli collapse resnet18.bnn.pt -o resnet18-tuned.pt
-""",
-    "prune": """example:
-  bnnify-cli prune resnet18.bnn.pt 0.75 -o resnet18-sparse.bnn.pt
-""",
-    "export": """examples:
-  bnnify-cli export resnet18.bnn.pt -o resnet18.onnx --input 2,3,224,224 --likelihood logits
-  bnnify-cli export mine.bnn.pt -o mine.pt2 --model package.module:factory --input ids=int64:2,16 --output-part logits
-""",
-    "demo": """example:
-  bnnify-cli demo --picture digits.png
-""",
-}
-=======
-from importlib.metadata import version
-from typing import Any
-
 from .commands import COMMANDS
->>>>>>> wb
 
 
 def make_parser() -> argparse.ArgumentParser:
