@@ -9,6 +9,8 @@ __all__ = [
     "key_or_index",
     "made_by",
     "merged",
+    "names",
+    "numbers",
     "posterior",
     "prior",
     "setting",
@@ -115,6 +117,16 @@ def example_inputs(given: Sequence[tuple[str, Tensor]]) -> Any:
 def key_or_index(text: str) -> str | int:
     """Read which part of a model's output is meant."""
     return int(text) if text.isdecimal() else text
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Read names with commas between them."""
+    return tuple(text.split(","))
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Read numbers with commas between them."""
+    return tuple(float(each) for each in text.split(","))
 
 
 def setting(parse: Callable[[str], Any]) -> Callable[[str], tuple[str, Any]]:

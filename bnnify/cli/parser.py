@@ -3,16 +3,16 @@
 __all__ = ["make_parser"]
 
 import argparse
-from importlib.metadata import version
 from typing import Any
 
+from ..version import __version__
 from .commands import COMMANDS
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line; what it parses has the name of the command as ``command``."""
     parser = argparse.ArgumentParser(prog="bnnify-cli", description="Turn a trained PyTorch model into a Bayesian one.")
-    parser.add_argument("--version", action="version", version=f"%(prog)s {version('bnnify')}")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     _add_common_options(parser, False)
     commands = parser.add_subparsers(required=True, dest="command", metavar="command", title="commands")
     for name, command in COMMANDS.items():
@@ -21,11 +21,18 @@ def make_parser() -> argparse.ArgumentParser:
             help=command.HELP,
             description=f"{command.HELP[0].upper()}{command.HELP[1:]}.",
             epilog=command.EXAMPLES,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=_Formatter,
         )
         _add_common_options(subparser, argparse.SUPPRESS)
         command.add_options(subparser)
     return parser
+
+
+class _Formatter(argparse.HelpFormatter):
+    """Wraps descriptions, and leaves examples as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith("example") else super()._fill_text(text, width, indent)
 
 
 def _add_common_options(parser: argparse.ArgumentParser, default: Any) -> None:

@@ -20,7 +20,7 @@ from ..screen import Screen
 HELP = "convert a checkpoint, whatever wrote it"
 EXAMPLES = """examples:
   bnnify-cli convert resnet18.pt
-  bnnify-cli convert model.safetensors --std 'Relative(0.1)' --exclude 'layer4.*'
+  bnnify-cli convert model.safetensors --std 'Relative(0.1)' --exclude 'fc.*'
   bnnify-cli convert my-lora --base SmolLM2-135M
   bnnify-cli convert mine.ckpt --model package.module:factory \\
                                --model-args '{"width": 64}'

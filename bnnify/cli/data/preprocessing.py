@@ -43,7 +43,11 @@ class Preprocessing:
         return functional.normalize(tensor, list(self.mean), list(self.std))
 
     def __str__(self) -> str:
-        size = "as large as they are" if self.size is None else f"resized to {self.resize}, of which the middle {self.size[0]}×{self.size[1]}"
+        size = (
+            "as large as they are"
+            if self.size is None
+            else f"resized to {self.resize}, of which the middle {self.size[0]}×{self.size[1]}"
+        )
         mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (self.mean, self.std))
         return f"{size}; mean {mean}; std {std}"
 
@@ -54,7 +58,8 @@ class Preprocessing:
     @staticmethod
     def from_data(data: Mapping[str, Any]) -> "Preprocessing":
         """Make what gave ``data``."""
-        return Preprocessing(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
+        return Preprocessing(**dict[str, Any](values))
 
 
 _IMAGENET = Preprocessing(256, (224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -100,7 +105,8 @@ def preprocessing_of(
         if values is not None:
             if len(values) not in (1, channels):
                 raise ArgumentError(f"--{name} takes a number for each of {channels} channels, or one for all.")
-            found = dataclasses.replace(found, **{name: tuple(values) * (channels if len(values) == 1 else 1)})
+            changed: dict[str, Any] = {name: tuple(values) * (channels if len(values) == 1 else 1)}
+            found = dataclasses.replace(found, **changed)
     return found
 
 
@@ -114,15 +120,13 @@ def _of_torchvision(recipe: Any) -> Preprocessing:
     found = _IMAGENET
     if preset is not None and hasattr(preset, "crop_size"):
         crop, resize = preset.crop_size[0], preset.resize_size[0]
-        found = Preprocessing(
-            resize, (crop, crop), tuple(preset.mean), tuple(preset.std), preset.interpolation.value
-        )
+        found = Preprocessing(resize, (crop, crop), tuple(preset.mean), tuple(preset.std), preset.interpolation.value)
     size = recipe.arguments.get("image_size")
     return found if size is None else dataclasses.replace(found, resize=size, size=(size, size))
 
 
 def _of_timm(module: nn.Module) -> Preprocessing:
-    from timm.data import resolve_data_config
+    from timm.data.config import resolve_data_config
 
     config = resolve_data_config({}, model=module)
     height, width = config["input_size"][-2:]

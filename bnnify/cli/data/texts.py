@@ -53,7 +53,12 @@ def read_texts(source: str, request: Request) -> Examples:
 
 
 def _column(
-    source: str, rows: list[dict[str, Any]], option: str, wanted: str | None, usual: tuple[str, ...], needed: bool = True
+    source: str,
+    rows: list[dict[str, Any]],
+    option: str,
+    wanted: str | None,
+    usual: tuple[str, ...],
+    needed: bool = True,
 ) -> Any:
     found = [wanted] if wanted is not None else [name for name in usual if name in rows[0]]
     if found and found[0] in rows[0]:

@@ -1,0 +1,111 @@
+"""Small networks and generated data for the command."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+
+import bnnify
+from bnnify.cli.command import main
+
+MODELS = """
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+def classifier():
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+
+def regressor():
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+
+def normalised():
+    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.1), nn.ReLU(), nn.Linear(8, 3))
+
+def loader():
+    torch.manual_seed(1)
+    return DataLoader(TensorDataset(torch.randn(30, 4), torch.randint(0, 3, (30,))), 10)
+
+number = int
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The working directory, with models in it and their converted files, and tables of numbers to classify."""
+    (tmp_path / "cli_models.py").write_text(MODELS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    torch.manual_seed(0)
+    x = torch.randn(60, 4)
+    weights = torch.randn(4, 3)
+    classes = (x @ weights + torch.randn(60, 3)).argmax(1)
+    amounts = x @ weights[:, :1] + 0.5 * torch.randn(60, 1)
+    header = "a,b,c,d"
+    np.savetxt(
+        "classes.csv", np.column_stack([x, classes]), ["%.6f"] * 4 + ["%d"], ",", header=f"{header},y", comments=""
+    )
+    np.savetxt("amounts.csv", np.column_stack([x, amounts]), "%.6f", ",", header=f"{header},y", comments="")
+    np.savetxt("inputs.csv", x, "%.6f", ",", header=header, comments="")
+    np.savez("classes.npz", x=x.numpy(), y=classes.numpy())
+    import cli_models
+
+    for name in ("classifier", "regressor", "normalised"):
+        bnnify.save(bnnify.convert(getattr(cli_models, name)()), f"{name}.bnn.pt")
+    yield tmp_path
+    sys.modules.pop("cli_models", None)
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """The working directory, with three folders of reddish and bluish images and a converted squeezenet."""
+    monkeypatch.chdir(tmp_path)
+    random = np.random.default_rng(0)
+    for split in ("train", "held_out", "test"):
+        for channel, name in ((2, "blue"), (0, "red")):
+            (tmp_path / split / name).mkdir(parents=True)
+            for number in range(6):
+                pixels = random.integers(0, 256, (50, 60, 3))
+                pixels[..., channel] = pixels[..., channel] // 2 + 127
+                Image.fromarray(pixels.astype("uint8")).save(tmp_path / split / name / f"{number}.png")
+    torch.manual_seed(0)
+    network = torchvision.models.squeezenet1_1(num_classes=2)
+    torch.save(network.state_dict(), "net.pt")
+    assert main(["-q", "convert", "net.pt"]) == 0
+    return tmp_path
+
+
+@pytest.fixture
+def run(capsys):
+    """Run the command, and return what it printed on standard output as JSON."""
+
+    def run(*arguments):
+        status = main([*map(str, arguments), "--json"])
+        out, err = capsys.readouterr()
+        assert status == 0, err
+        return json.loads(out)
+
+    return run
+
+
+@pytest.fixture
+def refused(capsys):
+    """Run the command, which must fail, and return the one line that it says."""
+
+    def refused(*arguments):
+        assert main(list(map(str, arguments))) == 1
+        _, err = capsys.readouterr()
+        lines = err.splitlines()
+        assert lines[-1].startswith("bnnify-cli: ")
+        assert sum(line.startswith("bnnify-cli: ") for line in lines) == 1
+        return lines[-1]
+
+    return refused
+
+
+def of(name):
+    """What says how to make the model ``name``."""
+    return ["--model", f"cli_models:{name}"]

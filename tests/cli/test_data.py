@@ -1,0 +1,143 @@
+"""Data of every kind, and what is wrong with them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas
+import pytest
+import torch
+
+import bnnify
+from bnnify.cli.command import main
+
+from .conftest import of
+
+
+def predicted(run, model, *arguments):
+    return run("predict", f"{model}.bnn.pt", *of(model), "-n", 2, *arguments)["predictions"]
+
+
+def test_a_table_an_array_and_a_loader_of_the_same_numbers_give_the_same_predictions(folder, run):
+    frame = pandas.read_csv("classes.csv")
+    frame.to_parquet("classes.parquet")
+    frame.drop(columns="y").to_csv("inputs.csv", index=False)
+    frame.rename(columns={"y": "kind"}).to_csv("renamed.tsv", sep="\t", index=False)
+    rows = predicted(run, "classifier", "--data", "classes.csv", "--likelihood", "logits")
+    assert len(rows) == 60
+    for source in ("classes.parquet", "classes.npz", "inputs.csv"):
+        found = predicted(run, "classifier", "--data", source, "--likelihood", "logits")
+        assert [row["probability"] for row in found] == pytest.approx([row["probability"] for row in rows], rel=1e-4)
+    kind = ["--data", "renamed.tsv", "--target", "kind", "--likelihood", "logits"]
+    assert predicted(run, "classifier", *kind) == rows
+
+
+def test_a_loader_of_ones_own_is_read_as_it_is(folder, run):
+    import cli_models
+
+    rows = predicted(run, "classifier", "--data", "cli_models:loader", "--likelihood", "logits")
+    bnn = bnnify.load("classifier.bnn.pt", cli_models.classifier())
+    wanted = bnn.predict(cli_models.loader(), 2, likelihood="logits", seed=0)
+    torch.testing.assert_close(torch.tensor([row["entropy"] for row in rows]), wanted.predictive_entropy)
+    tuned = ["-n", 2, "--limit", 20]
+    assert run("tune", "classifier.bnn.pt", *of("classifier"), "--data", "cli_models:loader", *tuned)["num_data"] == 20
+
+
+def test_whole_numbers_and_names_are_classes_and_real_numbers_a_regression(folder, run, capsys):
+    tuned = [*of("classifier"), "-n", 2, "--force", "-o", "out.bnn.pt"]
+    frame = pandas.read_csv("classes.csv")
+    frame.assign(y=frame["y"].map({0: "no", 1: "yes", 2: "maybe"})).to_csv("names.csv", index=False)
+    run("tune", "classifier.bnn.pt", "--data", "names.csv", *tuned)
+    settings = bnnify.load("out.bnn.pt", _made("classifier")).history[-1]["settings"]
+    assert settings["likelihood"] == "logits"
+    assert settings["classes"] == ["maybe", "no", "yes"]
+    named = ["--data", "names.csv", "--classes", "no,yes,maybe"]
+    assert run("tune", "classifier.bnn.pt", *named, *tuned)["before"] == pytest.approx(
+        run("tune", "classifier.bnn.pt", "--data", "classes.csv", *tuned)["before"]
+    )
+    assert main(["tune", "regressor.bnn.pt", *of("regressor"), "--data", "amounts.csv", "-n", "2"]) == 0
+    assert "the output is read as values, noise " in capsys.readouterr().err
+
+
+def _made(name):
+    import cli_models
+
+    return getattr(cli_models, name)()
+
+
+def test_images_may_stand_in_a_table(photos, run):
+    paths = sorted(Path("test").rglob("*.png"))
+    frame = pandas.DataFrame({"file": map(str, paths), "label": [path.parent.name for path in paths]})
+    frame.to_csv("images.csv", index=False)
+    small = ["--size", 64, "-n", 2]
+    by_table = run("predict", "net.bnn.pt", "--data", "images.csv", *small)["predictions"]
+    by_folder = run("predict", "net.bnn.pt", "--data", "test", *small)["predictions"]
+    assert [row["entropy"] for row in by_table] == [row["entropy"] for row in by_folder]
+    tuned = run("tune", "net.bnn.pt", "--data", "images.csv", *small)
+    again = run("tune", "net.bnn.pt", "--data", "test", *small, "--force")
+    assert tuned["before"] == again["before"]
+
+
+def test_texts_are_read_with_the_tokenizer_of_the_directory_that_was_converted(tmp_path, monkeypatch, run, refused):
+    transformers = pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film", "a"]
+    Path("words.txt").write_text("\n".join(words))
+    config = transformers.BertConfig(
+        vocab_size=len(words), hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+        id2label={0: "negative", 1: "positive"}, label2id={"negative": 0, "positive": 1},
+    )  # fmt: skip
+    torch.manual_seed(0)
+    transformers.BertForSequenceClassification(config).save_pretrained("bert")
+    transformers.BertTokenizer("words.txt").save_pretrained("bert")
+    lines = [{"text": "a good film", "label": "positive"}, {"text": "bad", "label": "negative"}] * 8
+    Path("texts.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert main(["-q", "convert", "bert"]) == 0
+    assert run("tune", "bert.bnn.pt", "--data", "texts.jsonl", "-n", 2)["num_data"] == 16
+    row = run("predict", "bert.tuned.bnn.pt", "--data", "texts.jsonl", "-n", 2)["predictions"][0]
+    assert row["input"] == "a good film"
+    assert row["class"] in ("negative", "positive")
+    Path("bert").rename("elsewhere")
+    assert "the tokenizer" in refused("predict", "bert.bnn.pt", "--data", "texts.jsonl")
+    run("predict", "bert.bnn.pt", "--data", "texts.jsonl", "--tokenizer", "elsewhere", "-n", 2)
+
+
+def broken(name, change):
+    frame = pandas.read_csv("classes.csv")
+    change(frame).to_csv(name, index=False)
+    return name
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: "absent.csv", "`absent.csv` is not there"),
+        (lambda: "cli_models.py", "of no known kind. Data are a folder"),
+        (lambda: broken("x.csv", lambda frame: frame.rename(columns={"y": "z"})), "Say with --target which column"),
+        (lambda: broken("x.csv", lambda frame: frame.assign(y=frame["y"] + 1)), "class number 3, and the network"),
+        (lambda: broken("x.csv", lambda frame: frame.assign(y=-1)), "class number -1; they count from 0"),
+        (lambda: broken("x.csv", lambda frame: frame.assign(a="red")), "columns that are no numbers: a"),
+        (lambda: broken("x.csv", lambda frame: frame.assign(b=frame["b"].where(frame["b"] > 0))), "empty cells in"),
+        (lambda: broken("x.csv", lambda frame: frame.drop(columns="d")), "does not take these data, a batch of shape"),
+        (lambda: broken("x.csv", lambda frame: frame[:0]), "has no rows"),
+        (lambda: broken("x.csv", lambda frame: frame.assign(a="absent.png")), "which is not there"),
+        (lambda: "cli_models:absent", "Cannot make a loader with --data cli_models:absent"),
+        (lambda: "cli_models:number", "made 0, not a loader that gives batches"),
+        (lambda: Path("x.npz").write_bytes(b"nothing") and "x.npz", "Cannot read the arrays in `x.npz`"),
+        (lambda: np.savez("x.npz", a=np.ones(3), b=np.ones(3)) or "x.npz", "which array of `x.npz` is the target"),
+        (lambda: Path("x.jsonl").write_text("{}\nno") and "x.jsonl", "Line 2 of `x.jsonl` is no JSON object"),
+        (lambda: Path("x.jsonl").write_text('{"text": ""}') and "x.jsonl", "Say with --target which key"),
+    ],
+)
+def test_data_that_cannot_be_used_are_named_and_nothing_is_written(folder, refused, make, message):
+    source = make()
+    before = set(folder.iterdir())
+    assert message in refused("tune", "classifier.bnn.pt", *of("classifier"), "--data", source, "-n", 2)
+    assert set(folder.iterdir()) - before <= {folder / "__pycache__"}
+
+
+def test_what_the_output_means_is_asked_for_where_nothing_tells(folder, refused):
+    pandas.read_csv("classes.csv").drop(columns="y").to_csv("inputs.csv", index=False)
+    assert "Say it with --likelihood" in refused(
+        "predict", "classifier.bnn.pt", *of("classifier"), "--data", "inputs.csv"
+    )
