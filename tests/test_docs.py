@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+import bnnify
+from bnnify import distributions, layers
+
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONAL = {"accelerate", "lightning", "peft", "transformers"}  # which the library itself never needs
 BLOCK = re.compile(r"^```(python|diff)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -46,3 +49,14 @@ def test_code_blocks_run(path, tmp_path, monkeypatch):
                 if error.name not in OPTIONAL:
                     raise
                 pytest.skip(f"from line {line} on it needs {error.name}")
+
+
+def test_every_public_name_is_on_a_page_of_the_api_and_in_its_index():
+    entries, index = set(), (ROOT / "docs/api/index.md").read_text(encoding="utf-8")
+    for path in ROOT.glob("docs/api/*.md"):
+        entries |= set(re.findall(r"^\.\. auto(?:class|function|exception):: (\S+)$", path.read_text("utf-8"), re.M))
+    listed = set(re.findall(r"^   ([\w.]+)$", index, re.M))
+    parts = {f"{part.__name__}.{name}" for part in (layers, distributions) for name in part.__all__}
+    public = set(bnnify.__all__) | {name for name in parts if name.rpartition(".")[2] not in bnnify.__all__}
+    assert public <= entries
+    assert {name.removeprefix("bnnify.") for name in public} <= listed

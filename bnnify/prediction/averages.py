@@ -42,7 +42,7 @@ class Prediction:
 
     @property
     def mutual_information(self) -> Tensor | None:
-        """I(y; w|x) = predictive_entropy - expected_entropy in nats: the disagreement of the networks (epistemic)."""
+        """I(y; w|x) = predictive_entropy - expected_entropy in nats, the disagreement of the networks (epistemic)."""
         if self.predictive_entropy is None or self.expected_entropy is None:
             return None
         return (self.predictive_entropy - self.expected_entropy).clamp(min=0)
