@@ -43,9 +43,10 @@ def columns_of(outcomes: Outcomes) -> tuple[Columns, Tensor]:
     probabilities = class_probabilities("evaluate", prediction)
     confidence, answers = probabilities.max(-1)
     labels = outcomes.targets.long()
-    distance = (probabilities - torch.nn.functional.one_hot(labels, probabilities.shape[-1])).square()
-    # Of a yes/no answer it is (p - y)², once.
-    brier = distance[:, 1] if prediction.class_dim is None else distance.sum(-1)
+    of_label = probabilities.gather(-1, labels[:, None]).squeeze(-1)
+    # Σ (p - y)²; of a yes/no answer (p - y)², once.
+    brier = probabilities.square().sum(-1) - 2 * of_label + 1
+    brier = brier / 2 if prediction.class_dim is None else brier
     columns = {
         "confidence": confidence,
         "correct": (answers == labels).double(),
