@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..decisions.temperature import Temperature
-from ..errors import ArgumentError, check_integer, check_num_samples
+from ..errors import ArgumentError, check_integer, check_num_samples, checked_seed
 from ..model import BayesianModel, check_converted
 from ..prediction.batches import count_batches
 from ..prediction.known_likelihoods import LikelihoodLike, as_likelihood
@@ -82,8 +82,9 @@ def evaluate(
     """
     check_converted("evaluate", bnn)
     check_num_samples(num_samples)
-    check_integer("evaluate(seed)", seed)
-    check_integer("evaluate(bootstrap)", bootstrap)
+    seed = checked_seed("evaluate(seed)", seed)
+    if bootstrap != 0:
+        check_num_samples(bootstrap, "evaluate(bootstrap)")
     meaning = as_likelihood(likelihood, class_dim)
     if ignore_index is not None:
         check_integer("evaluate(ignore_index)", ignore_index)
