@@ -1,4 +1,4 @@
-"""Metrics of predictions, as functions of columns that hold a number for each datum."""
+"""Metrics of predictions, as functions of columns that hold a number for each datum; some need torchmetrics."""
 
 __all__ = [
     "METRICS_OF_CLASSES",
@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from ..decisions.classes import class_probabilities
-from ..errors import needing
 from .outcomes import Outcomes
 
 Columns: TypeAlias = Mapping[str, Tensor]
@@ -68,8 +67,8 @@ def _columns_of_numbers(outcomes: Outcomes) -> Columns:
 
 
 def _ece(columns: Columns) -> float:
-    with needing("torchmetrics", "evaluate"):
-        from torchmetrics.functional.classification import binary_calibration_error
+    from torchmetrics.functional.classification import binary_calibration_error
+
     confidence, correct = columns["confidence"], columns["correct"].long()
     return binary_calibration_error(confidence, correct, n_bins=_BINS, validate_args=False).item()
 
@@ -150,7 +149,7 @@ def separation(scores: Tensor, is_inside: Tensor) -> dict[str, float]:
     ``"AUROC"`` is the probability that the score is larger for one from outside, ``"FPR95"`` the share of those from
     outside that pass where 95 % of those from inside do.
     """
-    with needing("torchmetrics", "evaluate"):
-        from torchmetrics.functional.classification import binary_roc
+    from torchmetrics.functional.classification import binary_roc
+
     false, true, _ = binary_roc(1 - scores, is_inside.long(), validate_args=False)
     return {"AUROC": torch.trapezoid(true, false).item(), "FPR95": false[(true >= 0.95).int().argmax()].item()}
