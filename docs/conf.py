@@ -52,7 +52,11 @@ napoleon_use_ivar = (
 )
 
 # What a tutorial needs beyond the extra `docs`. Without it the script is only shown.
-NEEDS = {"deployment": "onnxruntime", "language_model": "transformers"}
+NEEDS = {
+    "decide": "mapie",
+    "deployment": "onnxruntime",
+    "language_model": "transformers",
+}
 NOT_RUN = [name for name, library in NEEDS.items() if find_spec(library) is None]
 for name in NOT_RUN:
     print(f"docs/examples/{name}.py is not run: {NEEDS[name]} is not installed.")
