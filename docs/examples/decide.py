@@ -84,6 +84,6 @@ bnn.decisions |= {"abstention": accept, "conformal_sets": sets}
 with tempfile.TemporaryDirectory() as folder:
     bnnify.save(bnn, f"{folder}/digits.bnn.pt")
     again = bnnify.load(f"{folder}/digits.bnn.pt", network)
-print(again.decisions)
+print(list(again.decisions))
 
 plt.show()
