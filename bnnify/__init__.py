@@ -60,6 +60,7 @@ __all__ = [
     "signal_to_noise",
     "tune_std",
     "uncertainty_threshold",
+    "__version__",
 ]
 
 from .analysis.audit import Audit, audit
@@ -103,3 +104,4 @@ from .training.nll import BernoulliNLL, CategoricalNLL, GaussianNLL, Heterosceda
 from .training.response_std import ResponseStd
 from .training.tune_std import tune_std
 from .training.tuned_std import TunedStd
+from .version import __version__

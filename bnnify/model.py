@@ -22,6 +22,18 @@ from .prediction.sampler import Sampler
 from .report import ConversionReport
 from .torch_internals import tree_map
 
+_OF_TRANSFORMERS = {
+    "config",
+    "enable_input_require_grads",
+    "generation_config",
+    "gradient_checkpointing_disable",
+    "gradient_checkpointing_enable",
+    "is_gradient_checkpointing",
+    "main_input_name",
+    "supports_gradient_checkpointing",
+}
+"""What the trainers of Hugging Face ask a model for, and a converted one answers with what its module says."""
+
 
 class BayesianModel(nn.Module):
     """A model whose weights have a posterior; :func:`bnnify.convert` makes it.
@@ -49,6 +61,10 @@ class BayesianModel(nn.Module):
         self.history: list[dict[str, Any]] = []
         self.decisions: dict[str, Any] = {}
         self.training = module.training
+
+    def __getattr__(self, name: str) -> Any:
+        # Nothing that runs the model is among them: outside a draw that would be the posterior mean, silently.
+        return getattr(self.module, name) if name in _OF_TRANSFORMERS else super().__getattr__(name)
 
     def __setstate__(self, state: Any) -> None:
         super().__setstate__({"history": [], "decisions": {}} | state)  # what an earlier release pickled has none

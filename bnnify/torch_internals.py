@@ -269,3 +269,21 @@ def inductor() -> Any:
 def size_conditions(program: torch.export.ExportedProgram) -> list[str]:
     """The conditions on sizes under which a program is right, such as ``L['x'].size()[0] <= 10``."""
     return program._guards_code
+
+
+def fsdp_gradient_divisors(module: Any) -> list[tuple[list[Tensor], float]]:
+    """List the sharded parameters of ``module``, which FSDP2 manages, by group, where their gradients have a divisor.
+
+    That is what ``set_gradient_divide_factor`` does; by default the sum over ranks is divided by their number.
+    """
+    return [
+        ([each.sharded_param for each in group.fsdp_params], group.gradient_divide_factor)
+        for group in module._get_fsdp_state()._fsdp_param_groups
+        if group.gradient_divide_factor is not None
+    ]
+
+
+def fsdp_mesh_ndim(module: Any) -> int:
+    """The number of dimensions of the mesh over which FSDP2 shards the parameters of ``module``; 0 if it has none."""
+    groups = module._get_fsdp_state()._fsdp_param_groups
+    return groups[0].mesh_info.mesh.ndim if groups else 0

@@ -2,16 +2,17 @@
 
 import logging
 import sys
-from importlib.metadata import version as installed_version
 from importlib.util import find_spec
 from pathlib import Path
+
+from bnnify import __version__
 
 sys.path.insert(0, str(Path(__file__).parent))  # for what stands beside this file
 
 project = "bnnify"
 author = "The bnnify authors"
 copyright = author
-version = release = installed_version("bnnify")
+version = release = __version__
 
 extensions = [
     "mathml",

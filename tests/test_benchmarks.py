@@ -15,7 +15,7 @@ pytest.importorskip("rich")
 pytest.importorskip("torchmetrics")
 
 import benchmarks
-from benchmarks.harness import fit, interleaved, report, saved_tensors
+from benchmarks.harness import data, fetch, fit, interleaved, progress, report, saved_tensors
 
 
 def test_no_folder_of_the_benchmarks_is_on_the_path_once_all_of_them_are_imported():
@@ -120,3 +120,39 @@ def test_a_step_takes_the_mean_of_the_gradients_of_its_draws():
     assert model.training
     assert model.weight.item() == pytest.approx(before - 0.5 * 2.0)
     assert schedule.last_epoch == 1
+
+
+def test_the_archive_that_the_readme_shows_how_to_make_is_read_back(tmp_path):
+    np = pytest.importorskip("numpy")
+    pytest.importorskip("PIL")
+    text = (Path(benchmarks.__file__).parent / "README.md").read_text()
+    namespace = {}
+    exec(text.partition("```python\n")[2].partition("```")[0], namespace)
+    pixels = np.random.default_rng(0).integers(0, 256, (2000, 32, 32, 3), dtype=np.uint8)
+    labels = np.arange(2000) % 10
+    namespace["write_archive"](tmp_path / "cifar10_test_lossless_1000.zip", pixels, labels)
+    found = data.cifar10(train=False, data=tmp_path)
+    assert np.array_equal(found.pixels.permute(0, 2, 3, 1).numpy(), pixels)
+    assert found.labels.tolist() == labels.tolist()
+    assert found.evenly(500).labels.tolist() == labels[::4].tolist()
+
+
+def test_what_cannot_be_had_is_one_line_that_says_what_to_do(tmp_path):
+    with pytest.raises(SystemExit, match=r"`.*cifar10_train_lossless_a\.zip` is missing: benchmarks/README\.md"):
+        data.cifar10(train=True, data=tmp_path)
+
+    def refused():
+        raise OSError("no route to host\nand more")
+
+    with pytest.raises(SystemExit, match=r"^CIFAR-10 cannot be .*\(OSError: no route to host\)\. .* --data; ") as error:
+        fetch.fetched("CIFAR-10", refused)
+    assert "\n" not in str(error.value)
+
+
+def test_progress_in_a_pipe_is_a_line_now_and_then(monkeypatch, capsys):
+    seconds = iter(range(0, 1000, 10))
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: next(seconds))
+    assert list(progress.track(range(10), "training")) == list(range(10))
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == "training: 3 of 10, 1:33 left\ntraining: 7 of 10, 0:34 left\n"

@@ -3,8 +3,10 @@
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
+from packaging.version import Version
 
 HEAVY = ("torchvision", "torchaudio", "torchmetrics", "matplotlib", "rich", "scipy", "pandas", "safetensors")
 HEAVY += ("torch._dynamo", "torch._inductor", "torch.distributed.tensor", "torch.distributed.fsdp", "torch.ao")
@@ -47,6 +49,13 @@ def test_import_changes_no_global_state(found):
 
 def test_neither_import_nor_conversion_starts_cuda_or_a_process_group(found):
     assert found["started"] == [False, False]
+
+
+def test_the_version_is_that_of_the_distribution_and_can_be_compared():
+    import bnnify
+
+    assert bnnify.__version__ == version("bnnify")
+    assert Version(bnnify.__version__) >= Version("0.1")
 
 
 def test_every_public_name_is_there_and_documented():

@@ -13,7 +13,7 @@ import bnnify
 
 ROOT = Path(bnnify.__file__).parent
 FLOORS = [  # from the ground up
-    {"errors", "report", "torch_internals"},
+    {"errors", "report", "torch_internals", "version"},
     {"progress"},
     {"distributions"},
     {"draws"},

@@ -16,6 +16,8 @@ import torchvision
 from PIL import Image
 from torch import Tensor
 
+from .fetch import fetched, in_folder
+
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
@@ -28,20 +30,25 @@ class Images(NamedTuple):
     def take(self, index: slice | Tensor) -> Images:
         return Images(self.pixels[index], self.labels[index])
 
+    def evenly(self, count: int) -> Images:
+        """At most so many of them, evenly spread: a set that is sorted by class keeps all classes."""
+        step = max(1, len(self.labels) // count)
+        return self.take(slice(0, count * step, step))
+
 
 def cifar10(train: bool, data: Path | None = None) -> Images:
     """CIFAR-10 without loss; a data folder holds only the first 1,000 of the 10,000 test images."""
     if data is None:
-        downloaded = torchvision.datasets.CIFAR10(_cache(), train, download=True)
+        downloaded = fetched("CIFAR-10", lambda: torchvision.datasets.CIFAR10(_cache(), train, download=True))
         return _channels_first(downloaded.data, downloaded.targets)
     parts = ["train_lossless_a", "train_lossless_b"] if train else ["test_lossless_1000"]
-    archives = [_mosaics(data / f"cifar10_{part}.zip") for part in parts]
+    archives = [_mosaics(in_folder(data, f"cifar10_{part}.zip")) for part in parts]
     return _channels_first(*map(np.concatenate, zip(*archives, strict=True)))
 
 
 def cifar10_jpeg(data: Path) -> Images:
     """The 10,000 CIFAR-10 test images after strong JPEG compression: a shift of the distribution."""
-    with zipfile.ZipFile(data / "cifar10_test_jpeg.zip") as archive:
+    with zipfile.ZipFile(in_folder(data, "cifar10_test_jpeg.zip")) as archive:
         names = sorted(name for name in archive.namelist() if name.endswith(".jpg"))
         pixels = [_image(archive.read(name)) for name in names]
     labels = [CIFAR10_CLASSES.index(Path(name).parent.name) for name in names]
@@ -63,7 +70,7 @@ def sst2(data: Path, vocabulary: int, length: int) -> tuple[Tensor, Tensor]:
 
     The commonest words have numbers from 2 on, by how common they are, all others have 1, and 0 is padding.
     """
-    with zipfile.ZipFile(data / "sst2.zip") as archive:
+    with zipfile.ZipFile(in_folder(data, "sst2.zip")) as archive:
         lines = archive.read("train.tsv").decode().splitlines()[1:]
     texts, labels = zip(*(line.rsplit("\t", 1) for line in lines), strict=True)
     words = [text.split()[:length] for text in texts]
@@ -95,12 +102,12 @@ def _image(file: bytes) -> np.ndarray:
 
 def _mnist_like(kind: type[torchvision.datasets.MNIST], train: bool, data: Path | None) -> Images:
     if data is None:
-        downloaded = kind(str(_cache()), train, download=True)
+        downloaded = fetched(kind.__name__, lambda: kind(str(_cache()), train, download=True))
         return Images(downloaded.data.unsqueeze(1), downloaded.targets)
     # Read where they lie: torchvision would unpack them beside the archives, in a folder that may be read-only.
-    prefix = data / kind.__name__ / "raw" / ("train" if train else "t10k")
-    pixels = _idx(Path(f"{prefix}-images-idx3-ubyte.gz"), header=16)
-    labels = _idx(Path(f"{prefix}-labels-idx1-ubyte.gz"), header=8)
+    prefix = f"{kind.__name__}/raw/{'train' if train else 't10k'}"
+    pixels = _idx(in_folder(data, f"{prefix}-images-idx3-ubyte.gz"), header=16)
+    labels = _idx(in_folder(data, f"{prefix}-labels-idx1-ubyte.gz"), header=8)
     return Images(pixels.view(-1, 1, 28, 28), labels.long())
 
 

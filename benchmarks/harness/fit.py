@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LRScheduler
 
-from .report import track
+from .progress import track
 
 Loss = Callable[[Any, Tensor, Tensor], Tensor]
 """From a model, inputs and labels to the loss."""

@@ -9,7 +9,7 @@ from statistics import median, quantiles
 
 import torch
 
-from .report import track
+from .progress import track
 
 Rounds = dict[str, list[float]]
 """Of each variant the milliseconds it took in each round."""

@@ -10,21 +10,16 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, TypeVar
 
-import rich.progress
 import rich.table
 import torch
 from rich.console import Console
 
 T = TypeVar("T")
-
-track = partial(rich.progress.track, console=Console(stderr=True), transient=True)
-"""Goes over an iterable and shows how far it is."""
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:

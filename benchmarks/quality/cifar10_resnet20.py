@@ -20,13 +20,15 @@ from ..harness.data import Images, cifar10, cifar10_jpeg
 from ..harness.evaluation import Result, cross_fitted_temperature, evaluate, grouped, logits, score_cells
 from ..harness.fit import fit, shuffled
 from ..harness.networks.cifar_resnet import inputs, pretrained
-from ..harness.report import Run, Table, spread, track
+from ..harness.progress import track
+from ..harness.report import Run, Table, spread
 
 LIBRARIES = ("torch", "torchvision", "torchmetrics", "bayesian-torch")
 LEARNING_RATE = 0.05
 AVERAGING = 0.98
 """Decay of the exponential moving average of the weights, which is what gets evaluated."""
 BATCH_SIZE = 128
+TRIAL_IMAGES = 64
 AUGMENTATION = v2.Compose(
     [
         v2.RandomCrop(32, padding=4),
@@ -45,6 +47,8 @@ def main() -> None:
     tests = {"test": cifar10(train=False, data=options.data)}
     if options.data:
         tests["JPEG"] = cifar10_jpeg(options.data)
+    if images := options.images or (TRIAL_IMAGES if options.steps else None):
+        tests = {name: test.evenly(images) for name, test in tests.items()}
     tests = {f"{len(test.labels):,} {name}": test for name, test in tests.items()}
     recipe = {
         "learning rate": LEARNING_RATE,
@@ -149,10 +153,15 @@ def _probabilities(model: nn.Module, batch: Tensor, samples: int) -> Tensor:
 def _options() -> argparse.Namespace:
     parser = report.parser(__doc__)
     add = parser.add_argument
-    add("--data", type=Path, help="folder of archives with CIFAR-10 and its JPEGs; else torchvision downloads CIFAR-10")
+    add(
+        "--data",
+        type=Path,
+        help="folder as in benchmarks/README.md; else CIFAR-10 is downloaded, without JPEGs",
+    )
     add("--checkpoint", type=Path, help="the pretrained weights; else those in --data, else downloaded")
     add("--epochs", type=float, default=2, help="length of the fine-tuning")
-    add("--steps", type=int, help="length of the fine-tuning in batches, instead of --epochs")
+    add("--steps", type=int, help=f"batches of a trial, in place of --epochs, with {TRIAL_IMAGES} images to a set")
+    add("--images", type=int, help="how many test images of each set, evenly spread; else all, or those of a trial")
     add("--seeds", type=int, default=1, help="how often to fine-tune with bnnify")
     add("--peer-seeds", type=int, default=1, help="how often to fine-tune without a posterior and with bayesian-torch")
     add("--samples", type=int, default=1, help="draws of the weights per training step")

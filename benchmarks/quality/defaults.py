@@ -20,7 +20,8 @@ import bnnify
 from ..harness import report
 from ..harness.evaluation import calibration_error, fit_temperature
 from ..harness.networks.subjects import Subject, packaged, subjects
-from ..harness.report import Run, Table, track
+from ..harness.progress import track
+from ..harness.report import Run, Table
 
 Scores = dict[str, float]
 """Accuracy in percent, nll in nats and ece, of one predictive distribution; a regression has only an nll."""

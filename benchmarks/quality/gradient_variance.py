@@ -17,7 +17,8 @@ from ..harness.data import Images, mnist
 from ..harness.figure import figure
 from ..harness.fit import fit
 from ..harness.networks.small_networks import mlp
-from ..harness.report import Run, Table, track
+from ..harness.progress import track
+from ..harness.report import Run, Table
 
 ESTIMATORS = ("reparameterization", "flipout", "local")
 BATCH_SIZES = (1, 4, 16, 64, 256, 1024)

@@ -24,6 +24,7 @@ import bnnify
 
 from ..harness import report
 from ..harness.networks.language_model import smollm2
+from ..harness.progress import track
 from ..harness.report import Run, Table
 from .lora_sst2 import ANSWERS, PROMPT, sentences
 
@@ -44,7 +45,10 @@ def main() -> None:
 
 
 def measured(options: argparse.Namespace) -> list[Table]:
-    """Let the first rank do alone, over a whole base, what all ranks do afterwards with parts of the same batches."""
+    """Let the first rank train alone, over a whole base, as all ranks do afterwards with parts of the same batches.
+
+    And let every rank take gradients over a whole base before it does so over its shard, of the same network.
+    """
     rank, ranks = dist.get_rank(), dist.get_world_size()
     tokenizer, base = smollm2()
     batches, num_data = _batches(tokenizer, options.data, options.steps, options.batch_size * ranks)
@@ -56,10 +60,10 @@ def measured(options: argparse.Namespace) -> list[Table]:
         output, kl = bnn(**batch[0], logits_to_keep=1)
         return bnnify.elbo(F.cross_entropy(output.logits[:, -1, answers], batch[1]), kl, num_data=num_data)
 
-    expected, alone = dict[str, Tensor](), torch.empty(0)
+    expected, alone = gradients(bnn, loss, parts[0]), torch.empty(0)
+    average(expected.values())
     if rank == 0:
-        expected = gradients(bnn, loss, batches[0])
-        alone = trained(copy.deepcopy(bnn), loss, report.track(batches, "one process"), options.lr)
+        alone = trained(copy.deepcopy(bnn), loss, track(batches, "one process"), options.lr)
     dist.barrier()
 
     shard_base(bnn)
@@ -120,7 +124,7 @@ def average(tensors: Iterable[Tensor]) -> None:
 
 
 def gradients(bnn: nn.Module, loss: Loss, batch: Batch) -> dict[str, Tensor]:
-    """Take the gradients of one network, the same wherever this is called, since its noise has the same seed."""
+    """Take the gradients of one network: on each rank another, and on one rank always the same."""
     torch.manual_seed(1)
     loss(bnn, batch).backward()
     found = {name: parameter.grad for name, parameter in bnn.named_parameters() if parameter.grad is not None}

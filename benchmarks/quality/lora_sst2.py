@@ -26,8 +26,10 @@ from bnnify.modules.adapters import adapter_pairs
 
 from ..harness import report
 from ..harness.evaluation import Metrics, Result, calibration_error, evaluate, fit_temperature, grouped, score_cells
+from ..harness.fetch import in_folder
 from ..harness.networks.language_model import Texts, UpperLayers, language_model, smollm2, texts
-from ..harness.report import Run, Table, spread, track
+from ..harness.progress import track
+from ..harness.report import Run, Table, spread
 
 PROMPT = "Review: {}\nSentiment:"
 ANSWERS = (" negative", " positive")
@@ -83,7 +85,7 @@ class _Data:
             prompts = [(PROMPT.format(text), label) for text, label in rows]
             return texts(tokenizer, model, options.first_layer, prompts, batch_size)
 
-        with zipfile.ZipFile(options.data / "sst2.zip") as archive:
+        with zipfile.ZipFile(in_folder(options.data, "sst2.zip")) as archive:
             train, dev = (sentences(archive.read(name).decode()) for name in ("train.tsv", "dev.tsv"))
             news = list(csv.reader(io.StringIO(archive.read("ag_news_small.csv").decode())))
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0)).tolist()

@@ -23,7 +23,8 @@ from ..harness.evaluation import calibration_error, fit_temperature
 from ..harness.networks import cifar_resnet
 from ..harness.networks.larger_networks import LARGER_NETWORKS
 from ..harness.networks.small_networks import NETWORKS, trained
-from ..harness.report import Run, Table, track
+from ..harness.progress import track
+from ..harness.report import Run, Table
 
 FITTING = 500
 """Clean images, unseen in training, for the temperature and for σ."""

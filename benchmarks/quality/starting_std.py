@@ -22,7 +22,8 @@ from ..harness.data import Images, cifar10, cifar10_jpeg
 from ..harness.evaluation import Result, cross_fitted_temperature, evaluate, grouped, logits, score_cells
 from ..harness.fit import fit
 from ..harness.networks.cifar_resnet import inputs, pretrained
-from ..harness.report import Run, Table, track
+from ..harness.progress import track
+from ..harness.report import Run, Table
 
 BATCH_SIZE = 128
 IMAGES_PER_DRAW = 100

@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -19,6 +18,7 @@ from ..distributions.gaussian import dtype_of_rho
 from ..draws.companions import INITIAL_STD, PRIOR_MEAN
 from ..errors import BnnifyError, CheckpointError
 from ..modules.settings import Settings
+from ..version import __version__
 from .architectures.recipe import Recipe
 from .architectures.shapes import abridged, printable
 from .atomic import replace_atomically
@@ -49,7 +49,7 @@ def write_posterior(
     decisions: Mapping[str, Decision] = MappingProxyType({}),
 ) -> None:
     """Write one of bnnify's own files, in the dtypes of the tensors or in int8."""
-    record: dict[str, Any] = {"bnnify": version("bnnify"), "torch": str(torch.__version__)}
+    record: dict[str, Any] = {"bnnify": __version__, "torch": str(torch.__version__)}
     record |= {
         "format": FLOAT_FORMAT if dtype is None else FORMAT,
         "settings": settings_as_data(settings),
@@ -152,7 +152,7 @@ def _check_format(path: str | os.PathLike[str], record: Mapping[str, Any]) -> No
         from packaging.version import InvalidVersion, Version
 
         try:
-            newer = Version(str(record.get("bnnify"))) > Version(version("bnnify"))
+            newer = Version(str(record.get("bnnify"))) > Version(__version__)
         except InvalidVersion:
             newer = False
         hint = f"Upgrade bnnify to {record['bnnify']} or newer." if newer else "Upgrade bnnify."

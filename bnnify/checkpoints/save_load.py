@@ -29,6 +29,7 @@ from ..modules.settings import slots_of
 from .architectures.lora_adapter import base_weights, with_adapter
 from .architectures.shapes import abridged, printable
 from .architectures.transformers_model import load_by_config
+from .gathered import gathered, written_by_one
 from .int8 import DTYPES
 from .load_weights import load_weights
 from .own_format import open_posterior, write_posterior
@@ -46,6 +47,9 @@ def save(bnn: BayesianModel, path: str | os.PathLike[str], *, dtype: str | None 
     and its ``"state_dict"`` has the original keys plus ``*_rho``, ``*_prior_mean`` and ``*_initial_std``. A path that
     ends in ``.safetensors`` gets a file of that format, in which a tied parameter stands once.
 
+    A model that is sharded (FSDP2, tensor parallelism) has to be saved by all ranks together. The first one gathers it
+    in the memory of its CPU, one tensor after another, and writes one whole file; the others wait for it.
+
     Args:
         bnn: The model.
         path: The file.
@@ -58,9 +62,13 @@ def save(bnn: BayesianModel, path: str | os.PathLike[str], *, dtype: str | None 
     Raises:
         ArgumentError: The ``dtype`` is another one.
         ArgumentTypeError: ``bnn`` is not a converted model.
-        CheckpointError: A prior, a rule for σ or a decision is not one of bnnify's own, so that no file could restore
-            it; a weight is quantized by torchao or bitsandbytes; the model is sharded, or holds something that
-            :func:`load` would not read; or the file cannot be written.
+    origin = bnn.origin or Origin()
+    notes: dict[str, Any] = {"history": bnn.history, "decisions": bnn.decisions}
+    if not any(map(is_distributed, state_dict.values())):
+        write_posterior(path, state_dict, settings, origin, dtype, **notes)
+        return
+    whole = gathered(state_dict)
+    written_by_one(path, lambda: write_posterior(path, whole or {}, settings, origin, dtype, **notes))
     """
     check_path("save(path)", path)
     if not isinstance(bnn, BayesianModel):
@@ -83,14 +91,13 @@ def save(bnn: BayesianModel, path: str | os.PathLike[str], *, dtype: str | None 
     state_dict = bnn.module.state_dict()
     for name in _left_behind(bnn.module):
         del state_dict[name]
-    for name, value in state_dict.items():
-        if is_distributed(value):
-            raise CheckpointError(
-                f"Cannot save `{name}`: it is sharded, and no process has the whole. Write bnn.module.state_dict() "
-                "with torch.distributed.checkpoint; a model that is not sharded reads that, and can be saved."
-            )
     origin = bnn.origin or Origin()
-    write_posterior(path, state_dict, settings, origin, dtype, history=bnn.history, decisions=bnn.decisions)
+    notes: dict[str, Any] = {"history": bnn.history, "decisions": bnn.decisions}
+    if not any(map(is_distributed, state_dict.values())):
+        write_posterior(path, state_dict, settings, origin, dtype, **notes)
+        return
+    whole = gathered(state_dict)
+    written_by_one(path, lambda: write_posterior(path, whole or {}, settings, origin, dtype, **notes))
 
 
 def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> BayesianModel:

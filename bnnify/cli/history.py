@@ -4,8 +4,9 @@ __all__ = ["entry", "recalled", "told"]
 
 import datetime
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from typing import Any
+
+from ..version import __version__
 
 History = Sequence[Mapping[str, Any]]
 
@@ -15,7 +16,7 @@ def entry(command: str, settings: Mapping[str, Any], figures: Mapping[str, Any])
     return {
         "what": command,
         "when": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "bnnify": version("bnnify"),
+        "bnnify": __version__,
         "settings": {name: value for name, value in settings.items() if value is not None},
         "figures": dict(figures),
     }

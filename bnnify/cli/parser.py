@@ -3,16 +3,16 @@
 __all__ = ["make_parser"]
 
 import argparse
-from importlib.metadata import version
 from typing import Any
 
+from ..version import __version__
 from .commands import COMMANDS
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line; what it parses has the name of the command as ``command``."""
     parser = argparse.ArgumentParser(prog="bnnify-cli", description="Turn a trained PyTorch model into a Bayesian one.")
-    parser.add_argument("--version", action="version", version=f"%(prog)s {version('bnnify')}")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     _add_common_options(parser, False)
     commands = parser.add_subparsers(required=True, dest="command", metavar="command", title="commands")
     for name, command in COMMANDS.items():

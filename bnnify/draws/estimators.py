@@ -15,6 +15,7 @@ from ..distributions.gaussian import at_least_float32, std
 from ..errors import DrawError
 from ..torch_internals import backward_pass, in_transform, is_batched
 from .noise import noise_like, standard_normal_
+from .processes import generator_of_process, next_seed
 from .sample import sample
 
 Linear: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -85,7 +86,7 @@ class Local(Estimator):
         # under activation checkpointing, the recomputation would miss the making.
         has_no_seed = mean.is_meta or torch.compiler.is_compiling() or in_transform()
         self._sample = sample(mean, rho) if has_no_seed else None
-        self._seed = 0 if has_no_seed else int(torch.randint(2**62, ()))
+        self._seed = 0 if has_no_seed else next_seed()
 
     def sample(self) -> Tensor:
         if self._sample is not None:
@@ -192,6 +193,8 @@ def _signs(like: Tensor, channel: int) -> Tensor:
     channel %= like.ndim
     shape = [size if dim in (0, channel) else 1 for dim, size in enumerate(like.shape)]
     # From single bits, which costs a quarter of one random number for each sign.
-    words = torch.randint(2**62, (math.prod(shape) // 62 + 1, 1), device=like.device)
+    follows = torch.compiler.is_compiling() or in_transform()  # which no generator can follow
+    source: dict[str, Any] = {} if follows else {"generator": generator_of_process(like.device)}
+    words = torch.randint(2**62, (math.prod(shape) // 62 + 1, 1), device=like.device, **source)
     bits = (words >> torch.arange(62, device=like.device)) & 1
     return (2 * bits.flatten()[: math.prod(shape)] - 1).view(shape).to(like.dtype)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..torch_internals import in_transform
-from .forks import generator_of_fork
+from .processes import generator_of_process
 from .sharding import is_distributed, sharded_noise
 
 
@@ -14,7 +14,7 @@ def noise_like(tensor: Tensor, generator: torch.Generator | None = None) -> Tens
     """ε ~ N(0, 1). Of a sharded tensor every shard gets noise of its own, and the replicas of a shard get the same.
 
     The random numbers are those of ``generator``, on the device of the tensor. Default: ``None``, the program's own;
-    processes that are forked with one seed get different ones of these, see :mod:`.forks`.
+    processes with different data get different ones of these, see :mod:`.processes`.
     """
     if is_distributed(tensor):
         return sharded_noise(tensor, generator)
@@ -33,5 +33,5 @@ def standard_normal_(tensor: Tensor, generator: torch.Generator | None = None) -
     ``torch.channels_last``, is filled in the order in which it lies there.
     """
     in_memory = tensor if tensor.is_contiguous() else tensor.as_strided((tensor.numel(),), (1,))
-    in_memory.normal_(generator=generator or generator_of_fork(tensor.device))
+    in_memory.normal_(generator=generator or generator_of_process(tensor.device))
     return tensor

@@ -1,12 +1,26 @@
 """Sharded parameters (FSDP2 and other DTensors): their noise, and the forms in which they are read."""
 
-__all__ = ["is_distributed", "is_sharding", "is_unsharded_form", "reshard", "sharded_noise", "unsharded"]
+__all__ = [
+    "is_distributed",
+    "is_sharding",
+    "is_unsharded_form",
+    "ranks_together",
+    "reshard",
+    "sharded_noise",
+    "unsharded",
+]
 
+import math
 import weakref
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
+
+from ..torch_internals import fsdp_gradient_divisors
+from .processes import place_of_process
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -27,6 +41,8 @@ def sharded_noise(tensor: Tensor, generator: torch.Generator | None = None) -> T
     # Neither may hang on how the ranks were seeded. On a CPU mesh DTensor's own generators give shards equal noise when
     # the seeds are equal; on any mesh they give replicas unequal noise when the seeds differ, and ρ would drift apart.
     seed, shard = torch.randint(2**62, (), generator=generator, device=generator.device if generator else None), 0
+    if generator is None:
+        seed = torch.tensor(hash((int(seed), place_of_process())) % 2**62)
     for dim, placement in enumerate(tensor.placements):
         if not placement.is_replicate():
             shard = shard * mesh.size(dim) + mesh.get_local_rank(dim)
@@ -48,8 +64,8 @@ def is_unsharded_form(value: Tensor, mean: Tensor) -> bool:
     )
 
 
-def unsharded(drawn: Tensor, value: Tensor) -> Tensor:
-    """Gather the sample into the form of ``value``, to which FSDP has gathered the mean."""
+def unsharded(drawn: Tensor, value: Tensor, mean: Tensor) -> Tensor:
+    """Gather the sample into the form of ``value``, to which FSDP has gathered the ``mean``."""
     from torch.distributed.tensor import DTensor, Partial, Replicate
 
     # Each rank has its own data, so the gradient is the mean over ranks; without the placement it would not be reduced.
@@ -59,6 +75,10 @@ def unsharded(drawn: Tensor, value: Tensor) -> Tensor:
     gathered = drawn.device_mesh.ndim - len(kept)
     split = drawn.redistribute(placements=[Replicate()] * gathered + [*kept])
     full = split.to_local(grad_placements=[Partial("avg")] * gathered + [*kept])
+    divisor = _divisors.get(mean)
+    if divisor is not None and full.requires_grad:
+        scale = math.prod(drawn.device_mesh.shape[:gathered]) / divisor
+        full.register_hook(lambda grad: grad * scale)
     if isinstance(value, DTensor):
         full = DTensor.from_local(full, value.device_mesh, kept, shape=value.shape, stride=value.stride())
     return full.to(value.dtype)  # FSDP's mixed precision
@@ -80,6 +100,26 @@ def reshard(module: Any) -> None:
         _set_up_by_fsdp.add(module)
         module.unshard()
     module.reshard()
+    for parameters, divisor in fsdp_gradient_divisors(module):
+        for parameter in parameters:
+            _divisors[parameter] = divisor
+
+
+def ranks_together(module: nn.Module, of_fsdp: int) -> Iterator[tuple[list[Any], int]]:
+    """Yield, for each parameter of ``module`` that tensor parallelism has split, the groups of the ranks that hold it
+    together with this one, and the lowest of these ranks.
+
+    The first ``of_fsdp`` dimensions of its mesh are those of FSDP, whose ranks have data of their own.
+    """
+    for parameter in module._parameters.values():
+        if not is_distributed(parameter):
+            continue
+        mesh, coordinate = parameter.device_mesh, parameter.device_mesh.get_coordinate()
+        if coordinate is not None and mesh.ndim > of_fsdp:
+            ranks = mesh.mesh[tuple(coordinate[:of_fsdp])]
+            yield [mesh.get_group(dim) for dim in range(of_fsdp, mesh.ndim)], int(ranks.min())
 
 
 _set_up_by_fsdp: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+_divisors = WeakIdKeyDictionary()
+"""By what the sum of the gradients of a parameter is divided, where FSDP was told so."""

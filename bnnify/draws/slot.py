@@ -54,7 +54,7 @@ def read(active: Active, value: Tensor) -> Tensor:
     if value is mean or is_traced_form(value, mean):
         return drawn.sample() if isinstance(drawn, Estimator) else drawn
     if not isinstance(drawn, Estimator) and is_unsharded_form(value, mean):
-        return unsharded(drawn, value)
+        return unsharded(drawn, value, mean)
     if is_same_memory(value, mean):
         # The gradient is for the tensor that was put here: the difference is zero, and its gradient that of the mean.
         return (drawn.sample() if isinstance(drawn, Estimator) else drawn) + (value - mean)

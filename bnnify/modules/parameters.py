@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from ..distributions.gaussian import is_pruned, rms_std
 from ..distributions.prior import Prior
 from ..draws.companions import INITIAL_STD, PRIOR_MEAN, RHO, as_buffer
-from ..draws.sharding import is_distributed, is_sharding, reshard
+from ..draws.processes import num_ranks, together
+from ..draws.sharding import is_distributed, is_sharding, ranks_together, reshard
 from ..draws.slot import Active, has_draw, read
 from ..errors import DrawError
+from ..torch_internals import fsdp_mesh_ndim
 from .mean_field import MeanField
 from .posterior import PosteriorFamily
 from .settings import Settings, Slot, slots_of
@@ -153,9 +155,15 @@ def bayesian_parameters(root: nn.Module) -> Iterator[BayesianParameter]:
     Raises:
         DrawError: A module was changed after its conversion in a way that took the parameter out of its hands.
     """
+    # Compiled code draws from torch's own generators, which ask nobody.
+    several = not torch.compiler.is_compiling() and num_ranks() > 1
+    groups, first, of_fsdp = [], None, 0
     for module_name, module in root.named_modules():
         if is_sharding(module):
             reshard(module)
+            of_fsdp = fsdp_mesh_ndim(module)
+        for found, lowest in ranks_together(module, of_fsdp) if several else ():
+            groups, first = found, lowest
         for attribute, slot in slots_of(module).items():
             mean = module._parameters.get(attribute)
             if mean is None and attribute in module._parameters:
@@ -167,6 +175,8 @@ def bayesian_parameters(root: nn.Module) -> Iterator[BayesianParameter]:
             if mean is None or len(there) < len(companions) or not posterior.fits(mean, *there):
                 _refuse_surgery(parameter)
             yield parameter
+    if several:
+        together.groups, together.first = groups, first
 
 
 def unique_bayesian_parameters(root: nn.Module) -> Iterator[BayesianParameter]:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from ..distributions.gaussian import std
 from ..draws.draw import Draw
-from ..draws.forks import next_seed
 from ..draws.noise import standard_normal_
+from ..draws.processes import next_seed
 from ..draws.sharding import is_sharding
 from ..modules.parameters import BayesianParameter, bayesian_parameters
 from ..torch_internals import in_transform, memory_is_shared

@@ -97,7 +97,7 @@ def refused(capsys):
 
     def refused(*arguments):
         assert main(list(map(str, arguments))) == 1
-        out, err = capsys.readouterr()
+        _, err = capsys.readouterr()
         lines = err.splitlines()
         assert lines[-1].startswith("bnnify-cli: ")
         assert sum(line.startswith("bnnify-cli: ") for line in lines) == 1

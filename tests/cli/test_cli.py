@@ -443,15 +443,20 @@ def assert_same(found, original):
         assert found == original
 
 
-def test_the_demo_prints_its_table_and_draws(tmp_path, monkeypatch, capsys):
+def test_the_demo_shows_what_fine_tuning_gains_within_80_columns(tmp_path, monkeypatch, capsys):
     pytest.importorskip("rich")
     pytest.importorskip("torchmetrics")
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr("bnnify.cli.demo.EPOCHS", 1)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("bnnify.cli.demo.SEEDS", 2)
     assert main(["demo", "--picture", str(tmp_path / "digits.png")]) == 0
     out, err = capsys.readouterr()
-    rows = [line for line in out.splitlines() if "%" in line]
-    assert ["as it was" in rows[0], "converted" in rows[1], "fine-tuned" in rows[2]] == [True] * 3
+    rows = [line.split("│") for line in out.splitlines() if line.startswith("│")]
+    assert [row[1].strip() for row in rows] == ["as trained", "trained longer", "converted", "fine-tuned"]
+    nll = [float(row[3].partition("±")[0]) for row in rows]
+    assert nll[3] < 0.9 * nll[2] < 0.9 * nll[0]
+    assert nll[3] < 0.9 * nll[1]
+    assert "…" not in out
     assert err == ""
     assert (tmp_path / "digits.png").stat().st_size > 1000
 

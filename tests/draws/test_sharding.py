@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
@@ -191,6 +191,37 @@ def ddp_trains_a_model_that_was_unfrozen_and_not_its_prior(rank):
         optimizer.step()
     for parameter, before in zip(unique_bayesian_parameters(bnn), priors, strict=True):
         assert torch.equal(parameter.prior_mean, before)
+
+
+def noise_of(layer, bnn, seed):
+    """Epsilon of one draw of ``layer.weight``, and of one forward that its estimator makes."""
+    torch.manual_seed(seed)
+    mean = layer.weight
+    with bnn.draw():
+        drawn = ((layer.weight - mean) / 0.1).detach()
+    output = bnn(torch.eye(mean.shape[1]))[0].detach() - bnn.module(torch.eye(mean.shape[1])).detach()
+    return drawn, output
+
+
+def assert_independent(first, second):
+    assert abs(torch.stack([first.flatten(), second.flatten()]).corrcoef()[0, 1]) < 0.06
+
+
+def ranks_with_data_of_their_own_draw_independent_noise_whatever_the_seeds(rank):
+    for estimator in "reparameterization", "local", "flipout":
+        layer = nn.Linear(64, 64, bias=False)
+        bnn = bnnify.convert(nn.Sequential(layer), posterior_std=0.1, estimator=estimator)
+        for seed in 0, rank:
+            mine = noise_of(bnn.module[0], bnn, seed)
+            for each in mine:
+                assert_independent(*on_every_rank(each))
+            for again, each in zip(noise_of(bnn.module[0], bnn, seed), mine, strict=True):
+                assert torch.equal(again, each)
+        torch.manual_seed(0)
+        x = torch.eye(64)
+        for made in bnn.predict(x, 2).mean, bnnify.freeze(bnn, 2)(x)[0]:
+            assert_independent(*(each - bnn.module(x).detach() for each in on_every_rank(made)))
+        assert_same_on_every_rank(bnn.predict(x, 2, seed=0).mean)  # networks that the caller has named
 
 
 def several_forwards_under_ddp_may_precede_one_backward(rank):
@@ -431,6 +462,56 @@ def tensor_parallel(rank):
     assert_gradients_close(gradients(bnn), gradients(reference))
 
 
+def ranks_that_compute_together_draw_the_same_and_others_do_not(rank):
+    bnn = bnnify.convert(nn.Sequential(nn.Linear(64, 64), nn.LayerNorm(64), nn.Linear(64, 64)), posterior_std=0.1)
+    mesh = mesh_of(2, 2, names=("data", "tensor"))
+    parallelize_module(bnn.module[2], mesh["tensor"], ColwiseParallel())
+    outside = bnn.module[0]
+    for seed in 0, rank:  # the second as our own recipes and many trainers do
+        drawn, _ = noise_of(outside, bnn, seed)
+        copies = on_every_rank(drawn)
+        for first, second in itertools.combinations(range(4), 2):
+            if first // 2 == second // 2:
+                assert torch.equal(copies[first], copies[second])
+            else:
+                assert_independent(copies[first], copies[second])
+        torch.manual_seed(seed)
+        with bnn.draw():
+            split = ((bnn.module[2].weight - network_mean(bnn, "2.weight")) / 0.1).detach().to_local()
+        copies = on_every_rank(split)
+        for first, second in itertools.combinations(range(4), 2):
+            assert_independent(copies[first], copies[second])
+    optimizer = torch.optim.SGD(bnn.parameters(), lr=0.1)
+    torch.manual_seed(rank)
+    for _ in range(2):
+        optimizer.zero_grad()
+        output, kl = bnn(joint_batch().view(-1, 1)[:6].expand(6, 64) * (1 + rank // 2))
+        bnnify.elbo(output.square().mean(), kl, num_data=100).backward()
+        optimizer.step()
+    for replicated in outside.parameters():
+        copies = on_every_rank(replicated.detach())
+        assert torch.equal(copies[rank], copies[rank ^ 1])  # the other one of its tensor-parallel pair
+
+
+def network_mean(bnn, name):
+    return next(p.mean for p in unique_bayesian_parameters(bnn.module) if p.name == name)
+
+
+def test_ranks_that_compute_together_draw_the_same_and_others_do_not(in_processes):
+    in_processes(ranks_that_compute_together_draw_the_same_and_others_do_not, ranks=4)
+
+
+def fsdp_divides_by_what_it_was_told(rank):
+    reference, bnn = convert(), shard(convert())
+    for module in bnn.modules():
+        if hasattr(module, "set_gradient_divide_factor"):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+    reference(joint_batch())[0].square().sum().backward()
+    bnn(batch_of(rank))[0].square().sum().backward()
+    assert_gradients_close(gradients(bnn), gradients(reference))
+
+
 def tuning_under_tensor_parallelism_finds_one_factor_for_all_ranks(rank):
     torch.manual_seed(0)
     mlp = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 6))
@@ -465,7 +546,7 @@ def test_fsdp_over_tensor_parallelism_reads_samples(in_processes):
 # Adapters on a sharded base
 
 
-def llama_with_adapters():
+def llama_with_adapters(**options):
     import peft
     import transformers
 
@@ -475,7 +556,7 @@ def llama_with_adapters():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         base = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, vocab_size=11))
-        return bnnify.convert(peft.get_peft_model(base, config), select="*.lora_*").train()
+        return bnnify.convert(peft.get_peft_model(base, config), select="*.lora_*", **options).train()
 
 
 def shard_base(bnn):
@@ -498,14 +579,16 @@ def replicated_adapters(rank):
     ids = torch.arange(2 * RANKS * 3).view(-1, 3) % 11
     mine = ids[2 * rank : 2 * (rank + 1)]
     for checkpointed in False, True:
-        reference, alone, bnn = llama_with_adapters(), llama_with_adapters(), shard_base(llama_with_adapters())
+        reference = llama_with_adapters(posterior_std=CERTAIN)
+        certain, alone, bnn = copy.deepcopy(reference), llama_with_adapters(), shard_base(llama_with_adapters())
+        shard_base(certain)
         if checkpointed:
             bnn.module.gradient_checkpointing_enable()
+            certain.module.gradient_checkpointing_enable()
         backward(reference, ids, seed=1)
-        backward(bnn, mine, seed=1)
-        assert_gradients_close(averaged(gradients(bnn)), gradients(reference))
+        backward(certain, mine, seed=1)
+        assert_gradients_close(averaged(gradients(certain)), gradients(reference))
 
-        bnn.zero_grad()
         backward(alone, mine, seed=rank)
         backward(bnn, mine, seed=rank)  # a network for each rank, as under DDP
         assert_gradients_close(averaged(gradients(bnn)), averaged(gradients(alone)))
@@ -522,11 +605,6 @@ def saved_adapters(rank, path):
     with torch.no_grad():
         for mean in means.values():
             mean.add_(0.1)
-    for name in "model.pt", "model.safetensors":
-        with pytest.raises(bnnify.CheckpointError, match=r"`base_model\.\S+`: it is sharded"):
-            bnnify.save(bnn, path / name)
-        assert not (path / name).exists()
-
     state = llama_with_adapters().module.state_dict()
     dcp.save(bnn.module.state_dict(), checkpoint_id=path / "checkpoint")
     dcp.load(state, checkpoint_id=path / "checkpoint")
@@ -551,6 +629,40 @@ def test_replicated_adapters_are_saved_by_one_rank_and_the_whole_by_all(in_proce
     pytest.importorskip("peft")
     pytest.importorskip("transformers")
     in_processes(saved_adapters, tmp_path)
+
+
+# Files
+
+
+def whole_file(rank, parallelize, path):
+    bnn = bnnify.convert(network(), posterior_std=0.1)
+    with torch.no_grad():
+        bnn.module[0].weight.add_(0.1)
+    if rank == 0:
+        bnnify.save(bnn, path / "alone.pt")
+    parallelize(bnn)
+    bnn(batch_of(rank))  # after which FSDP may leave gathered parameters in place
+    for name in "together.pt", "together.safetensors":
+        bnnify.save(bnn, path / name)
+        assert (path / name).exists()
+        expected, found = (bnnify.load(path / each, network()) for each in ("alone.pt", name))
+        torch.testing.assert_close(found.state_dict(), expected.state_dict(), rtol=0, atol=0)
+        assert torch.equal(found.kl(), expected.kl())
+    with pytest.raises(bnnify.CheckpointError, match="Cannot write"):
+        bnnify.save(bnn, path / "no such folder" / "model.pt")
+
+
+def shard_and_replicate(bnn):
+    shard(bnn, mesh=mesh_of(RANKS, 1))
+
+
+def split_one_layer(bnn):
+    parallelize_module(bnn.module[0], mesh_of(RANKS, names=("tensor",)), ColwiseParallel(output_layouts=Replicate()))
+
+
+@pytest.mark.parametrize("parallelize", [shard, shard_and_replicate, split_one_layer], ids=lambda each: each.__name__)
+def test_a_sharded_model_is_saved_as_one_whole_file(in_processes, parallelize, tmp_path):
+    in_processes(whole_file, parallelize, tmp_path)
 
 
 # Checkpoints
@@ -618,6 +730,8 @@ def test_a_sharded_checkpoint_loads_into_a_model_that_is_not_sharded(in_processe
         a_group_of_weights_in_half_precision_is_refused_by_fsdp,
         tuning_under_tensor_parallelism_finds_one_factor_for_all_ranks,
         tuning_what_fsdp_has_sharded_is_refused_and_changes_nothing,
+        ranks_with_data_of_their_own_draw_independent_noise_whatever_the_seeds,
+        fsdp_divides_by_what_it_was_told,
     ],
     ids=lambda what: what.__name__,
 )

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..data import normalize
+from ..fetch import fetched, in_folder
 
 # What the published checkpoint was trained with: the statistics of ImageNet, not of CIFAR-10.
 CHECKPOINT_MEAN, CHECKPOINT_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -70,7 +71,7 @@ def resnet20(checkpoint: Path | None = None) -> ResNet:
 
 def pretrained(data: Path | None = None, checkpoint: Path | None = None) -> ResNet:
     """ResNet-20 with published weights: those of the checkpoint, else those in the data folder, else downloaded."""
-    found = checkpoint or (data / "checkpoints" / CHECKPOINT if data else _downloaded())
+    found = checkpoint or (in_folder(data, f"checkpoints/{CHECKPOINT}") if data else _downloaded())
     return resnet20(found).to(memory_format=torch.channels_last)
 
 
@@ -83,7 +84,10 @@ def _downloaded() -> Path:
     path = Path(torch.hub.get_dir()) / "checkpoints" / CHECKPOINT
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(CHECKPOINT_URL, str(path), hash_prefix="12fca82f")
+        fetched(
+            "The pretrained ResNet-20",
+            lambda: torch.hub.download_url_to_file(CHECKPOINT_URL, str(path), hash_prefix="12fca82f"),
+        )
     return path
 
 

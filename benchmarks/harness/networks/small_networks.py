@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..data import Images, cifar10, fashion_mnist, mnist, normalize
+from ..fetch import in_folder
 from ..fit import fit, shuffled
 
 BATCH_SIZE = 100
@@ -58,7 +59,9 @@ def trained(network: Network, data: Path | None, cache: Path | None, device: str
     torch.manual_seed(0)
     model = network.build()
     if network.checkpoint:
-        published = torch.load(data / "checkpoints" / network.checkpoint, map_location="cpu", weights_only=True)
+        published = torch.load(
+            in_folder(data, f"checkpoints/{network.checkpoint}"), map_location="cpu", weights_only=True
+        )
         # The keys are the authors' own; the layers stand in the same order.
         model.load_state_dict(dict(zip(model.state_dict(), published.values(), strict=True)))
     else:

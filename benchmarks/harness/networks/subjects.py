@@ -18,6 +18,7 @@ from torch.distributions import Normal
 from torch.nn import functional as F
 
 from ..data import cifar10
+from ..fetch import in_folder
 from ..fit import fit, shuffled
 from . import cifar_resnet
 from .language_model import smollm2
@@ -91,7 +92,7 @@ def _resnet20(data: Path | None) -> Subject:
 
 def _regression(name: str, data: Path) -> Subject:
     """One hidden layer of 50, trained by squared error; the noise is that of the data to fit on."""
-    with zipfile.ZipFile(data / "uci_regression.zip") as archive:
+    with zipfile.ZipFile(in_folder(data, "uci_regression.zip")) as archive:
 
         def read(file: str) -> Tensor:
             return torch.tensor(np.loadtxt(io.BytesIO(archive.read(f"{name}/{file}.txt"))))
@@ -130,7 +131,7 @@ def _regression(name: str, data: Path) -> Subject:
 def _language_model(data: Path) -> Subject:
     """SmolLM2-135M-Instruct, as its package has it, on film reviews strung together, which it was not made for."""
     tokenizer, model = smollm2()
-    with zipfile.ZipFile(data / "sst2.zip") as archive:
+    with zipfile.ZipFile(in_folder(data, "sst2.zip")) as archive:
         lines = archive.read("dev.tsv").decode().splitlines()[1:]
     text = " ".join(line.rsplit("\t", 1)[0].strip() for line in lines)
     tokens = tokenizer(text, return_tensors="pt").input_ids[0, : 4 * 257].view(4, 257)

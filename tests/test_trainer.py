@@ -1,0 +1,48 @@
+"""The Trainer of Hugging Face asks a converted model what it asks any model of transformers."""
+
+import pytest
+import torch
+
+import bnnify
+
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("accelerate")
+
+
+class ELBOTrainer(transformers.Trainer):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        output, kl = model(**inputs)
+        nll = self.label_smoother(output, inputs["labels"], shift_labels=True) if self.label_smoother else output.loss
+        loss = bnnify.elbo(nll, kl, num_data=96)
+        return (loss, output) if return_outputs else loss
+
+
+@pytest.mark.parametrize("option", [{}, {"gradient_checkpointing": True}, {"label_smoothing_factor": 0.1}], ids=str)
+def test_training_evaluation_and_prediction_run_with_what_the_trainer_can_do(option, tmp_path):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    bnn = bnnify.convert(transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, vocab_size=11)))
+    rows = torch.randint(1, 11, (16, 6))
+    data = [{"input_ids": row, "labels": row} for row in rows]
+    arguments = transformers.TrainingArguments(
+        str(tmp_path),
+        max_steps=2,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+        **option,
+    )
+    trainer = ELBOTrainer(bnn, arguments, train_dataset=data, eval_dataset=data)
+    trainer.train()
+    assert bnn.module.is_gradient_checkpointing == ("gradient_checkpointing" in option)
+    assert trainer.evaluate()["eval_loss"] > 0
+    predictions = trainer.predict(data).predictions  # logits, and the cache of keys and values
+    assert (predictions[0] if isinstance(predictions, tuple) else predictions).shape == (16, 6, 11)
+
+
+def test_a_converted_model_without_a_config_says_so():
+    with pytest.raises(AttributeError, match="'BayesianLinear' object has no attribute 'config'"):
+        _ = bnnify.convert(torch.nn.Linear(2, 2)).config
