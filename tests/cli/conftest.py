@@ -4,6 +4,7 @@ import json
 import sys
 
 import numpy as np
+import pandas
 import pytest
 import torch
 import torchvision
@@ -14,6 +15,7 @@ from bnnify.cli.command import main
 
 MODELS = """
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 def classifier():
@@ -44,12 +46,9 @@ def folder(tmp_path, monkeypatch):
     weights = torch.randn(4, 3)
     classes = (x @ weights + torch.randn(60, 3)).argmax(1)
     amounts = x @ weights[:, :1] + 0.5 * torch.randn(60, 1)
-    header = "a,b,c,d"
-    np.savetxt(
-        "classes.csv", np.column_stack([x, classes]), ["%.6f"] * 4 + ["%d"], ",", header=f"{header},y", comments=""
-    )
-    np.savetxt("amounts.csv", np.column_stack([x, amounts]), "%.6f", ",", header=f"{header},y", comments="")
-    np.savetxt("inputs.csv", x, "%.6f", ",", header=header, comments="")
+    frame = pandas.DataFrame(x.numpy(), columns=[*"abcd"])
+    frame.assign(y=classes.numpy()).to_csv("classes.csv", index=False)
+    frame.assign(y=amounts.numpy()).to_csv("amounts.csv", index=False)
     np.savez("classes.npz", x=x.numpy(), y=classes.numpy())
     import cli_models
 
@@ -97,7 +96,7 @@ def refused(capsys):
 
     def refused(*arguments):
         assert main(list(map(str, arguments))) == 1
-        _, err = capsys.readouterr()
+        err = capsys.readouterr().err
         lines = err.splitlines()
         assert lines[-1].startswith("bnnify-cli: ")
         assert sum(line.startswith("bnnify-cli: ") for line in lines) == 1

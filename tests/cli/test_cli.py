@@ -351,13 +351,6 @@ def test_a_sigma_that_is_a_number_but_none_that_can_be_is_refused_as_a_number(ca
     assert "must be a positive, finite number, not -1.0" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["convert", "inspect", "collapse", "prune", "export", "demo"])
-def test_help_has_an_example(command, capsys):
-    with pytest.raises(SystemExit, match="0"):
-        main([command, "--help"])
-    assert f"  bnnify-cli {command}" in capsys.readouterr().out
-
-
 def run(*arguments, code="", **options):
     """The command in a process of its own, after ``code``."""
     start = [sys.executable, "-c", f"{code}\nimport sys\nfrom bnnify.cli import main\nsys.exit(main())"]
