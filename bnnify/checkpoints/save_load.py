@@ -62,13 +62,9 @@ def save(bnn: BayesianModel, path: str | os.PathLike[str], *, dtype: str | None 
     Raises:
         ArgumentError: The ``dtype`` is another one.
         ArgumentTypeError: ``bnn`` is not a converted model.
-    origin = bnn.origin or Origin()
-    notes: dict[str, Any] = {"history": bnn.history, "decisions": bnn.decisions}
-    if not any(map(is_distributed, state_dict.values())):
-        write_posterior(path, state_dict, settings, origin, dtype, **notes)
-        return
-    whole = gathered(state_dict)
-    written_by_one(path, lambda: write_posterior(path, whole or {}, settings, origin, dtype, **notes))
+        CheckpointError: A prior or a rule for σ is not one of bnnify's own, so that no file could restore it; a weight
+            is quantized by torchao or bitsandbytes; the model holds something that :func:`load` would not read; or the
+            file cannot be written.
     """
     check_path("save(path)", path)
     if not isinstance(bnn, BayesianModel):
