@@ -135,7 +135,7 @@ class Work:
             "data": self.options.data,
             "target": self.request.target,
             "text": self.request.text,
-            "tokenizer": None if self.request.tokenizer is None else str(self.request.tokenizer.resolve()),
+            "tokenizer": None if self.request.tokenizer is None else str(self.request.tokenizer),
             "classes": list(self.request.classes) or None,
             "images": None if examples.pictures is None else self.preprocessing.as_data(),
             "likelihood": self.meaning.likelihood,
