@@ -20,6 +20,7 @@ __all__ = [
     "check_positive",
     "check_share",
     "check_tensor",
+    "checked_seed",
     "describe",
     "needing",
 ]
@@ -114,6 +115,19 @@ def check_num_samples(num_samples: Any, name: str = "num_samples") -> None:
     """Raise an ArgumentError unless ``num_samples``, which was given as ``name``, is a positive integer."""
     if isinstance(num_samples, bool) or not isinstance(num_samples, Integral) or num_samples < 1:
         raise ArgumentError(f"{name} must be a positive integer, not {num_samples!r}.")
+
+
+def checked_seed(name: str, value: Any) -> int:
+    """Return the seed that was given as ``name``, as an integer of Python's: numpy's are none to torch.
+
+    Raises:
+        ArgumentError: It is not between 0 and 2⁶³ - 1.
+        ArgumentTypeError: It is no integer.
+    """
+    check_integer(name, value)
+    if not 0 <= value < 2**63:
+        raise ArgumentError(f"{name} must be an integer from 0 to 2**63 - 1, not {value}.")
+    return int(value)
 
 
 def check_path(name: str, value: Any) -> None:

@@ -15,7 +15,8 @@ import bnnify
 
 from ..harness import report
 from ..harness.fit import fit, shuffled
-from ..harness.report import Run, Table, track
+from ..harness.progress import track
+from ..harness.report import Run, Table
 
 PRIORS = {
     "default": None,

@@ -2,6 +2,7 @@
 
 __all__ = [
     "Audit",
+    "Figure",
     "ParameterSummary",
     "PruningReport",
     "Report",
@@ -14,6 +15,7 @@ __all__ = [
 ]
 
 from .audit import Audit, audit
+from .bootstrap import Figure
 from .evaluate import evaluate
 from .evaluation_report import Report
 from .plots import plot_signal_to_noise

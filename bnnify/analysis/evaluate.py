@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..decisions.temperature import Temperature
-from ..errors import ArgumentError, check_integer, check_num_samples
+from ..errors import ArgumentError, check_integer, check_num_samples, checked_seed, needing
 from ..model import BayesianModel, check_converted
 from ..prediction.batches import count_batches
 from ..prediction.known_likelihoods import LikelihoodLike, as_likelihood
@@ -82,12 +82,21 @@ def evaluate(
     """
     check_converted("evaluate", bnn)
     check_num_samples(num_samples)
-    check_integer("evaluate(seed)", seed)
-    check_integer("evaluate(bootstrap)", bootstrap)
+    seed = checked_seed("evaluate(seed)", seed)
+    if bootstrap != 0:
+        check_num_samples(bootstrap, "evaluate(bootstrap)")
     meaning = as_likelihood(likelihood, class_dim)
     if ignore_index is not None:
         check_integer("evaluate(ignore_index)", ignore_index)
         meaning.ignore_index = ignore_index
+    if validation is not None and not meaning.is_discrete:
+        raise ArgumentError(
+            "evaluate(validation) is for a temperature, which classes have. Of a regression fit "
+            "bnnify.ConformalIntervals on these data."
+        )
+    if meaning.is_discrete or out_of_distribution is not None:
+        with needing("torchmetrics", "evaluate"):  # before the work, and not after it
+            import torchmetrics.functional.classification  # noqa: F401
 
     def run(data: Any, labelled: bool = True) -> dict[str, Outcomes]:
         with forwards_bar("evaluate", num_samples, count_batches(data), progress) as advance:
@@ -96,14 +105,8 @@ def evaluate(
         return dict(zip((_MEAN, _NETWORKS), found, strict=True))
 
     rows = run(loader)
-    of_classes = rows[_MEAN].prediction.predictive_entropy is not None
     temperatures: dict[str, float] = {}
     if validation is not None:
-        if not of_classes:
-            raise ArgumentError(
-                "evaluate(validation) is for a temperature, which classes have. Of a regression fit "
-                "bnnify.ConformalIntervals on these data."
-            )
         plain, rows = rows, {}
         for row, held_out in run(validation).items():
             temperature = Temperature.fit(held_out.prediction, held_out.targets)
@@ -111,7 +114,8 @@ def evaluate(
             temperatures[row + _TEMPERED] = temperature.temperature
     foreign = {} if out_of_distribution is None else run(out_of_distribution, labelled=False)
     columns = {row: columns_of(outcomes) for row, outcomes in rows.items()}
-    values, differences = compared(columns, METRICS_OF_CLASSES if of_classes else METRICS_OF_NUMBERS, bootstrap, seed)
+    metrics = METRICS_OF_CLASSES if meaning.is_discrete else METRICS_OF_NUMBERS
+    values, differences = compared(columns, metrics, bootstrap, seed)
     scores = {row: _both(scores_of(rows[row]), scores_of(outside)) for row, outside in foreign.items()}
     separations = {
         row: separated(found, (rows[row].examples, foreign[row].examples), bootstrap, seed)
@@ -125,7 +129,7 @@ def evaluate(
         num_data=len(rows[_MEAN].targets),
         num_foreign=len(foreign[_MEAN].targets) if foreign else 0,
         num_samples=num_samples,
-        curves=curves_of({row: each for row, (each, _) in columns.items()}, scores, of_classes),
+        curves=curves_of({row: each for row, (each, _) in columns.items()}, scores, meaning.is_discrete),
     )
 
 

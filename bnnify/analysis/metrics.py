@@ -1,4 +1,4 @@
-"""Metrics of predictions, as functions of columns that hold a number for each datum."""
+"""Metrics of predictions, as functions of columns that hold a number for each datum; some need torchmetrics."""
 
 __all__ = [
     "METRICS_OF_CLASSES",
@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from ..decisions.classes import class_probabilities
-from ..errors import needing
 from .outcomes import Outcomes
 
 Columns: TypeAlias = Mapping[str, Tensor]
@@ -43,9 +42,10 @@ def columns_of(outcomes: Outcomes) -> tuple[Columns, Tensor]:
     probabilities = class_probabilities("evaluate", prediction)
     confidence, answers = probabilities.max(-1)
     labels = outcomes.targets.long()
-    distance = (probabilities - torch.nn.functional.one_hot(labels, probabilities.shape[-1])).square()
-    # Of a yes/no answer it is (p - y)², once.
-    brier = distance[:, 1] if prediction.class_dim is None else distance.sum(-1)
+    of_label = probabilities.gather(-1, labels[:, None]).squeeze(-1)
+    # Σ (p - y)²; of a yes/no answer (p - y)², once.
+    brier = probabilities.square().sum(-1) - 2 * of_label + 1
+    brier = brier / 2 if prediction.class_dim is None else brier
     columns = {
         "confidence": confidence,
         "correct": (answers == labels).double(),
@@ -67,8 +67,8 @@ def _columns_of_numbers(outcomes: Outcomes) -> Columns:
 
 
 def _ece(columns: Columns) -> float:
-    with needing("torchmetrics", "evaluate"):
-        from torchmetrics.functional.classification import binary_calibration_error
+    from torchmetrics.functional.classification import binary_calibration_error
+
     confidence, correct = columns["confidence"], columns["correct"].long()
     return binary_calibration_error(confidence, correct, n_bins=_BINS, validate_args=False).item()
 
@@ -149,7 +149,7 @@ def separation(scores: Tensor, is_inside: Tensor) -> dict[str, float]:
     ``"AUROC"`` is the probability that the score is larger for one from outside, ``"FPR95"`` the share of those from
     outside that pass where 95 % of those from inside do.
     """
-    with needing("torchmetrics", "evaluate"):
-        from torchmetrics.functional.classification import binary_roc
+    from torchmetrics.functional.classification import binary_roc
+
     false, true, _ = binary_roc(1 - scores, is_inside.long(), validate_args=False)
     return {"AUROC": torch.trapezoid(true, false).item(), "FPR95": false[(true >= 0.95).int().argmax()].item()}

@@ -62,9 +62,9 @@ def save(bnn: BayesianModel, path: str | os.PathLike[str], *, dtype: str | None 
     Raises:
         ArgumentError: The ``dtype`` is another one.
         ArgumentTypeError: ``bnn`` is not a converted model.
-        CheckpointError: A prior or a rule for σ is not one of bnnify's own, so that no file could restore it; a weight
-            is quantized by torchao or bitsandbytes; the model holds something that :func:`load` would not read; or the
-            file cannot be written.
+        CheckpointError: A prior, a rule for σ or a decision is not one of bnnify's own, so that no file could restore
+            it; a weight is quantized by torchao or bitsandbytes; the model holds something that :func:`load` would not
+            read; or the file cannot be written.
     """
     check_path("save(path)", path)
     if not isinstance(bnn, BayesianModel):

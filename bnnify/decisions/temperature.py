@@ -60,7 +60,7 @@ class Temperature:
         log = _log(probabilities)
         of_label = log.gather(-1, labels[:, None]).mean()
         low, high = torch.tensor([1 / _LARGEST, _LARGEST], dtype=log.dtype).log()
-        for _ in range(50):
+        for _ in range(24):
             middle = (low + high) / 2
             # The derivative of the NLL by 1/T, which grows with 1/T.
             slope = ((middle.exp() * log).softmax(-1) * log).sum(-1).mean() - of_label

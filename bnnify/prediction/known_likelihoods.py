@@ -58,7 +58,7 @@ class Values(Likelihood):
 
 
 class _Classes(Likelihood):
-    has_classes = True
+    has_classes = is_discrete = True
 
     def entropy(self, mean: Tensor) -> Tensor:
         return torch.special.entr(at_least_float32(mean)).sum(self._dim)
@@ -104,6 +104,7 @@ class BinaryLogits(Likelihood):
     """Independent logits of yes/no questions."""
 
     name = "binary_logits"
+    is_discrete = True
 
     def mean(self, parts: tuple[Tensor, ...]) -> Tensor:
         return at_least_float32(parts[0]).sigmoid()

@@ -31,6 +31,7 @@ class Likelihood:
 
     name: ClassVar[str]
     has_classes: ClassVar[bool] = False
+    is_discrete: ClassVar[bool] = False  # classes, or yes and no
     ignore_index: int = IGNORED
 
     def __init__(self, class_dim: int | None = None) -> None:

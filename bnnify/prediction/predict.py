@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import ArgumentError, check_integer, check_num_samples
+from ..errors import ArgumentError, check_num_samples, checked_seed
 from ..progress import forwards_bar
 from .averages import Averages, Prediction, concatenate
 from .batches import Arguments, batches_of, count_batches, rows_of
@@ -120,10 +120,7 @@ def predict(
     check_num_samples(networks_at_once, "networks_at_once")
     meaning = as_likelihood(likelihood, class_dim)
     if seed is not None:
-        check_integer("seed", seed)
-        if not 0 <= seed < 2**63:
-            raise ArgumentError(f"seed must be an integer from 0 to 2**63 - 1, not {seed}.")
-        seed = int(seed)  # numpy's integers are none to torch
+        seed = checked_seed("seed", seed)
     if closed_form and (antithetic or networks_at_once != 1):
         raise ArgumentError("closed_form=True draws no networks. Leave out antithetic and networks_at_once.")
     averages: list[Averages] = []

@@ -188,7 +188,8 @@ def test_the_report_prints_within_80_columns_and_is_json_and_pictures(tmp_path):
         ({"likelihood": "logits", "loader": 7}, "evaluate: targets must be class numbers from 0 to 2, and one is 7"),
         ({"likelihood": lambda out: Independent(Normal(out, 1.0), 1)}, r"single numbers.*Independent over \(3,\)"),
         ({"likelihood": lambda out: Normal(out[:, 0], 1.0), "validation": 1}, "bnnify.ConformalIntervals"),
-        ({"likelihood": "logits", "bootstrap": None}, r"evaluate\(bootstrap\) must be an integer, not None"),
+        ({"likelihood": "logits", "bootstrap": -1}, r"evaluate\(bootstrap\) must be a positive integer, not -1"),
+        ({"likelihood": "logits", "seed": -1}, r"evaluate\(seed\) must be an integer from 0"),
     ],
 )
 def test_what_cannot_be_judged_is_refused(options, words):

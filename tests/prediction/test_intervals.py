@@ -48,3 +48,20 @@ def test_without_known_noise_or_with_another_level_they_are_refused(likelihood, 
     prediction = bnnify.convert(nn.Linear(3, 2)).predict(torch.randn(4, 3), 4, likelihood=likelihood)
     with pytest.raises(bnnify.ArgumentError, match=words):
         prediction.interval(level)
+
+
+def test_of_patients_they_cover_their_level_after_the_way_of_the_docs():
+    pytest.importorskip("rich")
+    pytest.importorskip("sklearn")
+    pytest.importorskip("torchmetrics")
+    from benchmarks.quality.regression_intervals import diabetes, judged, network, trained
+
+    train, held_out, test = diabetes(seed=0)
+    plain = trained(network(10), None, train, steps=100, beta=1.0)
+    bnn, nll = bnnify.convert(plain), bnnify.GaussianNLL(std=0.5, learned=True)
+    found = judged(trained(bnn, nll, train, steps=300, beta=1.0), nll, held_out, test)
+    spread = bnn.predict(test[0], 50, seed=0)
+    alone = ((spread.mean - test[1]).abs() <= 1.645 * spread.std).float().mean().item()
+    assert 0.8 < found["90 % coverage"] < 0.98
+    assert 0.8 < found["conformal"] < 0.98
+    assert alone < 0.5  # which total_std used to be
