@@ -41,19 +41,21 @@ myst_enable_extensions = ["colon_fence", "dollarmath"]
 default_role = "code"
 
 autodoc_default_options = {"members": True}
-autodoc_inherit_docstrings = (
-    False  # torch.nn.Module's own docstrings belong to the documentation of torch.
-)
+# The docstrings of torch.nn.Module belong to the documentation of torch.
+autodoc_inherit_docstrings = False
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autosummary_generate = False  # The tables link to the pages; no page for each name.
 maximum_signature_line_length = 80
-napoleon_use_ivar = (
-    True  # Attributes become a list; otherwise they would be indexed a second time.
-)
+# Attributes become a list; otherwise they would be indexed a second time.
+napoleon_use_ivar = True
 
 # What a tutorial needs beyond the extra `docs`. Without it the script is only shown.
-NEEDS = {"deployment": "onnxruntime", "language_model": "transformers"}
+NEEDS = {
+    "decide": "mapie",
+    "deployment": "onnxruntime",
+    "language_model": "transformers",
+}
 NOT_RUN = [name for name, library in NEEDS.items() if find_spec(library) is None]
 for name in NOT_RUN:
     print(f"docs/examples/{name}.py is not run: {NEEDS[name]} is not installed.")

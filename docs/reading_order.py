@@ -7,6 +7,7 @@ ORDER = [
     "language_model",
     "from_scratch",
     "how_many_samples",
+    "decide",
     "deployment",
 ]
 

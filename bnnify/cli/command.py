@@ -23,7 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0, or 1 after an error, which is one line on standard error. A wrong command line exits with 2.
     """
     options = make_parser().parse_args(arguments)
-    screen = Screen(options.quiet, options.json)
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts, one speaks for all
+    screen = Screen(options.quiet or not first, options.json and first)
     try:
         with warnings.catch_warnings():
             if not options.debug:

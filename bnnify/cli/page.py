@@ -30,13 +30,14 @@ article {{ border: 1px solid #8886; border-radius: .5rem; overflow: hidden; padd
 article.abstain {{ border-color: #c60; }}
 img {{ width: 100%; aspect-ratio: 1; object-fit: contain; background: #8882; display: block; }}
 h2 {{ font-size: 1rem; margin: .5rem .5rem 0; overflow-wrap: anywhere; }}
-dl {{ display: grid; grid-template-columns: auto 1fr; gap: 0 .5rem; margin: .25rem .5rem 0; font-size: .8rem; }}
+h2 + p {{ font-size: .8rem; margin: 0 .5rem; opacity: .7; overflow-wrap: anywhere; }}
+dl {{ display: grid; grid-template-columns: minmax(0, 1fr) fit-content(65%); gap: 0 .5rem; margin: .25rem .5rem 0; }}
+dt, dd {{ font-size: .8rem; margin: 0; overflow-wrap: anywhere; }}
 dt {{ opacity: .7; }}
-dd {{ margin: 0; text-align: right; overflow-wrap: anywhere; min-width: 0; }}
+dd {{ text-align: right; }}
 </style>
 <h1>{title}</h1>
-<p>{count} predictions. Entropy: how unsure the answer is; mutual information: how much of that is because the networks
-disagree. Both in nats.</p>
+<p>{count} predictions{explained}.</p>
 <main>
 {cards}
 </main>
@@ -47,9 +48,11 @@ disagree. Both in nats.</p>
 def write_page(path: Path, model: str, rows: Sequence[dict[str, Any]], pictures: Sequence[Path] | None) -> None:
     """Write a page with a card for each row, with its picture if there are any."""
     cards = [_card(row, None if pictures is None else _thumbnail(pictures[number])) for number, row in enumerate(rows)]
+    nats = "; entropy: how unsure the answer is; mutual information: how much of that is because the networks disagree"
+    explained = f"{nats}; both in nats" if rows and "entropy" in rows[0] else ""
     title = html.escape(f"Predictions of {Path(model).name}")
     with replace_atomically(path) as file:
-        file.write(_PAGE.format(title=title, count=len(rows), cards="\n".join(cards)).encode())
+        file.write(_PAGE.format(title=title, count=len(rows), explained=explained, cards="\n".join(cards)).encode())
 
 
 def _card(row: dict[str, Any], picture: str | None) -> str:
@@ -59,10 +62,10 @@ def _card(row: dict[str, Any], picture: str | None) -> str:
     listed = "".join(
         f"<dt>{html.escape(key.replace('_', ' '))}</dt><dd>{html.escape(_brief(value))}</dd>"
         for key, value in row.items()
-        if key not in ("class", "mean")
+        if key not in ("input", "class", "mean")
     )
     kind = ' class="abstain"' if row.get("decision") == "abstain" else ""
-    return f"<article{kind}>{image}<h2>{heading}</h2><dl>{listed}</dl></article>"
+    return f"<article{kind}>{image}<h2>{heading}</h2><p>{name}</p><dl>{listed}</dl></article>"
 
 
 def _brief(value: Any) -> str:

@@ -98,7 +98,9 @@ class Work:
             raise ArgumentError(f"`{source}` has no examples.")
         found = self._output(batch)
         if not self.meaning.likelihood:
-            self.meaning = replace(self.meaning, likelihood=_guess(found, examples, self.bnn))
+            self.meaning = replace(
+                self.meaning, likelihood=_guess(found, _targets(batch, examples), examples, self.bnn)
+            )
         if self.meaning.likelihood == "logits":
             self._check_classes(found, examples, source)
         elif examples.targets is not None:
@@ -133,7 +135,7 @@ class Work:
             "data": self.options.data,
             "target": self.request.target,
             "text": self.request.text,
-            "tokenizer": None if self.request.tokenizer is None else str(self.request.tokenizer.resolve()),
+            "tokenizer": None if self.request.tokenizer is None else str(self.request.tokenizer),
             "classes": list(self.request.classes) or None,
             "images": None if examples.pictures is None else self.preprocessing.as_data(),
             "likelihood": self.meaning.likelihood,
@@ -197,12 +199,19 @@ def _explained(module: Any, args: Any, kwargs: Any) -> Any:
         ) from error
 
 
-def _guess(found: Any, examples: Examples, bnn: BayesianModel) -> str:
+def _targets(batch: Any, examples: Examples) -> Tensor | None:
+    """The targets, if there are any: of the user's own loader, those of its first batch."""
+    if examples.targets is not None or isinstance(batch, Tensor):
+        return examples.targets
+    found = batch.get("labels") if isinstance(batch, Mapping) else batch[1] if len(batch) == 2 else None
+    return found if isinstance(found, Tensor) else None
+
+
+def _guess(found: Any, targets: Tensor | None, examples: Examples, bnn: BayesianModel) -> str:
     """Take the output for what it must be, given the targets."""
     if isinstance(found, (tuple, list)) and len(found) == 2:
         return "gaussian"
     one = isinstance(found, Tensor) and found[0].numel() == 1
-    targets = examples.targets
     if targets is not None:
         whole = not targets.is_floating_point()
         if not whole or (one and int(targets.max()) > 1):

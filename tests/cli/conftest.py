@@ -4,16 +4,19 @@ import json
 import sys
 
 import numpy as np
+import pandas
 import pytest
 import torch
 import torchvision
 from PIL import Image
+from torch import nn
 
 import bnnify
 from bnnify.cli.command import main
 
 MODELS = """
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 def classifier():
@@ -44,12 +47,9 @@ def folder(tmp_path, monkeypatch):
     weights = torch.randn(4, 3)
     classes = (x @ weights + torch.randn(60, 3)).argmax(1)
     amounts = x @ weights[:, :1] + 0.5 * torch.randn(60, 1)
-    header = "a,b,c,d"
-    np.savetxt(
-        "classes.csv", np.column_stack([x, classes]), ["%.6f"] * 4 + ["%d"], ",", header=f"{header},y", comments=""
-    )
-    np.savetxt("amounts.csv", np.column_stack([x, amounts]), "%.6f", ",", header=f"{header},y", comments="")
-    np.savetxt("inputs.csv", x, "%.6f", ",", header=header, comments="")
+    frame = pandas.DataFrame(x.numpy(), columns=[*"abcd"])
+    frame.assign(y=classes.numpy()).to_csv("classes.csv", index=False)
+    frame.assign(y=amounts.numpy()).to_csv("amounts.csv", index=False)
     np.savez("classes.npz", x=x.numpy(), y=classes.numpy())
     import cli_models
 
@@ -97,7 +97,7 @@ def refused(capsys):
 
     def refused(*arguments):
         assert main(list(map(str, arguments))) == 1
-        _, err = capsys.readouterr()
+        err = capsys.readouterr().err
         lines = err.splitlines()
         assert lines[-1].startswith("bnnify-cli: ")
         assert sum(line.startswith("bnnify-cli: ") for line in lines) == 1
@@ -109,3 +109,44 @@ def refused(capsys):
 def of(name):
     """What says how to make the model ``name``."""
     return ["--model", f"cli_models:{name}"]
+
+
+@pytest.fixture
+def model(tmp_path, monkeypatch):
+    """The model of model.pt, with a module beside it in the working directory that makes it."""
+    (tmp_path / "my_models.py").write_text(
+        "from torch import nn\n\n"
+        "def small(width=3):\n    return nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 2))\n\n"
+        "number = int\n\n"
+        "class Branching(nn.Sequential):\n"
+        "    def forward(self, x):\n        return super().forward(x) if x.sum() > 0 else x[:, :2]\n\n"
+        "def branching():\n    return Branching(*small())\n\n"
+        "def stopping():\n    raise ValueError('No.')\n"
+    )
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    torch.save({"state_dict": model.state_dict(), "epoch": 1}, tmp_path / "model.pt")
+    bnnify.save(bnnify.convert(model), tmp_path / "own.bnn.pt")
+    monkeypatch.chdir(tmp_path)
+    yield model
+    sys.modules.pop("my_models", None)
+
+
+MADE = ["--model", "my_models:small"]
+
+
+def there(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def assert_same(found, original):
+    assert type(found) is type(original)
+    if isinstance(original, dict):
+        assert list(found) == list(original)
+        for key in original:
+            assert_same(found[key], original[key])
+    elif isinstance(original, torch.Tensor):
+        assert torch.equal(found, original)
+        assert found.dtype == original.dtype
+    else:
+        assert found == original

@@ -28,9 +28,8 @@ def test_from_a_checkpoint_and_a_folder_to_an_answer_and_back(photos, run):
     assert entropies == sorted(entropies, reverse=True)
     assert {row["class"] for row in rows} <= {"blue", "red"}
     assert {row["input"] for row in rows} == {f"{c}/{n}.png" for c in ("blue", "red") for n in range(6)}
-    report = run(
-        "evaluate", "net.tuned.bnn.pt", "--data", "test", "--ood", "train", "--bootstrap", 10, "--plot", "r.png"
-    )
+    judged = ["--data", "test", "--ood", "train", "--bootstrap", 10, "--plot", "r.png"]
+    report = run("evaluate", "net.tuned.bnn.pt", *judged)
     assert report["num_data"] == 12
     assert Path("r.png").read_bytes().startswith(b"\x89PNG")
     training = ["--validation", "held_out", "--epochs", 1, "-n", 2, "-o", "fine.bnn.pt"]

@@ -84,7 +84,7 @@ def run(options: argparse.Namespace, screen: Screen) -> dict[str, Any]:
         screen.report(f"note: {note}")
     screen.report(bnn.report)
     if not options.dry_run:
-        told = {"checkpoint": str(source.resolve()), "model": options.model}
+        told = {"checkpoint": str(source), "model": options.model}
         told |= {"select": options.select, "exclude": options.exclude, "dtype": options.dtype}
         told |= {name: str(value) for name, value in given.items()}
         bnn.history.append(entry("convert", told, {}))

@@ -56,8 +56,6 @@ def run(options: argparse.Namespace, screen: Screen) -> dict[str, Any]:
     for name, value in {"epochs": options.epochs, "lr": options.lr, "rho_lr": options.rho_lr}.items():
         check_positive(f"--{name.replace('_', '-')}", value, ArgumentError)
     with process_group() as ranks:
-        if ranks.rank > 0:
-            screen = Screen(quiet=True)
         return _train(options, screen, ranks, output, checkpoint)
 
 
@@ -109,10 +107,9 @@ def _train(options: argparse.Namespace, screen: Screen, ranks: Ranks, output: Pa
         with screen.progress("fine-tuning", total) as advance:
             while not training.done:
                 remember(training.step(advance))
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"interrupted in epoch {training.epoch}; the same command with --resume goes on after the last whole one"
-        ) from None
+    except KeyboardInterrupt as interrupt:
+        interrupt.args = (f"interrupted in epoch {training.epoch}; the same command with --resume begins it anew",)
+        raise
     finally:
         if logs is not None:
             logs.close()

@@ -56,7 +56,7 @@ def run(options: argparse.Namespace, screen: Screen) -> dict[str, Any]:
         raise ArgumentError("--tolerance is for tuning without labels. Leave one of the two out.")
     work = Work.begin(options, screen)
     labels = options.tolerance is None if options.labels is None else options.labels
-    examples = work.read(options.data, labels, options.limit or None)
+    examples = work.read(options.data, labels, options.limit)
     if labels and work.meaning.likelihood == "values" and work.meaning.noise_std is None:
         work.meaning = replace(work.meaning, noise_std=work.residual_std(examples))
     work.describe(examples)

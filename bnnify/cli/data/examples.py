@@ -75,8 +75,8 @@ class Examples:
         )
 
     def limited(self, count: int | None, seed: int) -> "Examples":
-        """Return ``count`` examples by chance, in their order, or all of them."""
-        return self if count is None or count >= len(self) else self.chosen(sorted(_shuffled(len(self), seed)[:count]))
+        """Return ``count`` examples by chance, in their order, or all of them for None and 0."""
+        return self if not count or count >= len(self) else self.chosen(sorted(_shuffled(len(self), seed)[:count]))
 
     def split(self, fraction: float, seed: int) -> tuple["Examples", "Examples"]:
         """Split into two parts by chance, of which the second has this ``fraction`` of the examples.

@@ -50,7 +50,7 @@ class OwnBatches(Examples):
 
     def limited(self, count: int | None, seed: int) -> Examples:
         """Return the first batches, with ``count`` examples or a few more."""
-        return replace(self, most=count)
+        return replace(self, most=count or None)
 
     def split(self, fraction: float, seed: int) -> tuple[Examples, Examples]:
         """Raise an ArgumentError."""
