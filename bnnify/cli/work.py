@@ -81,15 +81,21 @@ class Work:
         meaning = Meaning(said("likelihood") or "", part, said("class_dim"), said("noise"))
         return cls(bnn, options, screen, request, preprocessing, meaning)
 
-    def read(self, source: str, labelled: bool = True, limit: int | None = None) -> Examples:
+    def read(self, source: str, labelled: bool | None = True, limit: int | None = None) -> Examples:
         """Read data, and look with one batch whether they and the network fit.
 
+        Args:
+            source: What to read.
+            labelled: Whether with labels; None reads those that are there.
+            limit: How many examples to take. Default: ``None``, all.
+
         Raises:
-            ArgumentError: They cannot be read, or do not fit.
+            ArgumentError: They cannot be read, have no labels, or do not fit.
         """
-        return self.fitted(
-            read_data(source, replace(self.request, labelled=labelled)).limited(limit, self.options.seed), source
-        )
+        examples = read_data(source, replace(self.request, labelled=labelled)).limited(limit, self.options.seed)
+        if labelled and not examples.labelled:
+            raise ArgumentError(f"`{source}` has no labels, and {self.options.command} needs them.")
+        return self.fitted(examples, source)
 
     def fitted(self, examples: Examples, source: str) -> Examples:
         """Check ``examples``, give their targets the shape of the output, and find out what the output means."""

@@ -65,6 +65,19 @@ def test_the_page_holds_its_pictures_and_asks_nothing_of_a_server(photos, run):
     assert len([json.loads(line) for line in Path("found.jsonl").read_text().splitlines()]) == 12
 
 
+def test_without_labels_tune_goes_by_the_tolerance_and_other_commands_refuse(photos, run, refused):
+    Path("flat").mkdir()
+    for path in Path("test/red").iterdir():
+        path.rename(Path("flat") / path.name)
+    tuned = run("tune", "net.bnn.pt", "--data", "flat", *SMALL)
+    assert tuned["after"] <= 0.005
+    assert run("tune", "net.bnn.pt", "--data", "held_out", "--tolerance", 0.1, *SMALL, "--force")["after"] <= 0.1
+    assert "`flat` has no labels, and finetune needs them" in refused(
+        "finetune", "net.bnn.pt", "--data", "flat", *SMALL
+    )
+    assert "`flat` has no labels" in refused("tune", "net.bnn.pt", "--data", "flat", "--labels", "--force", *SMALL)
+
+
 def test_single_images_are_predicted_under_the_names_of_the_classes_that_were_tuned_on(photos, run):
     run("tune", "net.bnn.pt", "--data", "held_out", "--limit", 4, *SMALL)
     (row,) = run("predict", "net.tuned.bnn.pt", "test/red/0.png", "-n", 2)["predictions"]

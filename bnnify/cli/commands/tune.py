@@ -55,8 +55,11 @@ def run(options: argparse.Namespace, screen: Screen) -> dict[str, Any]:
     if options.labels and options.tolerance is not None:
         raise ArgumentError("--tolerance is for tuning without labels. Leave one of the two out.")
     work = Work.begin(options, screen)
-    labels = options.tolerance is None if options.labels is None else options.labels
-    examples = work.read(options.data, labels, options.limit)
+    wanted = False if options.tolerance is not None else options.labels
+    examples = work.read(options.data, wanted, options.limit)
+    labels = wanted is not False and examples.labelled
+    if not labels and wanted is None:
+        screen.note("note: the data have no labels; σ becomes as large as --tolerance allows")
     if labels and work.meaning.likelihood == "values" and work.meaning.noise_std is None:
         work.meaning = replace(work.meaning, noise_std=work.residual_std(examples))
     work.describe(examples)

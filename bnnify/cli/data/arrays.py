@@ -26,7 +26,7 @@ def read_arrays(source: str, request: Request) -> Examples:
         raise ArgumentError(f"Cannot read the arrays in `{source}`: {error}.") from error
     names = [request.target] if request.target is not None else [name for name in _TARGETS if name in arrays]
     target = names[0] if names and names[0] in arrays else None
-    if target is None and (request.labelled or len(arrays) != 1):
+    if target is None and (request.labelled is not False or len(arrays) != 1):
         raise ArgumentError(f"Say with --target which array of `{source}` is the target; it has {', '.join(arrays)}.")
     inputs = [name for name in arrays if name != target]
     if len(inputs) != 1:

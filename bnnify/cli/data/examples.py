@@ -25,7 +25,7 @@ class Request:
         text: The column of the text.
         tokenizer: The directory of the tokenizer.
         classes: The names of the classes in the order of the network's outputs; empty if they are not known.
-        labelled: Whether targets are needed.
+        labelled: Whether targets are needed; None takes those that are there.
     """
 
     image: Callable[[Any], Tensor]
@@ -33,7 +33,7 @@ class Request:
     text: str | None = None
     tokenizer: Path | None = None
     classes: tuple[str, ...] = ()
-    labelled: bool = True
+    labelled: bool | None = True
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,11 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there are targets."""
+        return self.targets is not None
 
     def batches(self, batch_size: int, order: Sequence[int] | None = None) -> Iterable[Any]:
         """Give batches ``(inputs, targets)`` or ``(inputs,)``, in this ``order``, by default of all examples."""

@@ -32,7 +32,7 @@ def read_folder(source: str, request: Request) -> Examples:
         raise ArgumentError(f"`{source}` holds no images ({', '.join(sorted(_ENDINGS))}).")
     names = [str(path.relative_to(folder)) for path in files]
     parts = [path.relative_to(folder).parts for path in files]
-    if not request.labelled or all(len(each) == 1 for each in parts):
+    if request.labelled is False or all(len(each) == 1 for each in parts):
         return _with_images(files, names, None, (), request)
     stray = next((name for name, each in zip(names, parts, strict=True) if len(each) == 1), None)
     if stray is not None:

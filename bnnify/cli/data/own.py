@@ -2,7 +2,7 @@
 
 __all__ = ["OwnBatches", "read_own"]
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,6 +32,12 @@ class OwnBatches(Examples):
             return len(self.loader.dataset)  # type: ignore[attr-defined]
         except (AttributeError, TypeError):
             return 0
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there are targets, as far as the first batch tells."""
+        batch = next(iter(self.loader), None)
+        return "labels" in batch if isinstance(batch, Mapping) else isinstance(batch, (tuple, list)) and len(batch) == 2
 
     def batches(self, batch_size: int, order: Sequence[int] | None = None) -> Iterable[Any]:
         """Give the batches of the loader, whose size and order are its own."""

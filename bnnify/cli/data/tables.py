@@ -62,9 +62,9 @@ def _target_column(source: str, columns: list[str], request: Request) -> str | N
     if wanted and wanted[0] in columns:
         return wanted[0]
     some = ", ".join(columns[:10]) + (", …" if len(columns) > 10 else "")
-    if request.target is not None and request.labelled:
+    if request.target is not None and request.labelled is not False:
         raise ArgumentError(f"`{source}` has no column {request.target!r}; it has {some}.")
-    if request.labelled:
+    if request.labelled is not False:
         raise ArgumentError(f"Say with --target which column of `{source}` is the target; it has {some}.")
     return None
 

@@ -58,7 +58,7 @@ def _column(
     option: str,
     wanted: str | None,
     usual: tuple[str, ...],
-    needed: bool = True,
+    needed: bool | None = True,
 ) -> Any:
     found = [wanted] if wanted is not None else [name for name in usual if name in rows[0]]
     if found and found[0] in rows[0]:
