@@ -72,7 +72,7 @@ def print_table(summaries: Sequence[ParameterSummary], title: str) -> None:
         from rich.console import Console
         from rich.table import Table
     any_pruned = any(summary.pruned for summary in summaries)
-    table = Table(title=title, caption="quantiles 5, 50 and 95 %; KL in nats", box=None, padding=(0, 2, 0, 0))
+    table = Table(caption="quantiles 5, 50 and 95 %; KL in nats", box=None, padding=(0, 2, 0, 0))
     table.add_column("parameter", overflow="fold")  # names that were cut could not be told apart
     for heading in ("shape", *(["pruned"] if any_pruned else []), "σ", "|μ|/σ", "KL"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -88,7 +88,9 @@ def print_table(summaries: Sequence[ParameterSummary], title: str) -> None:
     table.add_section()
     add_row("all", f"{numel:,}", numel, pruned, "", "", _nats(kl))
     # A pipe has no width.
-    Console(width=None if sys.stdout.isatty() else 10_000).print(table)
+    console = Console(width=None if sys.stdout.isatty() else 10_000)
+    console.print(title, highlight=False, markup=False)
+    console.print(table)
 
 
 def _quantiles(values: Tensor) -> tuple[float, ...]:

@@ -39,7 +39,8 @@ def run(options: argparse.Namespace, screen: Screen) -> dict[str, Any]:
         plot_signal_to_noise(bnn, options.plot)
     if not screen.quiet and not screen.json:
         print_table(summaries, ", ".join(filter(None, [str(file.path), str(file.origin), file.precision])))
-        screen.report(told(file.history))
+        if file.history:
+            screen.report(told(file.history))
     return {
         "file": str(file.path),
         "model": str(file.origin) or None,
