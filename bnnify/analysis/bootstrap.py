@@ -71,18 +71,22 @@ def separated(
         times: The number of resamples.
         seed: Of the resamples.
     """
-    sides = [torch.full((len(each),), side) for each, side in zip(examples, (True, False), strict=True)]
-    is_inside = torch.cat(sides)
-    # Ranks, because a curve depends on the order alone, and torchmetrics wants numbers between 0 and 1.
-    ranks = {name: torch.cat(both).unique(return_inverse=True)[1].double() for name, both in scores.items()}
-    ranks = {name: rank / rank.max().clamp(min=1) for name, rank in ranks.items()}
-    resampled: dict[str, list[dict[str, float]]] = {name: [] for name in scores}
-    draws = zip(*(_draws(int(each.max()) + 1, times, seed + n) for n, each in enumerate(examples)), strict=True)
-    for inside, outside in draws:
-        drawn = torch.cat([_drawn(examples[0], inside), len(examples[0]) + _drawn(examples[1], outside)])
-        for name, rank in ranks.items():
-            resampled[name].append(separation(rank[drawn], is_inside[drawn]))
-    return {name: _figures(separation(rank, is_inside), resampled[name]) for name, rank in ranks.items()}
+    sizes = [int(each.max()) + 1 for each in examples]
+    found = {}
+    for name, both in scores.items():
+        ranks = torch.cat(both).unique(return_inverse=True)[1].split([len(each) for each in both])
+        draws = zip(*(_draws(size, times, seed + n) for n, size in enumerate(sizes)), strict=True)
+        once = [torch.ones(size) for size in sizes]
+        values, *resampled = [_separated(ranks, examples, counts) for counts in [once, *draws]]
+        found[name] = _figures(values, resampled)
+    return found
+
+
+def _separated(ranks: Sequence[Tensor], examples: Sequence[Tensor], counts: Sequence[Tensor]) -> dict[str, float]:
+    """How well ranks tell apart two sides, of which each example counts so often."""
+    number = max(int(rank.max()) for rank in ranks) + 1
+    weights = [count[each].double() for count, each in zip(counts, examples, strict=True)]
+    return separation(*(rank.bincount(weight, number) for rank, weight in zip(ranks, weights, strict=True)))
 
 
 def _draws(number: int, times: int, seed: int) -> Iterator[Tensor]:

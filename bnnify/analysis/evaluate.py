@@ -72,7 +72,7 @@ def evaluate(
         ArgumentError: There are no data, targets do not fit the output, the output cannot mean what the likelihood
             says or does not tell how probable a target is, or ``validation`` is given for a regression.
         ArgumentTypeError: An argument is of a wrong type, or it is not clear what of the data are inputs.
-        MissingLibraryError: torchmetrics, scikit-learn or rich is needed and not installed.
+        MissingLibraryError: torchmetrics (of classes) or rich (for ``progress``) is not installed.
 
     Example::
 
@@ -94,7 +94,7 @@ def evaluate(
             "evaluate(validation) is for a temperature, which classes have. Of a regression fit "
             "bnnify.ConformalIntervals on these data."
         )
-    if meaning.is_discrete or out_of_distribution is not None:
+    if meaning.is_discrete:
         with needing("torchmetrics", "evaluate"):  # before the work, and not after it
             import torchmetrics.functional.classification  # noqa: F401
 
