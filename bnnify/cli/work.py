@@ -164,6 +164,8 @@ class Work:
                 for _ in range(2):
                     start = time.perf_counter()
                     found = self.meaning.chosen(_explained(self.bnn.module, args, kwargs))
+                    if torch.cuda.is_available():
+                        torch.cuda.synchronize()
                     self.seconds = time.perf_counter() - start
         return found
 

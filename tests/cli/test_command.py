@@ -84,6 +84,19 @@ def test_the_history_tells_what_was_done_and_the_next_command_need_not_be_told(f
     assert run("inspect", "again.bnn.safetensors")["history"] == [tuned, pruned]
 
 
+def test_what_changes_the_posterior_takes_the_rules_for_decisions_away(folder, run):
+    model, data = of("classifier"), ["--data", "classes.csv", "-n", 2, "--force"]
+    tuned = run("tune", "classifier.bnn.pt", *model, *data, "--calibrate", "classes.csv", "-o", "ruled.bnn.pt")
+    assert set(tuned["decisions"]) >= {"temperature", "conformal_sets"}
+    row = run("predict", "ruled.bnn.pt", *model, *data)["predictions"][0]
+    assert row.keys() >= {"set", "mutual_information"}
+    run("tune", "ruled.bnn.pt", *model, *data, "-o", "tuned.bnn.pt")
+    run("finetune", "ruled.bnn.pt", *model, *data, "--epochs", 1, "-o", "trained.bnn.pt")
+    run("prune", "ruled.bnn.pt", 0.1, "-o", "pruned.bnn.pt")
+    for name in ("tuned", "trained", "pruned"):
+        assert bnnify.load(f"{name}.bnn.pt", _classifier()).decisions == {}
+
+
 def test_files_of_earlier_releases_have_no_history(folder, run):
     content = torch.load("classifier.bnn.pt", weights_only=True)
     del content["bnnify"]["history"]
@@ -140,12 +153,15 @@ def test_inspect_cuts_no_name_in_a_pipe_and_in_eighty_columns(tmp_path, capsys, 
     for number, name in enumerate(names):
         _put(model, name, torch.nn.Linear(1000 + number, 10))
     bnnify.save(bnnify.convert(model), tmp_path / "long.bnn.pt")
-    for columns in ("80", "200"):
-        monkeypatch.setenv("COLUMNS", columns)
-        assert main(["inspect", str(tmp_path / "long.bnn.pt")]) == 0
-        out = capsys.readouterr().out
-        assert all(f"{name}.weight" in out for name in names)
-        assert "…" not in out
+    assert main(["inspect", str(tmp_path / "long.bnn.pt")]) == 0
+    out = capsys.readouterr().out
+    assert all(f"{name}.weight" in out for name in names)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert main(["inspect", str(tmp_path / "long.bnn.pt")]) == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) > 60
+    assert "…" not in out
 
 
 def _put(root, name, module):

@@ -55,6 +55,8 @@ def test_predictions_are_those_of_the_library_on_the_same_images(photos, run):
 
 def test_the_page_holds_its_pictures_and_asks_nothing_of_a_server(photos, run):
     Path("test/blue/0.png").rename("test/blue/<b>&.png")
+    Path("test/.thumbnails").mkdir()
+    Path("test/.thumbnails/1.png").write_bytes(Path("test/blue/1.png").read_bytes())
     run("predict", "net.bnn.pt", "--data", "test", *SMALL, "--html", "page.html", "-o", "found.jsonl")
     page = Path("page.html").read_text()
     assert page.count('src="data:image/jpeg;base64,') == 12

@@ -11,7 +11,7 @@ from ...errors import ArgumentError
 from ..data import read_data
 from ..data.images import read_files
 from ..options import add_data, add_file
-from ..outputs import check_folder, check_output
+from ..outputs import check_output
 from ..page import write_page
 from ..rows import make_rows, sorted_rows, written
 from ..screen import Screen, about
@@ -41,7 +41,6 @@ def run(options: argparse.Namespace, screen: Screen) -> dict[str, Any]:
     """Predict, and write what was asked for."""
     for path in filter(None, (options.output, options.html)):
         check_output(path, options.file, options.force)
-    check_folder(options.output, options.html)
     ending = None if options.output is None else options.output.suffix.lower()
     if ending not in (None, ".csv", ".jsonl"):
         raise ArgumentError(f"Cannot write `{options.output}`: predictions are written as .csv or .jsonl.")

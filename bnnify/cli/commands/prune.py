@@ -34,6 +34,7 @@ def run(options: argparse.Namespace, screen: Screen) -> dict[str, Any]:
     report = prune(file.parameters_alone(), options.fraction, per_layer=options.per_layer)
     settings = {"fraction": options.fraction, "per_layer": options.per_layer}
     figures = {"weights": report.numel, "pruned": report.pruned}
+    # Without the rules for decisions, which were fitted to other predictions.
     history = [*file.history, entry("prune", settings, figures)]
     write_posterior(output, file.state_dict, file.settings, file.origin, file.dtype, history=history)
     screen.report(report)

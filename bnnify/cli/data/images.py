@@ -27,7 +27,7 @@ def read_folder(source: str, request: Request) -> Examples:
         ArgumentError: There is no image, one stands outside of the folders of classes, or labels are missing.
     """
     folder = Path(source)
-    files = sorted(path for path in folder.rglob("*") if is_image(path))
+    files = sorted(path for path in folder.rglob("*") if is_image(path) and not _is_hidden(path.relative_to(folder)))
     if not files:
         raise ArgumentError(f"`{source}` holds no images ({', '.join(sorted(_ENDINGS))}).")
     names = [str(path.relative_to(folder)) for path in files]
@@ -39,6 +39,10 @@ def read_folder(source: str, request: Request) -> Examples:
         raise ArgumentError(f"`{source}` has folders of classes, and beside them the image {stray}, which is in none.")
     targets, classes = class_numbers(source, [each[0] for each in parts], request.classes)
     return _with_images(files, names, targets, classes, request)
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def read_files(paths: Sequence[Path], request: Request) -> Examples:

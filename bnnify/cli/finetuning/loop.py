@@ -106,6 +106,7 @@ class FineTuning:
         """Train for one epoch, and return its figures."""
         plan, start = self.plan, time.perf_counter()
         self.epoch += 1
+        # A rank has masks of its own too, where the model has a dropout.
         torch.manual_seed((plan.seed * 1_000_003 + self.epoch) * 1_009 + self.ranks.rank)
         self.bnn.train()
         total, count, kl = 0.0, 0, 0.0
