@@ -32,6 +32,7 @@ html_static_path = ["_static"]
 html_favicon = "_static/favicon.svg"
 html_css_files = ["site.css"]
 html_math_renderer = "mathml"
+copybutton_exclude = ".linenos, .gp, .go"  # prompts, and what was printed
 
 # Headings can be linked to by the names that a repository host gives them.
 myst_heading_anchors = 3

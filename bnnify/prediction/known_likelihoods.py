@@ -26,13 +26,13 @@ from .likelihood import Likelihood, has_values
 
 
 @runtime_checkable
-class _Criterion(Protocol):
+class Criterion(Protocol):
     """A loss that is the negative logarithm of a likelihood, and tells which."""
 
     def likelihood(self, class_dim: int | None = None) -> Likelihood: ...
 
 
-LikelihoodLike: TypeAlias = str | Callable[[Any], Distribution] | _Criterion
+LikelihoodLike: TypeAlias = str | Callable[[Any], Distribution] | Criterion
 """The name of a likelihood, a module of bnnify's NLLs, or a function from an output to a ``torch.distributions``
 object.
 """
@@ -195,7 +195,7 @@ def as_likelihood(likelihood: LikelihoodLike, class_dim: int | None = None) -> L
     """
     if isinstance(likelihood, str) and likelihood in _LIKELIHOODS:
         return _LIKELIHOODS[likelihood](class_dim)
-    if isinstance(likelihood, _Criterion):
+    if isinstance(likelihood, Criterion):
         return likelihood.likelihood(class_dim)
     if callable(likelihood):
         return OfFunction(likelihood, class_dim)
