@@ -221,7 +221,7 @@ class Learning(bnnify.Pretrained):
     """Centred on a tensor that somebody trains."""
 
     def __init__(self, centre):
-        super().__init__(0.5)
+        super().__init__(std=0.5)
         object.__setattr__(self, "centre", centre)
 
     def kl(self, posterior):

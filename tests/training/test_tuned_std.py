@@ -137,6 +137,6 @@ def test_progress_shows_every_factor_with_its_loss(capsys):
     pytest.importorskip("rich")
     model, data = overconfident()
     tuned = bnnify.tune_std(bnnify.convert(model), data, num_samples=2, likelihood="logits", progress=True)
-    shown = capsys.readouterr().out
+    shown = capsys.readouterr().err
     for factor, loss in tuned.tried:
         assert f"σ × {factor:.3g}: {loss:.4f} nats per datum" in shown
