@@ -90,6 +90,7 @@ class Report:
             path: The file; its ending says the format, such as ``.png`` or ``.svg``.
 
         Raises:
+            ArgumentError: The file cannot be written, or not in a format with this ending.
             MissingLibraryError: matplotlib is not installed.
         """
         check_path("Report.plot(path)", path)

@@ -1,6 +1,6 @@
 """Pictures of a posterior; they need matplotlib."""
 
-__all__ = ["plot_signal_to_noise", "pyplot"]
+__all__ = ["plot_signal_to_noise", "pyplot", "save_figure"]
 
 import os
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import needing
+from ..errors import ArgumentError, needing
 from ..model import BayesianModel
 from .pruning import signal_to_noise
 from .summary import QUANTILES
@@ -26,6 +26,20 @@ def pyplot() -> Any:
     matplotlib.use("Agg")
 
     return pyplot
+
+
+def save_figure(figure: Any, path: str | os.PathLike[str]) -> None:
+    """Write a figure into the file that ``path`` names, in the format of its ending, and close it.
+
+    Raises:
+        ArgumentError: It cannot be written there, or in such a format.
+    """
+    try:
+        figure.savefig(path)
+    except (OSError, ValueError) as error:
+        raise ArgumentError(f"Cannot draw `{path}`: {' '.join(str(error).split()).rstrip('.')}.") from error
+    finally:
+        pyplot().close(figure)
 
 
 _MOST_ROWS = 60
@@ -66,8 +80,7 @@ def plot_signal_to_noise(bnn: BayesianModel, path: str | os.PathLike[str]) -> No
         curve.plot(fractions, ordered[(fractions * (len(ordered) - 1)).round().long()])
     curve.set(xlabel="fraction of the weights pruned", ylabel="least |μ|/σ that is left", yscale="log", xlim=(0, 1))
     curve.grid(alpha=0.3)
-    figure.savefig(path)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def _grouped(ratios: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -6,13 +6,14 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .plots import pyplot
+from .plots import pyplot, save_figure
 
 
 def plot_report(curves: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Draw the curves that :func:`~bnnify.analysis.curves.curves_of` makes, one panel each.
 
     Raises:
+        ArgumentError: The file cannot be written.
         MissingLibraryError: matplotlib is not installed.
     """
     plt = pyplot()
@@ -30,10 +31,7 @@ def plot_report(curves: Mapping[str, Any], path: str | os.PathLike[str]) -> None
     for axis, (draw, found, title) in zip(axes.flat, panels, strict=False):
         draw(axis, found, title)
         axis.legend(fontsize="small")
-    try:
-        figure.savefig(path)
-    finally:
-        plt.close(figure)
+    save_figure(figure, path)
 
 
 def _reliability(axis: Any, rows: Mapping[str, Any], title: str) -> None:

@@ -29,6 +29,7 @@ from ..modules.settings import slots_of
 from .architectures.lora_adapter import base_weights, with_adapter
 from .architectures.shapes import abridged, printable
 from .architectures.transformers_model import load_by_config
+from .endings import check_ending
 from .gathered import gathered, written_by_one
 from .int8 import DTYPES
 from .load_weights import load_weights
@@ -64,7 +65,7 @@ def save(bnn: BayesianModel, path: str | os.PathLike[str], *, dtype: str | None 
         ArgumentTypeError: ``bnn`` is not a converted model.
         CheckpointError: A prior, a rule for σ or a decision is not one of bnnify's own, so that no file could restore
             it; a weight is quantized by torchao or bitsandbytes; the model holds something that :func:`load` would not
-            read; or the file cannot be written.
+            read; the ending of the path is that of another format, such as ``.onnx``; or the file cannot be written.
     """
     check_path("save(path)", path)
     if not isinstance(bnn, BayesianModel):
@@ -74,6 +75,7 @@ def save(bnn: BayesianModel, path: str | os.PathLike[str], *, dtype: str | None 
         )
     if dtype is not None and dtype not in DTYPES:
         raise ArgumentError(f"save takes dtype='int8' or None, the dtype of the model, not {describe(dtype)}.")
+    check_ending(path)
     parameters = list(bayesian_parameters(bnn.module))
     for parameter in parameters:
         for what in (parameter.prior, parameter.settings.posterior_std, parameter.posterior):

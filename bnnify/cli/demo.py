@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..analysis.plots import pyplot
+from ..analysis.plots import pyplot, save_figure
 from ..convert import convert
 from ..distributions.priors import Gaussian
 from ..errors import needing
@@ -196,5 +196,4 @@ def _draw(path: Path, test: Digits, prediction: Prediction) -> None:
             axes.set_axis_off()
         row[0].set_axis_on()
         row[0].set(xticks=[], yticks=[], ylabel=name)
-    figure.savefig(path)
-    plt.close(figure)
+    save_figure(figure, path)

@@ -4,11 +4,8 @@ __all__ = ["check_folder", "check_output", "check_weights_output", "renamed"]
 
 from pathlib import Path
 
+from ..checkpoints.endings import check_ending
 from ..errors import CheckpointError
-
-_EXPORTED = {".onnx", ".pt2", ".pte", ".so"}
-_OTHERS = {".csv", ".gguf", ".gz", ".h5", ".hdf5", ".html", ".json", ".jsonl", ".npy", ".npz", ".pb", ".png", ".tflite"}
-"""Endings of formats that a file of weights has not; whoever opens it by its name would be misled."""
 
 
 def check_folder(*paths: Path | None) -> None:
@@ -33,12 +30,7 @@ def check_output(output: Path, source: Path, force: bool) -> None:
 
 def check_weights_output(output: Path, source: Path, force: bool) -> None:
     """Raise as :func:`check_output`, and where the name promises another format than one of weights."""
-    ending = output.suffix.lower()
-    if ending in _EXPORTED | _OTHERS:
-        hint = " `bnnify-cli export` writes networks in such formats." if ending in _EXPORTED else ""
-        raise CheckpointError(
-            f"Cannot write `{output}`: a file of weights ends in .pt or .safetensors, not in {ending}.{hint}"
-        )
+    check_ending(output)
     check_output(output, source, force)
 
 

@@ -179,6 +179,16 @@ def test_the_report_prints_within_80_columns_and_is_json_and_pictures(tmp_path):
     assert "bootstrap" not in str(reports[2])
 
 
+def test_a_picture_that_cannot_be_written_is_an_error_of_bnnify(tmp_path):
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("torchmetrics")
+    bnn = bnnify.convert(nn.Linear(2, 2))
+    report = bnnify.evaluate(bnn, [(torch.randn(20, 2), torch.arange(20) % 2)], likelihood="logits", num_samples=2)
+    for path in tmp_path / "missing" / "report.png", tmp_path / "report.docx":
+        with pytest.raises(bnnify.ArgumentError, match=r"^Cannot draw `.*report\."):
+            report.plot(path)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

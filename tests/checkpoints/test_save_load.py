@@ -552,3 +552,10 @@ def test_settings_that_are_alike_are_one_object_whatever_the_layers_are():
     data = settings_as_data({parameter.name: parameter.settings for parameter in bayesian_parameters(bnn.module)})
     assert len(data) == 6
     assert len({id(each) for each in data.values()}) == 1
+
+
+def test_a_name_that_promises_another_format_is_refused_before_anything_is_written(tmp_path):
+    for name in "model.onnx", "model.NPZ":
+        with pytest.raises(bnnify.CheckpointError, match=r"ends in \.pt or \.safetensors, not in \."):
+            bnnify.save(bnnify.convert(nn.Linear(2, 2)), tmp_path / name)
+    assert not list(tmp_path.iterdir())

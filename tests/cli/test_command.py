@@ -117,7 +117,7 @@ def test_files_of_earlier_releases_have_no_history(folder, run):
 )
 def test_the_ending_of_another_format_is_refused_by_name_and_so_is_a_missing_folder(folder, refused, arguments):
     before = set(folder.iterdir())
-    assert "not in .onnx. `bnnify-cli export` writes" in refused(*arguments, "-o", "out.onnx")
+    assert "not in .onnx. `bnnify.export` and `bnnify-cli export` write" in refused(*arguments, "-o", "out.onnx")
     assert "ends in .pt or .safetensors, not in .h5" in refused(*arguments, "-o", "out.h5")
     assert "its folder does not exist" in refused(*arguments, "-o", "absent/out.pt")
     assert set(folder.iterdir()) - before <= {folder / "__pycache__"}
