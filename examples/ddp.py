@@ -73,6 +73,7 @@ def main() -> None:
         probabilities = average.module.predict(test.images.to(device), 16, likelihood="logits").mean.cpu()
         print(f"NLL on {len(test.labels)} test digits: {F.nll_loss(probabilities.log(), test.labels):.3f}")
         bnnify.save(average.module, options.checkpoint.with_suffix(".bnn.pt"))
+    dist.barrier()  # no rank leaves while another still needs it
     dist.destroy_process_group()
 
 
