@@ -83,8 +83,9 @@ def evaluate(
     check_converted("evaluate", bnn)
     check_num_samples(num_samples)
     seed = checked_seed("evaluate(seed)", seed)
-    if bootstrap != 0:
-        check_num_samples(bootstrap, "evaluate(bootstrap)")
+    check_integer("evaluate(bootstrap)", bootstrap)
+    if bootstrap < 0:
+        raise ArgumentError(f"evaluate(bootstrap) must be a number of resamples, or 0 for none, not {bootstrap}.")
     meaning = as_likelihood(likelihood, class_dim)
     if ignore_index is not None:
         check_integer("evaluate(ignore_index)", ignore_index)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import check_path
+from ..errors import ArgumentError, check_path
 from .bootstrap import Figure
 from .report_plots import plot_report
 
@@ -74,13 +74,19 @@ class Report:
 
         Args:
             path: A file to write it to. Default: none.
+
+        Raises:
+            ArgumentError: The file cannot be written.
         """
         data = dataclasses.asdict(self)
         del data["curves"]
         text = json.dumps(_plain(data), indent=2, ensure_ascii=False)
         if path is not None:
             check_path("Report.to_json(path)", path)
-            Path(path).write_text(text + "\n", encoding="utf-8")
+            try:
+                Path(path).write_text(text + "\n", encoding="utf-8")
+            except OSError as error:
+                raise ArgumentError(f"Cannot write `{path}`: {error.strerror}.") from error
         return text
 
     def plot(self, path: str | os.PathLike[str]) -> None:

@@ -110,6 +110,8 @@ class _Batch:
                     "what joins the numbers."
                 )
             check_tensor("evaluate: a target", self._target, "Make the batches (inputs, torch.as_tensor(target)).")
+            if not self._likelihood.is_discrete and not self._target.isfinite().all():
+                raise ArgumentError("evaluate: a target is not finite. Leave such data out.")
             found_log_prob = log_prob_of(self._target, distribution, self._likelihood.ignore_index, "evaluate")
             self._log_prob = found_log_prob if self._count == 0 else torch.logaddexp(self._log_prob, found_log_prob)
         if self._of_mean and isinstance(self._likelihood, Logits):

@@ -1,6 +1,7 @@
 """Parse what a command line says of a model and its posterior into what the library takes."""
 
 __all__ = [
+    "count",
     "estimator",
     "example_inputs",
     "factory",
@@ -11,6 +12,7 @@ __all__ = [
     "merged",
     "names",
     "numbers",
+    "positive",
     "posterior",
     "prior",
     "setting",
@@ -127,6 +129,22 @@ def names(text: str) -> tuple[str, ...]:
 def numbers(text: str) -> tuple[float, ...]:
     """Read numbers with commas between them."""
     return tuple(float(each) for each in text.split(","))
+
+
+def count(text: str) -> int:
+    """Read a whole number from 0 on."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 on, not {text}")
+    return value
+
+
+def positive(text: str) -> int:
+    """Read a whole number from 1 on."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, not {text}")
+    return value
 
 
 def setting(parse: Callable[[str], Any]) -> Callable[[str], tuple[str, Any]]:

@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 from ..errors import BnnifyError
 from .commands import COMMANDS
@@ -22,7 +23,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, or 1 after an error, which is one line on standard error. A wrong command line exits with 2.
     """
-    options = make_parser().parse_args(arguments)
+    parser = make_parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and hasattr(options, "images") and not any(word.startswith("-") for word in rest):
+        options.images += map(Path, rest)  # argparse takes only those that stand before the options
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts, one speaks for all
     screen = Screen(options.quiet or not first, options.json and first)
     try:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from .arguments import factory, json_object, key_or_index, names, numbers
+from .arguments import factory, json_object, key_or_index, names, numbers, positive
 from .meaning import LIKELIHOODS
 
 
@@ -58,10 +58,9 @@ def add_data(parser: argparse.ArgumentParser, num_samples: int, required: bool =
     meaning.add_argument("--output-part", type=key_or_index, metavar="KEY", help="which part of it, a key or an index")
     meaning.add_argument("--class-dim", type=int, metavar="DIM", help="the dimension of the classes; default: the last")
     how = parser.add_argument_group("how to run")
-    how.add_argument(
-        "-n", "--num-samples", type=int, default=num_samples, help=f"the number of networks; default: {num_samples}"
-    )
-    how.add_argument("--batch-size", type=int, default=32, help="default: 32")
+    networks = f"the number of networks; default: {num_samples}"
+    how.add_argument("-n", "--num-samples", type=positive, default=num_samples, help=networks)
+    how.add_argument("--batch-size", type=positive, default=32, help="default: 32")
     how.add_argument("--device", help="such as cuda or cpu; default: cuda where there is one")
     how.add_argument("--seed", type=int, default=0, help="of all random numbers; default: 0")
     add_model(parser)

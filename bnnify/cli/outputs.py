@@ -1,11 +1,13 @@
 """Checks of the files that a command is to write, made before the work."""
 
-__all__ = ["check_folder", "check_output", "check_weights_output", "renamed"]
+__all__ = ["check_folder", "check_output", "check_picture", "check_weights_output", "renamed"]
 
 from pathlib import Path
 
 from ..checkpoints.endings import check_ending
 from ..errors import CheckpointError
+
+_PICTURES = {".jpeg", ".jpg", ".pdf", ".png", ".svg", ".webp"}
 
 
 def check_folder(*paths: Path | None) -> None:
@@ -17,15 +19,24 @@ def check_folder(*paths: Path | None) -> None:
             raise CheckpointError(f"Cannot write `{path}`: its folder does not exist.")
 
 
-def check_output(output: Path, source: Path, force: bool) -> None:
-    """Raise a CheckpointError where ``output`` cannot be written, or would replace the ``source`` or without ``force``
-    any file.
+def check_output(output: Path, source: Path, force: bool, *others: Path) -> None:
+    """Raise a CheckpointError where ``output`` cannot be written, or would replace the ``source`` or one of the
+    ``others`` that are read, or without ``force`` any file.
     """
-    if output.exists() and source.exists() and output.samefile(source):
+    if output.exists() and any(each.exists() and output.samefile(each) for each in (source, *others)):
         raise CheckpointError(f"Cannot write `{output}`: it is the input.")
     check_folder(output)
     if output.exists() and not force:
         raise CheckpointError(f"`{output}` exists. Choose another name with -o, or pass --force.")
+
+
+def check_picture(picture: Path | None, source: Path, force: bool, *others: Path) -> None:
+    """Raise as :func:`check_output`, and where the name promises no picture; None is no picture."""
+    if picture is None:
+        return
+    if picture.suffix.lower() not in _PICTURES:
+        raise CheckpointError(f"Cannot write `{picture}`: a picture ends in {', '.join(sorted(_PICTURES))}.")
+    check_output(picture, source, force, *others)
 
 
 def check_weights_output(output: Path, source: Path, force: bool) -> None:

@@ -77,8 +77,10 @@ class Work:
             tuple(said("classes") or _known_classes(origin)),
         )
         part = said("output_part")
+        request = replace(request, features=tuple(recalled(bnn.history, "features") or ()))
         part = "logits" if part is None and origin.config is not None else part
         meaning = Meaning(said("likelihood") or "", part, said("class_dim"), said("noise"))
+        request = replace(request, numbers=meaning.is_regression)
         return cls(bnn, options, screen, request, preprocessing, meaning)
 
     def read(self, source: str, labelled: bool | None = True, limit: int | None = None) -> Examples:
@@ -116,6 +118,8 @@ class Work:
                 examples = replace(examples, targets=examples.targets.float().reshape(shape))
         if examples.classes and examples.targets is not None:
             self.request = replace(self.request, classes=examples.classes)
+        if examples.features:
+            self.request = replace(self.request, features=examples.features)
         return examples
 
     def residual_std(self, examples: Examples) -> float:
@@ -143,6 +147,7 @@ class Work:
             "text": self.request.text,
             "tokenizer": None if self.request.tokenizer is None else str(self.request.tokenizer),
             "classes": list(self.request.classes) or None,
+            "features": list(self.request.features) or None,
             "images": None if examples.pictures is None else self.preprocessing.as_data(),
             "likelihood": self.meaning.likelihood,
             "output_part": self.meaning.output,
@@ -156,6 +161,8 @@ class Work:
         """Say how the data are read and what the output is taken for."""
         if examples.pictures is not None:
             self.screen.note(f"images: {self.preprocessing} (--size, --mean, --std)")
+        if examples.classes and len(examples.classes) <= 20:
+            self.screen.note(f"classes: {', '.join(examples.classes)} (in the order of the outputs; --classes)")
         noise = self.meaning.noise_std
         known = "" if noise is None else f", noise {noise:.4g}"
         count = f"{len(examples):,} examples" if len(examples) else "the batches of a loader"
@@ -220,7 +227,7 @@ def _guess(found: Any, targets: Tensor | None, examples: Examples, bnn: Bayesian
     if isinstance(found, (tuple, list)) and len(found) == 2:
         return "gaussian"
     one = isinstance(found, Tensor) and found[0].numel() == 1
-    if targets is not None:
+    if targets is not None and not (one and examples.classes):  # names are no numbers
         whole = not targets.is_floating_point()
         if not whole or (one and int(targets.max()) > 1):
             return "values"

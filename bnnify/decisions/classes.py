@@ -42,6 +42,8 @@ def rows_of_classes(caller: str, prediction: Any) -> Tensor:
             others by themselves.
     """
     found = class_probabilities(caller, prediction)
+    if prediction.class_dim is None and found.ndim == 3 and found.shape[1] == 1:
+        found = found.squeeze(1)  # of yes/no answers of shape (N, 1)
     if found.ndim != 2:
         raise ArgumentError(
             f"{caller} is for one answer for each example, probabilities of shape (N, classes), and these have the "
@@ -60,7 +62,7 @@ def labelled_probabilities(caller: str, probabilities: Tensor, targets: Any) -> 
     """
     check_tensor(f"{caller}: the targets", targets, "Pass torch.as_tensor(targets).")
     shape, classes = probabilities.shape[:-1], probabilities.shape[-1]
-    if targets.shape != shape or not targets.numel():
+    if _squeezed(targets.shape) != _squeezed(shape) or not targets.numel():
         raise ArgumentError(
             f"{caller} got targets of shape {tuple(targets.shape)} for probabilities of shape "
             f"{tuple(probabilities.shape)}; it takes class numbers of shape {tuple(shape)}, at least one."
@@ -72,3 +74,8 @@ def labelled_probabilities(caller: str, probabilities: Tensor, targets: Any) -> 
             f"{caller}: targets must be class numbers from 0 to {classes - 1}, and one is {labels[wrong][0].item()}."
         )
     return probabilities.reshape(-1, classes), labels.long()
+
+
+def _squeezed(shape: torch.Size) -> tuple[int, ...]:
+    """The shape, with (N, 1) as (N,): one answer for each example."""
+    return tuple(shape[:1] if len(shape) == 2 and shape[1] == 1 else shape)

@@ -198,7 +198,10 @@ def test_a_picture_that_cannot_be_written_is_an_error_of_bnnify(tmp_path):
         ({"likelihood": "logits", "loader": 7}, "evaluate: targets must be class numbers from 0 to 2, and one is 7"),
         ({"likelihood": lambda out: Independent(Normal(out, 1.0), 1)}, r"single numbers.*Independent over \(3,\)"),
         ({"likelihood": lambda out: Normal(out[:, 0], 1.0), "validation": 1}, "bnnify.ConformalIntervals"),
-        ({"likelihood": "logits", "bootstrap": -1}, r"evaluate\(bootstrap\) must be a positive integer, not -1"),
+        (
+            {"likelihood": "logits", "bootstrap": -1},
+            r"evaluate\(bootstrap\) must be a number of resamples, or 0 for none, not -1",
+        ),
         ({"likelihood": "logits", "seed": -1}, r"evaluate\(seed\) must be an integer from 0"),
     ],
 )
@@ -224,3 +227,10 @@ def test_a_missing_library_is_named_with_what_to_install(monkeypatch):
     bnn, x, y = classifier(20)
     with pytest.raises(bnnify.MissingLibraryError, match="evaluate needs torchmetrics"):
         bnnify.evaluate(bnn, [(x, y)], likelihood="logits", **FAST)
+
+
+def test_a_target_of_a_regression_that_is_not_finite_is_refused():
+    bnn, y = bnnify.convert(nn.Linear(2, 1)), torch.zeros(5, 1)
+    y[3] = torch.nan
+    with pytest.raises(bnnify.ArgumentError, match="a target is not finite"):
+        bnnify.evaluate(bnn, [(torch.randn(5, 2), y)], likelihood=bnnify.GaussianNLL(std=1.0), num_samples=2)

@@ -8,9 +8,11 @@ import numpy as np
 import pandas
 import pytest
 import torch
+from PIL import Image
 
 import bnnify
 from bnnify.cli.command import main
+from bnnify.cli.data import Request, read_data
 
 from .conftest import of
 
@@ -144,3 +146,90 @@ def test_what_the_output_means_is_asked_for_where_nothing_tells(folder, refused)
     assert "Say it with --likelihood" in refused(
         "predict", "classifier.bnn.pt", *of("classifier"), "--data", "inputs.csv"
     )
+
+
+def test_the_columns_of_a_table_are_found_by_the_names_that_the_file_holds(folder, run, refused):
+    frame = pandas.read_csv("amounts.csv")
+    tuned = run("tune", "regressor.bnn.pt", *of("regressor"), "--data", "amounts.csv", "-n", 2)["output"]
+    rows = run("predict", tuned, *of("regressor"), "--data", "amounts.csv", "-n", 2)["predictions"]
+    frame[[*"dacb", "y"]].assign(more=1.0).to_csv("mixed.csv")  # with the index as a column of its own
+    mixed = run("predict", tuned, *of("regressor"), "--data", "mixed.csv", "-n", 2)["predictions"]
+    assert mixed == rows
+    frame.drop(columns="c").to_csv("less.csv", index=False)
+    assert "lacks the columns c" in refused("predict", tuned, *of("regressor"), "--data", "less.csv")
+
+
+def test_targets_of_a_regression_are_numbers(folder, run, refused):
+    tuned = run("tune", "regressor.bnn.pt", *of("regressor"), "--data", "amounts.csv", "-n", 2)["output"]
+    frame = pandas.read_csv("amounts.csv")
+    frame.assign(y=[f"{amount:.2f} EUR" for amount in frame["y"]]).to_csv("text.csv", index=False)
+    for file in tuned, "regressor.bnn.pt":
+        told = refused("evaluate", file, *of("regressor"), "--data", "text.csv", "--likelihood", "values")
+        assert "EUR', which is no number" in told
+    assert "Nothing tells" in refused("evaluate", "regressor.bnn.pt", *of("regressor"), "--data", "text.csv")
+    frame.assign(y=frame["y"].round().astype(int)).to_csv("whole.csv", index=False)
+    assert run("evaluate", tuned, *of("regressor"), "--data", "whole.csv", "-n", 2)["num_data"] == 60
+
+
+def test_a_class_may_be_called_none_and_an_empty_cell_is_no_class(folder, run, refused):
+    frame = pandas.read_csv("classes.csv")
+    names = ["None", "NA", "high"]
+    frame.assign(y=[names[number] for number in frame["y"]]).to_csv("named.csv", index=False)
+    given = [*of("classifier"), "--classes", ",".join(names), "-n", 2]
+    whole = run("evaluate", "classifier.bnn.pt", *given, "--data", "classes.csv")["rows"]
+    assert run("evaluate", "classifier.bnn.pt", *given, "--data", "named.csv")["rows"] == whole
+    frame.assign(y=["", *[names[number] for number in frame["y"]][1:]]).to_csv("empty.csv", index=False)
+    assert "a target that is empty" in refused("evaluate", "classifier.bnn.pt", *given, "--data", "empty.csv")
+
+
+def test_a_grey_image_of_16_bits_is_as_bright_as_one_of_8(photos, run, refused):
+    ramp = np.linspace(0, 255, 64 * 64).reshape(64, 64)
+    Image.fromarray(ramp.astype("uint8")).save("eight.png")
+    Image.fromarray((ramp * 257).astype("uint16")).save("sixteen.png")
+    Image.fromarray(ramp.astype("float32")).save("real.tiff")
+    names = ["eight.png", "sixteen.png"]
+    eight, sixteen = run("predict", "net.bnn.pt", "-n", 2, "--size", 64, *names)["predictions"]
+    assert sixteen["probability"] == pytest.approx(eight["probability"], abs=2e-3)
+    assert "nothing tells the range" in refused("predict", "net.bnn.pt", "real.tiff")
+
+
+def test_a_generator_gives_all_of_its_batches_each_time(folder, run):
+    Path("own.py").write_text("import cli_models\n\ndef made():\n    yield from cli_models.loader()\n")
+    given = ["classifier.bnn.pt", *of("classifier"), "-n", 2, "--data"]
+    found = [run("evaluate", *given, data) for data in ("own:made", "cli_models:loader")]
+    assert found[0] == found[1]
+    assert found[0]["num_data"] == 30
+
+
+def test_what_is_read_is_never_written_over(folder, refused):
+    before = Path("classes.csv").read_text()
+    for output in ["-o", "classes.csv"], ["--html", "classes.csv"]:
+        told = refused("predict", "classifier.bnn.pt", *of("classifier"), "--data", "classes.csv", "--force", *output)
+        assert "it is the input" in told
+    Path("kept.png").write_text("something")
+    told = refused("evaluate", "classifier.bnn.pt", *of("classifier"), "--data", "classes.csv", "--plot", "kept.png")
+    assert "exists" in told
+    assert "exists" in refused("inspect", "classifier.bnn.pt", "--plot", "kept.png")
+    assert "a picture ends in" in refused("inspect", "classifier.bnn.pt", "--plot", "picture.pt")
+    assert Path("classes.csv").read_text() == before
+    assert Path("kept.png").read_text() == "something"
+
+
+def test_a_text_may_hold_any_separator_but_the_end_of_a_line(tmp_path):
+    rows = [{"text": "one\u2028two\x0bthree", "label": 0}, {"text": "four", "label": 1}]
+    lines = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    (tmp_path / "x.jsonl").write_text("\ufeff" + lines, encoding="utf-8")
+    with pytest.raises(bnnify.ArgumentError, match="need the tokenizer"):  # all rows were read
+        read_data(str(tmp_path / "x.jsonl"), Request(image=lambda image: image))
+    (tmp_path / "latin.jsonl").write_bytes('{"text": "\xe4"}'.encode("latin-1"))
+    with pytest.raises(bnnify.ArgumentError, match="is not in UTF-8"):
+        read_data(str(tmp_path / "latin.jsonl"), Request(image=lambda image: image))
+
+
+def test_images_may_stand_before_and_after_options(photos, run):
+    names = ["test/red/0.png", "test/blue/0.png"]
+    before = run("predict", "net.bnn.pt", *names, "-n", 2)["predictions"]
+    assert len(before) == 2
+    assert run("predict", "net.bnn.pt", "-n", 2, *names)["predictions"] == before
+    with pytest.raises(SystemExit):
+        main(["inspect", "net.bnn.pt", "more"])

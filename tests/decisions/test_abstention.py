@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import bnnify
-from tests.decisions.predictions import classified, of_classes
+from tests.decisions.predictions import answered, classified, of_classes
 
 REPETITIONS = 200
 
@@ -40,3 +40,19 @@ def test_without_enough_data_or_with_too_many_errors_it_is_told_what_can_be_show
         bnnify.Abstention.fit(prediction, labels, risk=5)
     with pytest.raises(bnnify.ArgumentError, match="pixels or tokens"):
         bnnify.Abstention.fit(classified(torch.full((5, 4, 3), 1 / 3)), torch.zeros(5, 4))
+
+
+def test_yes_and_no_of_shape_n_1_are_decided_as_those_of_shape_n():
+    torch.manual_seed(0)
+    yes = torch.rand(400)
+    targets = (torch.rand(400) < yes).long()
+    one, row = answered(yes), answered(yes[:, None])
+    for fit in (
+        bnnify.Temperature.fit,
+        lambda prediction, y: bnnify.ConformalSets.fit(prediction, y, coverage=0.8),
+        lambda prediction, y: bnnify.Abstention.fit(prediction, y, risk=0.4),
+    ):
+        rules = [fit(one, targets), fit(row, targets), fit(row, targets[:, None])]
+        assert rules[0] == rules[1] == rules[2]
+    rule = bnnify.ConformalSets.fit(row, targets, coverage=0.8)
+    assert torch.equal(rule(row), rule(one))

@@ -45,7 +45,7 @@ def test_of_yes_and_no_it_is_that_of_the_logit():
         (torch.ones(3, 2), torch.zeros(3), "takes a Prediction, as bnn.predict gives it, not a Tensor"),
         (bnnify.Prediction(torch.ones(3), torch.ones(3), 1), torch.zeros(3), "needs probabilities of classes"),
         (classified(torch.full((3, 2), torch.nan)), torch.zeros(3), "not finite"),
-        (classified(torch.full((3, 2), 0.5)), torch.zeros(3, 1), r"shape \(3, 1\).*of shape \(3,\)"),
+        (classified(torch.full((3, 2), 0.5)), torch.zeros(3, 2), r"shape \(3, 2\).*of shape \(3,\)"),
         (classified(torch.full((3, 2), 0.5)), [0, 1, 0], "the targets must be a tensor"),
         (classified(torch.full((3, 2), 0.5)), torch.tensor([0, 1, 2]), "from 0 to 1, and one is 2"),
         (classified(torch.full((0, 2), 0.5)), torch.zeros(0), "at least one"),

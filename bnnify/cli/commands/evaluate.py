@@ -9,9 +9,10 @@ from typing import Any
 
 from ...analysis.evaluate import evaluate
 from ...errors import ArgumentError
+from ..arguments import count
 from ..data import Examples
 from ..options import add_data, add_file
-from ..outputs import check_folder
+from ..outputs import check_picture
 from ..screen import Screen, about
 from ..work import Work
 
@@ -29,14 +30,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     data = add_data(parser, num_samples=10)
     data.add_argument("--validation", metavar="DATA", help="labelled data to fit a temperature on, as a row beside")
     data.add_argument("--ood", metavar="DATA", help="foreign data, which the networks should be unsure of")
-    data.add_argument("--limit", type=int, help="take so many examples of each by chance; default: all")
+    data.add_argument("--limit", type=count, help="take so many examples of each by chance; default: all")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="draw reliability, risk and coverage, and histograms")
+    parser.add_argument("--force", action="store_true", help="draw over an existing file")
     parser.add_argument("--bootstrap", type=int, default=1000, help="resamples for the intervals; default: 1000")
 
 
 def run(options: argparse.Namespace, screen: Screen) -> dict[str, Any]:
     """Evaluate; nothing is written but the picture."""
-    check_folder(options.plot)
+    read = [Path(each) for each in (options.data, options.validation, options.ood) if each is not None]
+    check_picture(options.plot, options.file, options.force, *read)
     work = Work.begin(options, screen)
     examples = work.read(options.data, limit=options.limit)
     if work.meaning.likelihood == "values" and work.meaning.noise_std is None:

@@ -11,7 +11,7 @@ from ...analysis.summary import QUANTILES, print_table, summarize
 from ...checkpoints.own_format import open_posterior
 from ..history import told
 from ..options import add_file
-from ..outputs import check_folder
+from ..outputs import check_picture
 from ..screen import Screen
 
 HELP = "show σ, signal-to-noise ratio and KL of each parameter, and the history"
@@ -25,11 +25,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add what ``inspect`` takes."""
     add_file(parser)
     parser.add_argument("--plot", type=Path, metavar="PNG", help="draw signal-to-noise ratios and the pruning curve")
+    parser.add_argument("--force", action="store_true", help="draw over an existing file")
 
 
 def run(options: argparse.Namespace, screen: Screen) -> dict[str, Any]:
     """Print a table, and draw."""
-    check_folder(options.plot)
+    check_picture(options.plot, options.file, options.force)
     file = open_posterior(options.file)
     bnn = file.parameters_alone()
     summaries = summarize(bnn)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ArgumentError
+from ..arguments import count
 from ..data import read_data
 from ..data.images import read_files
 from ..options import add_data, add_file
@@ -34,13 +35,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--html", type=Path, metavar="PAGE", help="write a page with the pictures too")
     parser.add_argument("--sort", action="store_true", help="put on top what the networks are least sure of")
     data = add_data(parser, num_samples=10, required=False)
-    data.add_argument("--limit", type=int, help="take so many examples by chance; default: all")
+    data.add_argument("--limit", type=count, help="take so many examples by chance; default: all")
 
 
 def run(options: argparse.Namespace, screen: Screen) -> dict[str, Any]:
     """Predict, and write what was asked for."""
+    read = [*options.images, *([Path(options.data)] if options.data else [])]
     for path in filter(None, (options.output, options.html)):
-        check_output(path, options.file, options.force)
+        check_output(path, options.file, options.force, *read)
+    if options.html is not None and options.html.suffix.lower() not in (".html", ".htm"):
+        raise ArgumentError(f"Cannot write `{options.html}`: a page ends in .html.")
     ending = None if options.output is None else options.output.suffix.lower()
     if ending not in (None, ".csv", ".jsonl"):
         raise ArgumentError(f"Cannot write `{options.output}`: predictions are written as .csv or .jsonl.")

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ...checkpoints.save_load import save
 from ...decisions import Abstention, ConformalIntervals, ConformalSets, Temperature
-from ...errors import ArgumentError
+from ...errors import ArgumentError, check_share
 from ...prediction.averages import Prediction
 from ...training.tune_std import tune_std
+from ..arguments import count
 from ..history import entry
 from ..options import add_data, add_file, add_output
 from ..outputs import check_weights_output, renamed
@@ -37,7 +38,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_file(parser)
     add_output(parser, "name.tuned.bnn.pt")
     data = add_data(parser, num_samples=4)
-    data.add_argument("--limit", type=int, default=64, help="take so many examples by chance; default: 64; 0: all")
+    data.add_argument("--limit", type=count, default=64, help="take so many examples by chance; default: 64; 0: all")
     how = parser.add_argument_group("tuning")
     how.add_argument("--labels", action=argparse.BooleanOptionalAction, help="use them; default: where they are there")
     how.add_argument("--tolerance", type=float, help="without labels: the KL allowed, in nats; default: 0.005")
@@ -52,6 +53,9 @@ def run(options: argparse.Namespace, screen: Screen) -> dict[str, Any]:
     """Tune, calibrate, and write the file."""
     output = options.output or renamed(options.file, ".tuned.bnn.pt")
     check_weights_output(output, options.file, options.force)
+    check_share("--coverage", options.coverage)
+    if options.risk is not None:
+        check_share("--risk", options.risk)
     if options.labels and options.tolerance is not None:
         raise ArgumentError("--tolerance is for tuning without labels. Leave one of the two out.")
     work = Work.begin(options, screen)
@@ -116,8 +120,6 @@ def _calibrate(work: Work, source: str) -> None:
         try:
             work.bnn.decisions[name] = fit(prediction, found)
         except ArgumentError as error:
-            if name == "abstention" and options.risk is not None:
-                raise
             screen.note(f"note: no {name}: {error}")
         else:
             screen.report(f"{name}: {work.bnn.decisions[name]}")

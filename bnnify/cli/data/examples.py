@@ -26,6 +26,8 @@ class Request:
         tokenizer: The directory of the tokenizer.
         classes: The names of the classes in the order of the network's outputs; empty if they are not known.
         labelled: Whether targets are needed; None takes those that are there.
+        features: The columns of a table in the order of the network's inputs; empty if they are not known.
+        numbers: Whether targets are numbers, and never names of classes.
     """
 
     image: Callable[[Any], Tensor]
@@ -34,6 +36,8 @@ class Request:
     tokenizer: Path | None = None
     classes: tuple[str, ...] = ()
     labelled: bool | None = True
+    features: tuple[str, ...] = ()
+    numbers: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class Examples:
         targets: One for each example; None without.
         classes: The names of the classes; empty if the data have none.
         pictures: The image files; None for other data.
+        features: The columns of a table in the order in which the inputs hold them; empty for other data.
         collate: Makes of a list of inputs the input of the model. Default: ``torch.stack``.
     """
 
@@ -55,6 +60,7 @@ class Examples:
     classes: tuple[str, ...] = ()
     pictures: Sequence[Path] | None = None
     collate: Callable[[list[Any]], Any] = torch.stack
+    features: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)

@@ -67,6 +67,8 @@ def _with_images(
         from PIL import Image
 
     def read(number: int) -> Tensor:
+        if not files[number].is_file():
+            raise ArgumentError(f"`{files[number]}` is not there.")
         try:
             with Image.open(files[number]) as image:
                 return request.image(image)

@@ -23,7 +23,10 @@ def class_numbers(where: str, labels: Sequence[Any], known: Sequence[str]) -> tu
     if all(isinstance(label, int) for label in labels):
         numbers = torch.tensor(labels)
         if len(labels) and numbers.min() < 0:
-            raise ArgumentError(f"`{where}` has the class number {int(numbers.min())}; they count from 0.")
+            raise ArgumentError(
+                f"`{where}` has the class number {int(numbers.min())}; they count from 0. Of a regression say "
+                "--likelihood values."
+            )
         return numbers, tuple(known)
     names = tuple(known) or tuple(sorted(set(map(str, labels))))
     by_name = {name: number for number, name in enumerate(names)}

@@ -68,7 +68,8 @@ def read_own(source: str, request: Request) -> Examples:
     loader = made_by("--data", source, {})
     if is_one_batch(loader):
         raise ArgumentError(f"--data {source} made {describe(loader)}, not a loader that gives batches.")
-    return OwnBatches(inputs=_no_input, names=(), loader=loader)
+    # The data are gone through more than once, a generator gives its batches once.
+    return OwnBatches(inputs=_no_input, names=(), loader=list(loader) if isinstance(loader, Iterator) else loader)
 
 
 def _no_input(number: int) -> Any:

@@ -31,7 +31,9 @@ def read_table(source: str, request: Request) -> Examples:
             if path.suffix == ".parquet":
                 frame = pandas.read_parquet(path)
             else:
-                frame = pandas.read_csv(path, sep="\t" if path.suffix == ".tsv" else ",")
+                # Only an empty cell is one: a class may be called None or NA.
+                separator = "\t" if path.suffix == ".tsv" else ","
+                frame = pandas.read_csv(path, sep=separator, keep_default_na=False, na_values=[""])
         except ImportError:
             raise
         except Exception as error:
@@ -39,11 +41,23 @@ def read_table(source: str, request: Request) -> Examples:
     if not len(frame):
         raise ArgumentError(f"`{source}` has no rows.")
     target = _target_column(source, list(map(str, frame.columns)), request)
+    if target is not None and frame[target].isna().any():
+        raise ArgumentError(f"`{source}` has a target that is empty, in the column {target!r}.")
     labels = None if target is None else frame[target].tolist()
     others = [column for column in frame.columns if str(column) != target]
-    pictures = [column for column in others if frame[column].map(is_image).all()]
+    pictures = [column for column in others if frame[column].map(is_image).any()]
     if pictures:
+        if not frame[pictures[0]].map(is_image).all():
+            raise ArgumentError(f"`{source}` has a cell that names no image, in the column {str(pictures[0])!r}.")
         return read_paths(source, frame[pictures[0]].tolist(), labels, request)
+    if request.features:
+        if absent := [name for name in request.features if name not in map(str, others)]:
+            raise ArgumentError(
+                f"`{source}` lacks the columns {', '.join(absent[:5])}, which the network takes: "
+                f"{', '.join(request.features[:10])}."
+            )
+        by_name = {str(column): column for column in others}
+        others = [by_name[name] for name in request.features]
     wrong = [str(column) for column in others if not pandas.api.types.is_numeric_dtype(frame[column])]
     if wrong:
         raise ArgumentError(
@@ -53,8 +67,11 @@ def read_table(source: str, request: Request) -> Examples:
     if bad := [str(column) for column in others if frame[column].isna().any()]:
         raise ArgumentError(f"`{source}` has empty cells in the columns {', '.join(bad[:5])}.")
     rows = torch.from_numpy(frame[others].to_numpy(dtype="float32"))
+    if not rows.isfinite().all():
+        raise ArgumentError(f"`{source}` has numbers that are not finite, among its inputs.")
     targets, classes = targets_of(source, labels, request)
-    return Examples(rows.__getitem__, [str(number) for number in range(len(rows))], targets, classes)
+    names = [str(number) for number in range(len(rows))]
+    return Examples(rows.__getitem__, names, targets, classes, features=tuple(map(str, others)))
 
 
 def _target_column(source: str, columns: list[str], request: Request) -> str | None:
@@ -73,6 +90,13 @@ def targets_of(source: str, labels: list[Any] | None, request: Request) -> tuple
     """Return the targets as a tensor, real numbers as float32 and others as class numbers, and the classes' names."""
     if labels is None:
         return None, ()
+    if request.numbers and not all(isinstance(label, (int, float)) for label in labels):
+        wrong = next(label for label in labels if not isinstance(label, (int, float)))
+        raise ArgumentError(
+            f"`{source}` has the target {wrong!r}, which is no number, and the output of the network is a regression."
+        )
+    if request.numbers:
+        labels = [float(label) for label in labels]
     if all(isinstance(label, (int, float)) for label in labels) and any(isinstance(label, float) for label in labels):
         found = torch.tensor(labels, dtype=torch.float32)
         if not found.isfinite().all():

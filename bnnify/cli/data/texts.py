@@ -21,12 +21,19 @@ def read_texts(source: str, request: Request) -> Examples:
         ArgumentError: A line is no JSON object or lacks the text or the label, or there is no tokenizer.
     """
     rows = []
-    for number, line in enumerate(Path(source).read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        text_of_file = Path(source).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ArgumentError(f"`{source}` is not in UTF-8: {error.reason} at byte {error.start}.") from error
+    for number, line in enumerate(text_of_file.split("\n"), 1):  # splitlines would break a text at more than that
         if line.strip():
             try:
-                rows.append(dict(json.loads(line)))
-            except (ValueError, TypeError) as error:
+                row = json.loads(line)
+            except ValueError as error:
                 raise ArgumentError(f"Line {number} of `{source}` is no JSON object.") from error
+            if not isinstance(row, dict):
+                raise ArgumentError(f"Line {number} of `{source}` is no JSON object.")
+            rows.append(row)
     if not rows:
         raise ArgumentError(f"`{source}` has no lines.")
     text = _column(source, rows, "--text", request.text, _TEXTS)
