@@ -20,6 +20,7 @@ from ..prediction.batches import batches_of, called_with, labelled_batches_of
 from ..prediction.eval_mode import evaluating
 from .data import Examples, Request, read_data
 from .data.preprocessing import Preprocessing, preprocessing_of
+from .guesses import guessed_likelihood, known_classes
 from .history import recalled
 from .meaning import Meaning
 from .options import model_of
@@ -74,7 +75,7 @@ class Work:
             said("target"),
             said("text"),
             None if tokenizer is None else Path(tokenizer),
-            tuple(said("classes") or _known_classes(origin)),
+            tuple(said("classes") or known_classes(origin)),
         )
         part = said("output_part")
         request = replace(request, features=tuple(recalled(bnn.history, "features") or ()))
@@ -107,7 +108,7 @@ class Work:
         found = self._output(batch)
         if not self.meaning.likelihood:
             self.meaning = replace(
-                self.meaning, likelihood=_guess(found, _targets(batch, examples), examples, self.bnn)
+                self.meaning, likelihood=guessed_likelihood(found, _targets(batch, examples), examples, self.bnn)
             )
         if self.meaning.likelihood == "logits":
             self._check_classes(found, examples, source)
@@ -220,37 +221,3 @@ def _targets(batch: Any, examples: Examples) -> Tensor | None:
         return examples.targets
     found = batch.get("labels") if isinstance(batch, Mapping) else batch[1] if len(batch) == 2 else None
     return found if isinstance(found, Tensor) else None
-
-
-def _guess(found: Any, targets: Tensor | None, examples: Examples, bnn: BayesianModel) -> str:
-    """Take the output for what it must be, given the targets."""
-    if isinstance(found, (tuple, list)) and len(found) == 2:
-        return "gaussian"
-    one = isinstance(found, Tensor) and found[0].numel() == 1
-    if targets is not None and not (one and examples.classes):  # names are no numbers
-        whole = not targets.is_floating_point()
-        if not whole or (one and int(targets.max()) > 1):
-            return "values"
-        if not one:
-            return "logits"
-    elif one and not examples.classes and examples.pictures is None:
-        return "values"
-    elif not one and (examples.pictures is not None or bnn.origin.recipe is not None or bnn.origin.config is not None):
-        return "logits"
-    raise ArgumentError(
-        "Nothing tells what the network's output means. Say it with --likelihood: logits (classes), binary_logits "
-        "(yes or no), values (a regression), gaussian (a pair of mean and variance)."
-    )
-
-
-def _known_classes(origin: Any) -> tuple[str, ...]:
-    """The names of the classes that the file's origin tells: of a Hugging Face config, or of ImageNet."""
-    config: Mapping[str, Any] = origin.config or {}
-    if isinstance(config.get("id2label"), Mapping):
-        return tuple(map(str, config["id2label"].values()))
-    if origin.recipe is not None and origin.recipe.library == "torchvision" and not origin.recipe.arguments:
-        from torchvision import models
-
-        weights = getattr(models.get_model_weights(origin.recipe.builder), "DEFAULT", None)
-        return tuple(weights.meta.get("categories", ())) if weights is not None else ()
-    return ()

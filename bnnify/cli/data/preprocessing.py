@@ -38,7 +38,9 @@ class Preprocessing:
         if image.mode.startswith("I;16"):
             image = image.point(lambda value: value / 256, "L")  # convert would cut off what is above 255
         elif image.mode in ("I", "F"):
-            raise ValueError(f"nothing tells the range of its pixels, of kind {image.mode}; save it with 8 or 16 bits")
+            raise ArgumentError(
+                f"nothing tells the range of its pixels, of kind {image.mode}; save it with 8 or 16 bits"
+            )
         image = image.convert("RGB" if len(self.mean) == 3 else "L")
         if self.resize is not None and self.size is not None:
             image = functional.resize(image, [self.resize], InterpolationMode(self.interpolation))
