@@ -9,13 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..distributions.gaussian import at_least_float32
 from ..errors import ArgumentError, check_tensor
 from ..model import BayesianModel
 from ..prediction.averages import Averages, Prediction, concatenate
 from ..prediction.batches import Arguments, batches_of, called_with, choose, labelled_batches_of, rows_of
 from ..prediction.eval_mode import evaluating
-from ..prediction.known_likelihoods import Logits
 from ..prediction.likelihood import Likelihood
 from ..prediction.loop import run_networks
 from ..prediction.sampler import mean_draw
@@ -110,13 +108,12 @@ class _Batch:
                     "what joins the numbers."
                 )
             check_tensor("evaluate: a target", self._target, "Make the batches (inputs, torch.as_tensor(target)).")
-            if not self._likelihood.is_discrete and not self._target.isfinite().all():
+            if self._count == 0 and not self._likelihood.is_discrete and not self._target.isfinite().all():
                 raise ArgumentError("evaluate: a target is not finite. Leave such data out.")
             found_log_prob = log_prob_of(self._target, distribution, self._likelihood.ignore_index, "evaluate")
             self._log_prob = found_log_prob if self._count == 0 else torch.logaddexp(self._log_prob, found_log_prob)
-        if self._of_mean and isinstance(self._likelihood, Logits):
-            dim = -1 if self._likelihood.class_dim is None else self._likelihood.class_dim
-            self._energy = -at_least_float32(found).logsumexp(dim)
+        if self._of_mean:
+            self._energy = self._likelihood.energy(self._likelihood.parts(found))
         self._count += 1
 
     def outcomes(self) -> Outcomes:

@@ -158,17 +158,16 @@ def make_network() -> nn.Sequential:
 
 def fine_tune(network: nn.Module, train: Digits, after_epoch: Callable[[], object]) -> None:
     """Train with Adam at a learning rate that falls to zero: by the ELBO if ``network`` is a converted one."""
-    bayesian = isinstance(network, BayesianModel)
-    optimizer = torch.optim.Adam(
-        network.parameter_groups(lr=3e-3, rho_lr=1e-2) if isinstance(network, BayesianModel) else network.parameters(),
-        lr=3e-3,
-    )
+    if isinstance(network, BayesianModel):
+        optimizer = torch.optim.Adam(network.parameter_groups(lr=3e-3, rho_lr=1e-2))
+    else:
+        optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS)
     network.train()
     for _ in range(EPOCHS):
         for batch in torch.randperm(len(train.labels)).split(BATCH_SIZE):
             output = network(train.images[batch])
-            logits, kl = output if bayesian else (output, torch.zeros(()))
+            logits, kl = output if isinstance(output, tuple) else (output, torch.zeros(()))
             optimizer.zero_grad()
             elbo(F.cross_entropy(logits, train.labels[batch]), kl, num_data=len(train.labels)).backward()
             optimizer.step()

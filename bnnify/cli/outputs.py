@@ -19,30 +19,32 @@ def check_folder(*paths: Path | None) -> None:
             raise CheckpointError(f"Cannot write `{path}`: its folder does not exist.")
 
 
-def check_output(output: Path, source: Path, force: bool, *others: Path) -> None:
-    """Raise a CheckpointError where ``output`` cannot be written, or would replace the ``source`` or one of the
-    ``others`` that are read, or without ``force`` any file.
+def check_output(output: Path, force: bool, *read: Path) -> None:
+    """Raise a CheckpointError where ``output`` cannot be written, or would replace what is ``read`` or, without
+    ``force``, any file.
     """
-    if output.exists() and any(each.exists() and output.samefile(each) for each in (source, *others)):
+    if output.exists() and any(each.exists() and output.samefile(each) for each in read):
         raise CheckpointError(f"Cannot write `{output}`: it is the input.")
     check_folder(output)
     if output.exists() and not force:
         raise CheckpointError(f"`{output}` exists. Choose another name with -o, or pass --force.")
 
 
-def check_picture(picture: Path | None, source: Path, force: bool, *others: Path) -> None:
+def check_picture(picture: Path | None, force: bool, *read: Path) -> None:
     """Raise as :func:`check_output`, and where the name promises no picture; None is no picture."""
     if picture is None:
         return
     if picture.suffix.lower() not in _PICTURES:
         raise CheckpointError(f"Cannot write `{picture}`: a picture ends in {', '.join(sorted(_PICTURES))}.")
-    check_output(picture, source, force, *others)
+    if any(each.is_dir() and each.resolve() in picture.resolve().parents for each in read):
+        raise CheckpointError(f"Cannot write `{picture}`: it would be one of the images in the input.")
+    check_output(picture, force, *read)
 
 
-def check_weights_output(output: Path, source: Path, force: bool) -> None:
+def check_weights_output(output: Path, force: bool, source: Path) -> None:
     """Raise as :func:`check_output`, and where the name promises another format than one of weights."""
     check_ending(output)
-    check_output(output, source, force)
+    check_output(output, force, source)
 
 
 def renamed(file: Path, ending: str) -> Path:

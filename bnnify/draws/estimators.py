@@ -15,7 +15,7 @@ from ..distributions.gaussian import at_least_float32, std
 from ..errors import DrawError
 from ..torch_internals import backward_pass, in_transform, is_batched
 from .noise import noise_like, standard_normal_
-from .processes import generator_of_process, next_seed
+from .processes import generator_of_process, next_seed, together
 from .sample import sample
 
 Linear: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -36,6 +36,8 @@ class Estimator(ABC):
         self.rho = rho
         self._name = name
         self._was_called = False
+        # Its forward may run when another model was looked at since, or in the thread of a backward pass.
+        self._together = None if torch.compiler.is_compiling() else (together.groups, together.first)
 
     @abstractmethod
     def sample(self) -> Tensor:
@@ -61,8 +63,11 @@ class Estimator(ABC):
         Raises:
             DrawError: It was called before, and would need the weights of that call, which only a sample can give.
         """
-        if not torch.compiler.is_compiling() and backward_pass() is not None:
-            return
+        if not torch.compiler.is_compiling():
+            if self._together is not None:
+                together.groups, together.first = self._together
+            if backward_pass() is not None:
+                return
         if self._was_called:
             raise DrawError(
                 f"`{self._name}` ({type(layer).__name__}) was called twice in one forward, and only the weight sample "

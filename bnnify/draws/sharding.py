@@ -12,7 +12,6 @@ __all__ = [
 
 import math
 import weakref
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import torch
@@ -105,11 +104,13 @@ def reshard(module: Any) -> None:
             _divisors[parameter] = divisor
 
 
-def ranks_together(module: nn.Module, of_fsdp: int) -> Iterator[tuple[list[Any], int]]:
-    """Yield, for each parameter of ``module`` that tensor parallelism has split, the groups of the ranks that hold it
-    together with this one, and the lowest of these ranks.
+def ranks_together(module: nn.Module, of_fsdp: int) -> tuple[list[Any], int | None]:
+    """Find the ranks that hold a parameter of ``module`` together with this one, by tensor parallelism.
 
     The first ``of_fsdp`` dimensions of its mesh are those of FSDP, whose ranks have data of their own.
+
+    Returns:
+        The process groups that join them, and the lowest of these ranks; None if there is no such parameter.
     """
     for parameter in module._parameters.values():
         if not is_distributed(parameter):
@@ -117,7 +118,8 @@ def ranks_together(module: nn.Module, of_fsdp: int) -> Iterator[tuple[list[Any],
         mesh, coordinate = parameter.device_mesh, parameter.device_mesh.get_coordinate()
         if coordinate is not None and mesh.ndim > of_fsdp:
             ranks = mesh.mesh[tuple(coordinate[:of_fsdp])]
-            yield [mesh.get_group(dim) for dim in range(of_fsdp, mesh.ndim)], int(ranks.min())
+            return [mesh.get_group(dim) for dim in range(of_fsdp, mesh.ndim)], int(ranks.min())
+    return [], None
 
 
 _set_up_by_fsdp: weakref.WeakSet[nn.Module] = weakref.WeakSet()

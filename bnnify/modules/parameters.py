@@ -11,7 +11,7 @@ __all__ = [
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -157,13 +157,14 @@ def bayesian_parameters(root: nn.Module) -> Iterator[BayesianParameter]:
     """
     # Compiled code draws from torch's own generators, which ask nobody.
     several = not torch.compiler.is_compiling() and num_ranks() > 1
-    groups, first, of_fsdp = [], None, 0
+    groups: list[Any] = []
+    first, of_fsdp = None, 0
     for module_name, module in root.named_modules():
         if is_sharding(module):
             reshard(module)
             of_fsdp = fsdp_mesh_ndim(module)
-        for found, lowest in ranks_together(module, of_fsdp) if several else ():
-            groups, first = found, lowest
+        if several and first is None:
+            groups, first = ranks_together(module, of_fsdp)
         for attribute, slot in slots_of(module).items():
             mean = module._parameters.get(attribute)
             if mean is None and attribute in module._parameters:

@@ -79,6 +79,9 @@ class Logits(_Classes):
     def mean(self, parts: tuple[Tensor, ...]) -> Tensor:
         return at_least_float32(parts[0]).softmax(self._dim)
 
+    def energy(self, parts: tuple[Tensor, ...]) -> Tensor:
+        return -at_least_float32(parts[0]).logsumexp(self._dim)
+
     def _distribution(self, *parts: Tensor) -> Distribution:
         return Categorical(logits=parts[0].movedim(self._dim, -1), validate_args=False)
 

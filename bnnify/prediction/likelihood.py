@@ -70,6 +70,10 @@ class Likelihood:
         """The entropy in nats of y with this mean; None if y is not discrete."""
         return None
 
+    def energy(self, parts: tuple[Tensor, ...]) -> Tensor | None:
+        """-log Σ exp(logits), larger for what is foreign (Liu et al. 2020); None without logits of classes."""
+        return None
+
     def distribution(self, found: Any, rows: int | None = None) -> Distribution:
         """p(y|x, w) from the chosen output of a model, which is checked, but for values that are no numbers.
 

@@ -210,6 +210,10 @@ def test_what_is_read_is_never_written_over(folder, refused):
     told = refused("evaluate", "classifier.bnn.pt", *of("classifier"), "--data", "classes.csv", "--plot", "kept.png")
     assert "exists" in told
     assert "exists" in refused("inspect", "classifier.bnn.pt", "--plot", "kept.png")
+    assert "exists" in refused("demo", "--picture", "kept.png")
+    Path("read").mkdir()
+    told = refused("evaluate", "classifier.bnn.pt", "--data", "read", "--plot", "read/new.png")
+    assert "one of the images in the input" in told
     assert "a picture ends in" in refused("inspect", "classifier.bnn.pt", "--plot", "picture.pt")
     assert Path("classes.csv").read_text() == before
     assert Path("kept.png").read_text() == "something"

@@ -493,6 +493,30 @@ def ranks_that_compute_together_draw_the_same_and_others_do_not(rank):
         assert torch.equal(copies[rank], copies[rank ^ 1])  # the other one of its tensor-parallel pair
 
 
+class LooksAtAnother(nn.Module):
+    """Uses a second converted model, which no rank shares, before its own layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.other = nn.Linear(64, 64), [bnnify.convert(nn.Linear(2, 2))]
+
+    def forward(self, x):
+        self.other[0](torch.zeros(1, 2))
+        return self.linear(x)
+
+
+def noise_of_a_layer_is_that_of_its_own_draw(rank):
+    for estimator in "local", "flipout":
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            plain = nn.Sequential(LooksAtAnother(), nn.Linear(64, 64))
+        bnn = bnnify.convert(plain, posterior_std=0.1, estimator={"0.*": estimator, "*": "reparameterization"})
+        parallelize_module(bnn.module[1], mesh_of(2, names=("tensor",)), ColwiseParallel())
+        bnn.module[0].register_forward_hook(lambda module, args, output: assert_same_on_every_rank(output.detach()))
+        torch.manual_seed(rank)
+        bnn(torch.eye(64))
+
+
 def network_mean(bnn, name):
     return next(p.mean for p in unique_bayesian_parameters(bnn.module) if p.name == name)
 
@@ -733,6 +757,7 @@ def test_a_sharded_checkpoint_loads_into_a_model_that_is_not_sharded(in_processe
         tuning_what_fsdp_has_sharded_is_refused_and_changes_nothing,
         ranks_with_data_of_their_own_draw_independent_noise_whatever_the_seeds,
         fsdp_divides_by_what_it_was_told,
+        noise_of_a_layer_is_that_of_its_own_draw,
     ],
     ids=lambda what: what.__name__,
 )

@@ -31,7 +31,7 @@ def run(options: argparse.Namespace, screen: Screen) -> dict[str, Any]:
     layout, rest = file.origin.layout or Layout("torch"), file.origin.rest
     ending = ".collapsed.safetensors" if layout.kind == "safetensors" else ".collapsed.pt"
     output = options.output or renamed(options.file, ending)
-    check_weights_output(output, options.file, options.force)
+    check_weights_output(output, options.force, options.file)
     if (output.suffix.lower() == ".safetensors") != (layout.kind == "safetensors"):
         kind = "torch" if layout.kind == "safetensors" else "safetensors"
         layout = replace(layout, kind=kind, keys=())

@@ -57,7 +57,7 @@ def run(options: argparse.Namespace, screen: Screen) -> dict[str, Any]:
     default = folder.with_name(folder.name + ".bnn.pt") if source.is_dir() else source.with_suffix(".bnn.pt")
     output = options.output or default
     if not options.dry_run:
-        check_weights_output(output, source, options.force)
+        check_weights_output(output, options.force, source)
     settings = {
         "prior": options.prior,
         "posterior_std": options.std,

@@ -39,7 +39,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, screen: Screen) -> dict[str, Any]:
     """Evaluate; nothing is written but the picture."""
     read = [Path(each) for each in (options.data, options.validation, options.ood) if each is not None]
-    check_picture(options.plot, options.file, options.force, *read)
+    check_picture(options.plot, options.force, options.file, *read)
     work = Work.begin(options, screen)
     examples = work.read(options.data, limit=options.limit)
     if work.meaning.likelihood == "values" and work.meaning.noise_std is None:

@@ -58,7 +58,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, screen: Screen) -> dict[str, Any]:
     """Export, and say how far the file is from the model."""
-    check_output(options.output, options.file, options.force)
+    check_output(options.output, options.force, options.file)
     bnn = load(options.file, model_of(options))
     torch.manual_seed(options.seed)
     with nullcontext() if options.debug else _unseen():

@@ -49,7 +49,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, screen: Screen) -> dict[str, Any]:
     """Train, under torchrun together with the other processes, of which the first one writes."""
     output = options.output or renamed(options.file, ".finetuned.bnn.pt")
-    check_weights_output(output, options.file, options.force)
+    check_weights_output(output, options.force, options.file)
     checkpoint = output.with_name(output.name + ".checkpoint")
     if checkpoint.exists() and not options.resume and not options.force:
         raise CheckpointError(f"`{checkpoint}` is left of a training. Go on from it with --resume, or pass --force.")

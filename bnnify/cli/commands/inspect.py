@@ -30,7 +30,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, screen: Screen) -> dict[str, Any]:
     """Print a table, and draw."""
-    check_picture(options.plot, options.file, options.force)
+    check_picture(options.plot, options.force, options.file)
     file = open_posterior(options.file)
     bnn = file.parameters_alone()
     summaries = summarize(bnn)

@@ -42,7 +42,7 @@ def run(options: argparse.Namespace, screen: Screen) -> dict[str, Any]:
     """Predict, and write what was asked for."""
     read = [*options.images, *([Path(options.data)] if options.data else [])]
     for path in filter(None, (options.output, options.html)):
-        check_output(path, options.file, options.force, *read)
+        check_output(path, options.force, options.file, *read)
     if options.html is not None and options.html.suffix.lower() not in (".html", ".htm"):
         raise ArgumentError(f"Cannot write `{options.html}`: a page ends in .html.")
     ending = None if options.output is None else options.output.suffix.lower()

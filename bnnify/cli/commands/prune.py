@@ -29,7 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, screen: Screen) -> dict[str, Any]:
     """Prune, and write the file."""
     output = options.output or renamed(options.file, ".pruned.bnn.pt")
-    check_weights_output(output, options.file, options.force)
+    check_weights_output(output, options.force, options.file)
     file = open_posterior(options.file)
     report = prune(file.parameters_alone(), options.fraction, per_layer=options.per_layer)
     settings = {"fraction": options.fraction, "per_layer": options.per_layer}

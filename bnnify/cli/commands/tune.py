@@ -52,7 +52,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, screen: Screen) -> dict[str, Any]:
     """Tune, calibrate, and write the file."""
     output = options.output or renamed(options.file, ".tuned.bnn.pt")
-    check_weights_output(output, options.file, options.force)
+    check_weights_output(output, options.force, options.file)
     check_share("--coverage", options.coverage)
     if options.risk is not None:
         check_share("--risk", options.risk)
