@@ -16,6 +16,7 @@ __all__ = [
     "ConversionReport",
     "Draw",
     "DrawError",
+    "Elementwise",
     "Export",
     "ExportError",
     "FisherStd",
@@ -53,6 +54,7 @@ __all__ = [
     "load",
     "load_weights",
     "orthogonalize_adapters",
+    "posterior_of",
     "prune",
     "quantize",
     "register_layer",
@@ -75,6 +77,7 @@ from .decisions import Abstention, ConformalIntervals, ConformalSets, Temperatur
 from .deployment.export import Export, export
 from .deployment.freeze import freeze
 from .deployment.quantize import quantize
+from .distributions.elementwise import Elementwise
 from .distributions.initial_std import Moped, Relative
 from .distributions.prior import MonteCarloPrior, Prior
 from .distributions.priors import Gaussian, Laplace, Pretrained, ScaleMixture
@@ -94,6 +97,7 @@ from .modules.adapters import orthogonalize_adapters
 from .modules.lora_std import LoraStd
 from .modules.mean_field import MeanField
 from .modules.point import Point
+from .modules.posterior_of import posterior_of
 from .modules.registry import register_layer
 from .prediction.averages import Prediction
 from .report import ConversionReport

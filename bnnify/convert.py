@@ -122,6 +122,9 @@ def convert(
     found: dict[str, dict[Tensor, Any]] = {option: resolve(option, value, chosen) for option, value in given.items()}
     rules = found["posterior_std"]
     with_rule = set(rules)
+    for parameter, each in found["prior"].items():
+        if isinstance(each, Prior) and each.posterior_std is not None and parameter not in already:
+            rules.setdefault(parameter, each.posterior_std)
     for parameter in (factor for pair in adapter_pairs(root) for factor in (pair.down, pair.up)):
         if parameter in chosen and parameter not in already:
             rules.setdefault(parameter, DEFAULT_ADAPTER_STD)

@@ -170,7 +170,7 @@ class BayesianModel(nn.Module):
         posteriors = list(unique_bayesian_parameters(self.module))
         means = {id(parameter.mean): parameter.mean for parameter in posteriors}
         rhos = {id(each): each for parameter in posteriors for each in parameter.companions.values()}
-        priors = {id(parameter.prior_mean) for parameter in posteriors}  # which nothing trains
+        priors = {id(each) for parameter in posteriors for each in parameter.of_prior.values()}  # which nothing trains
         known = means.keys() | rhos.keys() | priors
         others = {id(p): p for p in self.module.parameters() if id(p) not in known}
         groups: list[tuple[str, Mapping[int, Tensor], float, float]] = [

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..draws.companions import INITIAL_STD, PRIOR_MEAN, RHO, PriorMean
+from ..draws.companions import INITIAL_STD, OF_PRIOR, PRIOR_MEAN, RHO, PriorMean
 from ..errors import CheckpointError, check_module
 from ..model import BayesianModel
 from ..modules.parameters import BayesianParameter, bayesian_parameters, is_derived
@@ -206,7 +206,7 @@ def _start_anew(parameter: BayesianParameter, absent: set[str]) -> None:
     slots = parameter.module._parameters
     prior_mean = parameter.prior_mean
     name, mean = parameter.attribute + PRIOR_MEAN, parameter.mean.detach()
-    if prior_mean is not None and parameter.name + PRIOR_MEAN in absent:
+    if prior_mean is not None and parameter.prior_std is None and parameter.name + PRIOR_MEAN in absent:
         _fill(slots, name, mean.clone())
     elif prior_mean is not None and prior_mean.data_ptr() == mean.data_ptr() != 0:
         # A file may hold the two as one. (Sharded tensors have no memory of their own: 0.)
@@ -223,7 +223,7 @@ def _start_anew(parameter: BayesianParameter, absent: set[str]) -> None:
 
 def _fill(slots: dict[str, Any], name: str, value: Tensor) -> None:
     if slots[name].is_meta:
-        kind = PriorMean if name.endswith(PRIOR_MEAN) else nn.Parameter
+        kind = PriorMean if name.endswith(OF_PRIOR) else nn.Parameter
         slots[name] = kind(value, requires_grad=slots[name].requires_grad)
     else:
         slots[name].copy_(value)

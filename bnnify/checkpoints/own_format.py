@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..decisions import Decision
 from ..distributions.gaussian import dtype_of_rho
-from ..draws.companions import INITIAL_STD, PRIOR_MEAN
+from ..draws.companions import INITIAL_STD, PRIOR_MEAN, PRIOR_STD
 from ..errors import BnnifyError, CheckpointError
 from ..modules.settings import Settings
 from ..version import __version__
@@ -167,6 +167,7 @@ def _check_tensors(file: PosteriorFile) -> None:
     for name, settings in file.settings.items():
         wanted = [name + ending for ending in settings.posterior.companions]
         wanted += [name + PRIOR_MEAN] if settings.prior.centred else []
+        wanted += [name + PRIOR_STD] if settings.prior.elementwise else []
         for key in (name, *wanted):
             if _kind(file.state_dict.get(key)) != _kind(file.state_dict.get(name)) or name not in file.state_dict:
                 raise CheckpointError(f"`{key}` is missing, or its shape or dtype is not that of `{name}`")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..decisions import Decision
 from ..distributions.gaussian import has_pruned
-from ..draws.companions import INITIAL_STD, PRIOR_MEAN, RHO, PriorMean
+from ..draws.companions import INITIAL_STD, OF_PRIOR, PRIOR_MEAN, RHO, PriorMean
 from ..model import BayesianModel
 from ..modules.class_change import NewPosterior, become_bayesian
 from ..modules.parameters import companions_of
@@ -123,12 +123,12 @@ class PosteriorFile:
             module.register_parameter(attribute, parameter(name))
             found = {ending: parameter(name + ending) for ending in settings.posterior.companions}
             companions = {ending: value for ending, value in found.items() if value is not None}
-            prior_mean = parameter(name + PRIOR_MEAN)
+            of_prior = {ending: parameter(name + ending) for ending in OF_PRIOR}
             initial_std = self.state_dict.get(name + INITIAL_STD, torch.tensor([math.nan]))
             posteriors.setdefault(module, {})[attribute] = NewPosterior(
                 settings,
                 companions,
-                None if prior_mean is None else PriorMean(prior_mean.data),
+                {ending: PriorMean(value.data) for ending, value in of_prior.items() if value is not None},
                 initial_std if settings.prior.needs_initial_std else None,
                 PosteriorState(RHO in companions and has_pruned(companions[RHO])),
             )

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..convert import collapse, convert_with
-from ..draws.companions import PRIOR_MEAN
+from ..draws.companions import OF_PRIOR
 from ..draws.sharding import is_distributed
 from ..errors import (
     ArgumentError,
@@ -185,7 +185,7 @@ def _left_behind(root: nn.Module) -> Iterator[str]:
     """Name what belongs to a parameter that is no longer there, such as a bias that was set to None."""
     for prefix, module in root.named_modules(remove_duplicate=False):
         for attribute, slot in slots_of(module).items():
-            endings = (*slot.settings.posterior.companions, PRIOR_MEAN)
+            endings = (*slot.settings.posterior.companions, *OF_PRIOR)
             for ending in endings if module._parameters.get(attribute) is None else ():
                 if module._parameters.get(attribute + ending) is not None:
                     yield f"{prefix}.{attribute}{ending}".removeprefix(".")

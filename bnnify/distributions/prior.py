@@ -27,6 +27,8 @@ class Posterior(NamedTuple):
             one outside of a draw; None otherwise.
         kept: True for each weight that counts, of the weight's shape; None for all of them. The KL of the others, which
             were pruned, is discarded.
+        prior_std: The standard deviation of the prior of each weight, of the weight's shape, for a prior that is
+            ``elementwise``; None otherwise.
     """
 
     mean: Tensor
@@ -35,6 +37,7 @@ class Posterior(NamedTuple):
     initial_std: Tensor | float | None
     sample: Tensor | None = None
     kept: Tensor | None = None
+    prior_std: Tensor | None = None
 
     @property
     def wide_mean(self) -> Tensor:
@@ -76,8 +79,8 @@ class KLTerms:
     Attributes:
         constant: Minus a half for a Gaussian prior.
         mean: The prior's mean, one for all weights or of their shape.
-        std: The prior's standard deviation, one for all weights. None where the prior looks at the sample instead, and
-            the KL is ``-log σ + constant``.
+        std: The prior's standard deviation, one for all weights or of their shape. None where the prior looks at the
+            sample instead, and the KL is ``-log σ + constant``.
     """
 
     constant: float
@@ -105,6 +108,9 @@ class Prior(ABC):
     centred: bool = False
     """True if each parameter keeps its pretrained value beside it, as ``*_prior_mean``."""
 
+    elementwise: bool = False
+    """True if each parameter keeps the standard deviations of its prior beside it, as ``*_prior_std``."""
+
     needs_sample: bool = False
     """True if the KL is estimated from a sample of the posterior; it then differs from draw to draw."""
 
@@ -117,6 +123,23 @@ class Prior(ABC):
     def relative_std(self) -> float:
         """How wide the prior is in units of ``*_initial_std``."""
         return 1.0
+
+    def beside(self, weight: Tensor) -> dict[str, Tensor]:
+        """The tensors that a prior keeps beside ``weight``, of its shape, by their names in :class:`Posterior`.
+
+        Default: the pretrained weights, of a prior that is ``centred``.
+        """
+        return {"prior_mean": weight} if self.centred else {}
+
+    @property
+    def kept(self) -> "Prior":
+        """What the settings of a parameter keep of it. Default: itself."""
+        return self
+
+    @property
+    def posterior_std(self) -> Any:
+        """The rule for σ beside this prior where nobody gives one. Default: None, that of every other."""
+        return None
 
     @abstractmethod
     def kl(self, posterior: Posterior) -> Tensor:

@@ -1,6 +1,6 @@
-"""The tensors beside a Bayesian parameter in its module: ρ, and the mean and the scale of its prior."""
+"""The tensors beside a Bayesian parameter in its module: ρ, and what its prior keeps."""
 
-__all__ = ["INITIAL_STD", "PRIOR_MEAN", "RHO", "PriorMean", "as_buffer", "from_buffer"]
+__all__ = ["INITIAL_STD", "OF_PRIOR", "PRIOR_MEAN", "PRIOR_STD", "RHO", "PriorMean", "as_buffer", "from_buffer"]
 
 from typing import Any
 
@@ -10,16 +10,18 @@ from torch import Tensor, nn
 from ..torch_internals import in_transform, is_traced
 from .sharding import is_distributed
 
-RHO, PRIOR_MEAN, INITIAL_STD = "_rho", "_prior_mean", "_initial_std"
-"""Endings of names: ``weight_rho`` is ρ, ``weight_prior_mean`` the pretrained value that a centred prior keeps, and
-``weight_initial_std`` the buffer with the rms of the σ that the posterior started with."""
+RHO, INITIAL_STD = "_rho", "_initial_std"
+OF_PRIOR = PRIOR_MEAN, PRIOR_STD = "_prior_mean", "_prior_std"
+"""Endings of names: ``weight_rho`` is ρ, ``weight_prior_mean`` the pretrained value that a centred prior keeps,
+``weight_prior_std`` the std of an elementwise one, and ``weight_initial_std`` the buffer with the rms of the σ that the
+posterior started with."""
 
 
 class PriorMean(nn.Parameter):
-    """The mean of a prior: a parameter, so that FSDP shards it and DDP broadcasts it once, which nothing trains.
+    """The mean of a prior, or its std: a parameter, so that FSDP shards it and DDP broadcasts it once.
 
-    ``requires_grad`` is False and stays so: ``model.requires_grad_(True)``, which ends a freeze, does not reach it.
-    (A DTensor stays what it is; its gradient is cut off where it is read.)
+    Nothing trains it: ``requires_grad`` is False and stays so, and ``model.requires_grad_(True)``, which ends a freeze,
+    does not reach it. (A DTensor stays what it is; its gradient is cut off where it is read.)
     """
 
     requires_grad = property(lambda self: False, lambda self, value: None)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from ..draws.companions import INITIAL_STD, PRIOR_MEAN
+from ..draws.companions import INITIAL_STD
 from ..torch_internals import init_flat_weights
 from .bayesian_class import enter_class, remove_companions
 from .computed_weights import compute, computed_weights, parametrizations
@@ -21,14 +21,14 @@ class NewPosterior:
 
     Attributes:
         companions: The tensors that the posterior keeps beside the mean, by the ending of the name.
-        prior_mean: None for a prior that is not centred on the pretrained weights.
+        of_prior: The tensors that the prior keeps beside the mean, by the ending of the name.
         initial_std: None for a prior that does not look at it.
         state: What may change later; the places share it.
     """
 
     settings: Settings
-    companions: Mapping[str, nn.Parameter]
-    prior_mean: nn.Parameter | None
+    companions: dict[str, nn.Parameter]
+    of_prior: dict[str, nn.Parameter]
     initial_std: Tensor | None
     state: PosteriorState = field(default_factory=PosteriorState)
 
@@ -38,10 +38,8 @@ def become_bayesian(module: nn.Module, posteriors: Mapping[str, NewPosterior]) -
     enter_class(module, slots_of(module) | {name: Slot(new.settings, new.state) for name, new in posteriors.items()})
     # Past `register_parameter`: the module may have one of its own, which need not hear of these.
     for name, new in posteriors.items():
-        for ending, companion in new.companions.items():
+        for ending, companion in (new.companions | new.of_prior).items():
             module._parameters[name + ending] = companion
-        if new.prior_mean is not None:
-            module._parameters[name + PRIOR_MEAN] = new.prior_mean
         if new.initial_std is not None:
             module._buffers[name + INITIAL_STD] = new.initial_std
 

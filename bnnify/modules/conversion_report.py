@@ -26,7 +26,7 @@ def conversion_report(
     for parameter, places in holders.items():
         new, reason = posteriors.get(parameter), why_not[parameter]
         reason = reason if new is None else None
-        added = [] if new is None else [*new.companions.values(), new.prior_mean]
+        added = [] if new is None else [*new.companions.values(), *new.of_prior.values()]
         entries.append(
             ReportEntry(
                 name=places[0].names[0],
@@ -36,7 +36,7 @@ def conversion_report(
                 reason=reason.sentence if reason else "",
                 settings=descriptions.get(parameter, ""),
                 memory=parameter.nbytes,
-                added_memory=sum(tensor.nbytes for tensor in added if tensor is not None),
+                added_memory=sum(tensor.nbytes for tensor in added),
                 unsupported=reason is not None and reason.reason in (Reason.UNKNOWN_LAYER, Reason.UNSUPPORTED),
             )
         )

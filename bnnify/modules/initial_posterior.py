@@ -67,9 +67,12 @@ def initial_posterior(
         initial_std = as_buffer(known)
     companions = posterior.start(parameter.detach(), first if std is None else std)
     mean = parameter.detach()
-    prior_mean = PriorMean(mean if share else mean.clone()) if prior.centred else None
+    of_prior: dict[str, nn.Parameter] = {
+        f"_{name}": PriorMean(value if share and value is mean else value.clone())
+        for name, value in prior.beside(mean).items()
+    }
     beside = {ending: nn.Parameter(value) for ending, value in companions.items()}
-    return NewPosterior(settings, beside, prior_mean, initial_std), asked
+    return NewPosterior(replace(settings, prior=prior.kept), beside, of_prior, initial_std), asked
 
 
 def measure_rules(

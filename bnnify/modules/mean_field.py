@@ -87,15 +87,20 @@ def state_for_prior(
     parameter: Parameter, rho: Tensor | None, drawn: Tensor | None = None, kept: Tensor | None = None
 ) -> Posterior:
     """Put the posterior of ``parameter`` into the form in which a prior looks at it."""
-    prior_mean, initial_std = parameter.prior_mean, parameter.initial_std
+    # Nothing trains the prior, whatever flag it bears as a DTensor.
+    prior_mean, prior_std = (
+        tensor.detach() if tensor is not None and tensor.requires_grad else tensor
+        for tensor in (parameter.prior_mean, parameter.prior_std)
+    )
+    initial_std = parameter.initial_std
     return Posterior(
         parameter.mean,
         rho,
-        # Nothing trains the prior, whatever flag it bears as a DTensor.
-        prior_mean.detach() if prior_mean is not None and prior_mean.requires_grad else prior_mean,
+        prior_mean,
         None if initial_std is None else from_buffer(initial_std),
         drawn,
         kept,
+        prior_std,
     )
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..distributions.gaussian import is_pruned, rms_std
 from ..distributions.prior import Prior
-from ..draws.companions import INITIAL_STD, PRIOR_MEAN, RHO, as_buffer
+from ..draws.companions import INITIAL_STD, OF_PRIOR, PRIOR_MEAN, PRIOR_STD, RHO, as_buffer
 from ..draws.processes import num_ranks, together
 from ..draws.sharding import is_distributed, is_sharding, ranks_together, reshard
 from ..draws.slot import Active, has_draw, read
@@ -101,6 +101,17 @@ class BayesianParameter:
     def prior_mean(self) -> Tensor | None:
         """The pretrained weights, for a prior that is centred on them; None otherwise."""
         return self.module._parameters.get(self.attribute + PRIOR_MEAN)
+
+    @property
+    def prior_std(self) -> Tensor | None:
+        """The std of the prior of each weight, for a prior that is elementwise; None otherwise."""
+        return self.module._parameters.get(self.attribute + PRIOR_STD)
+
+    @property
+    def of_prior(self) -> dict[str, Tensor]:
+        """The tensors that the prior keeps beside the mean, which nothing trains, by the ending of the name."""
+        found = {ending: self.module._parameters.get(self.attribute + ending) for ending in OF_PRIOR}
+        return {ending: tensor for ending, tensor in found.items() if tensor is not None}
 
     @property
     def initial_std(self) -> Tensor | None:
@@ -203,7 +214,7 @@ def is_derived(module: nn.Module, attribute: str) -> bool:
 
 def companions_of(settings: Settings) -> tuple[str, ...]:
     """List the endings of the names of all tensors that may stand beside a parameter with these settings."""
-    return (*settings.posterior.companions, PRIOR_MEAN, INITIAL_STD)
+    return (*settings.posterior.companions, *OF_PRIOR, INITIAL_STD)
 
 
 def _refuse_surgery(parameter: BayesianParameter) -> None:

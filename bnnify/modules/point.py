@@ -20,7 +20,8 @@ class Point(PosteriorFamily):
 
     def check_prior(self, prior: Prior) -> None:
         one = torch.ones(1)
-        prior.penalty(Posterior(one, None, one, 1.0))  # which may have no density, or one without a maximum
+        # Which may have no density, or one without a maximum.
+        prior.penalty(Posterior(one, None, one, 1.0, prior_std=one))
 
     def start(self, mean: Tensor, std: Tensor) -> dict[str, Tensor]:
         return {}

@@ -31,6 +31,9 @@ class Parameter(Protocol):
     def prior_mean(self) -> Tensor | None: ...
 
     @property
+    def prior_std(self) -> Tensor | None: ...
+
+    @property
     def initial_std(self) -> Tensor | None: ...
 
     @property

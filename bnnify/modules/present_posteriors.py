@@ -22,7 +22,7 @@ def present_posterior(places: Sequence[Holder]) -> NewPosterior | None:
         slot = slots_of(place.module).get(place.attribute)
         if slot is not None:
             there: Any = BayesianParameter(place.names[0], place.module, place.attribute)
-            return NewPosterior(slot.settings, there.companions, there.prior_mean, there.initial_std, slot.state)
+            return NewPosterior(slot.settings, there.companions, there.of_prior, there.initial_std, slot.state)
     return None
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ..draws.companions import INITIAL_STD, PRIOR_MEAN
+from ..draws.companions import INITIAL_STD, OF_PRIOR
 from ..draws.sharding import is_distributed
 from ..errors import ConversionError
 from ..torch_internals import OPTIMIZED_MODULE, SCRIPT_MODULE, FakeTensor
@@ -93,7 +93,7 @@ def refuse_parameter(
             f"Cannot convert {where}: max_norm={module.max_norm} rewrites the weight during forward. "
             "Set max_norm=None or exclude this layer."
         )
-    for taken in (*(attribute + ending for ending in (*companions, PRIOR_MEAN, INITIAL_STD)), "_bayesian"):
+    for taken in (*(attribute + ending for ending in (*companions, *OF_PRIOR, INITIAL_STD)), "_bayesian"):
         if hasattr(module, taken) and not (taken == "_bayesian" and is_bayesian(module)):
             raise ConversionError(
                 f"Cannot convert {where}: the module already has an attribute `{taken}`, which the conversion "

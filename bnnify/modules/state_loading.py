@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..distributions.gaussian import at_least_float32, has_pruned
-from ..draws.companions import INITIAL_STD, PRIOR_MEAN, RHO, PriorMean
+from ..draws.companions import INITIAL_STD, OF_PRIOR, PRIOR_MEAN, RHO, PriorMean
 from .parameters import BayesianParameter
 from .settings import slots_of
 
@@ -36,11 +36,11 @@ def update_derived(
 
 
 def freeze_prior_means(module: nn.Module) -> None:
-    """Make frozen means of priors of the parameters that ``load_state_dict(assign=True)`` has put in their places."""
-    for attribute in slots_of(module):
-        prior_mean = module._parameters.get(attribute + PRIOR_MEAN)
-        if type(prior_mean) is nn.Parameter:
-            module._parameters[attribute + PRIOR_MEAN] = PriorMean(prior_mean)
+    """Make frozen tensors of priors of the parameters that ``load_state_dict(assign=True)`` has put in their places."""
+    for name in (attribute + ending for attribute in slots_of(module) for ending in OF_PRIOR):
+        loaded = module._parameters.get(name)
+        if type(loaded) is nn.Parameter:
+            module._parameters[name] = PriorMean(loaded)
 
 
 # By a parameter that was replaced: the load that did it, and its successor. torch hands one list through a whole load.

@@ -56,7 +56,8 @@ class Trunk:
     ) -> None:
         self._module, self._sampler, self._output = module, sampler, output
         self._tapes: dict[int, Tape] = {}
-        noisy = {id(tensor) for p in sampler.parameters for tensor in (p.mean, *p.companions.values(), p.prior_mean)}
+        beside = [each for p in sampler.parameters for each in (*p.companions.values(), *p.of_prior.values())]
+        noisy = {id(each) for each in (*(p.mean for p in sampler.parameters), *beside)}
         self._weights = {id(p) for p in module.parameters() if p.ndim > 1 and id(p) not in noisy}
         self._on = on and bool(self._weights) and not is_observed() and is_known(module)
         if self._on:
