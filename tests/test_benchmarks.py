@@ -15,7 +15,7 @@ pytest.importorskip("rich")
 pytest.importorskip("torchmetrics")
 
 import benchmarks
-from benchmarks.harness import data, fetch, fit, interleaved, progress, report, saved_tensors
+from benchmarks.harness import data, fetch, fit, interleaved, progress, report, results, saved_tensors
 
 
 def test_no_folder_of_the_benchmarks_is_on_the_path_once_all_of_them_are_imported():
@@ -88,6 +88,15 @@ def test_an_interrupted_run_leaves_what_it_has_measured(tmp_path):
     assert found["images"] == 7
     assert found["options"]["rounds"] == 3
     assert found["versions"] | {"no-such-library": "not installed"} == found["versions"]
+
+
+def test_the_figures_of_a_run_are_read_back_as_they_were_written(tmp_path):
+    path = tmp_path / "made" / "figures.json"
+    saved = results.save(path, {"epochs": 3}, [{"network": "plain", "nll": 0.25}], ["torch"])
+    assert results.load(path) == saved
+    assert saved.notes()[0] == "epochs 3"
+    assert saved.versions["torch"] in torch.__version__
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_a_table_in_markdown_has_headings_for_the_rows_that_follow(capsys):

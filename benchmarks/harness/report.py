@@ -85,10 +85,8 @@ class Run:
         for table in tables:
             show(table, self.options.markdown)
         found = self._environment()
-        machine = found["machine"]
-        threads = f"{machine['threads']} thread{'s' * (machine['threads'] != 1)} of {machine['processor']}"
-        place = [*filter(None, [machine.get("gpu")]), threads, f"{found['minutes']} minutes"]
-        lines = [*notes, found["command"], _listed(found["options"]), _listed(found["versions"]), ", ".join(place)]
+        place = ", ".join([*filter(None, [found["machine"].get("gpu")]), machine(), f"{found['minutes']} minutes"])
+        lines = [*notes, found["command"], _listed(found["options"]), _listed(found["versions"]), place]
         print("\n".join(filter(None, lines)))
 
     def _environment(self) -> dict[str, Any]:
@@ -101,6 +99,12 @@ class Run:
             "minutes": round((time.perf_counter() - self.started) / 60, 1),
             "options": {name: value for name, value in vars(self.options).items() if not isinstance(value, Path)},
         }
+
+
+def machine() -> str:
+    """The processor and how many threads of it are used, in plain words."""
+    threads = torch.get_num_threads()
+    return f"{threads} thread{'s' * (threads != 1)} of {_processor()}"
 
 
 def digits(value: float) -> str:
