@@ -165,3 +165,25 @@ def test_progress_in_a_pipe_is_a_line_now_and_then(monkeypatch, capsys):
     out, err = capsys.readouterr()
     assert out == ""
     assert err == "training: 3 of 10, 1:33 left\ntraining: 7 of 10, 0:34 left\n"
+
+
+@pytest.mark.parametrize(
+    ("script", "options"),
+    [
+        ("continual", ["--tasks=2", "--images=200", "--epochs=1", "--seeds=1"]),
+        ("from_scratch", ["--epochs=1", "--images=100", "--networks=2"]),
+    ],
+)
+def test_a_script_prints_from_its_kept_figures_what_it_printed_when_it_found_them(
+    script, options, data_folder, tmp_path, monkeypatch, capsys
+):
+    pytest.importorskip("timm")
+    main = importlib.import_module(f"benchmarks.quality.{script}").main
+    kept = tmp_path / "kept.json"
+    printed = []
+    for arguments in ([f"--data={data_folder}", f"--keep={kept}", *options], [f"--from={kept}"]):
+        monkeypatch.setattr(sys, "argv", [script, "--markdown", "--threads=1", *arguments])
+        main()
+        printed.append(capsys.readouterr().out.partition("\n\n")[2].partition("\n\n")[0])
+    assert printed[0] == printed[1]
+    assert len(printed[0].splitlines()) > 4

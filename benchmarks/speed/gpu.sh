@@ -4,7 +4,8 @@
 #     pip install -e ".[bench]" && benchmarks/speed/gpu.sh FOLDER
 #
 # With the folder of a Llama of any size, such as one of 7 billion parameters, in LLAMA, and that of sst2.zip in DATA, it
-# makes the tables of Bayesian LoRA on it too, with adapters in all layers.
+# makes the tables of Bayesian LoRA on it too, with adapters in all layers. With that of MNIST in DATA it trains the
+# networks of Blundell et al. for their 600 epochs.
 #
 # A table that fails does not stop the others; the exit status is 0 only if none has failed.
 set -uo pipefail
@@ -35,6 +36,10 @@ for dtype in float32 bfloat16; do
 done
 measure optimizer train_step --optimizer
 measure memory train_step --memory
+if [ -n "${DATA:-}" ]; then
+    python -m benchmarks.quality.blundell --device cuda --data "$DATA" --epochs 600 --compile \
+        --checkpoints "$folder/blundell" --output "$folder/blundell.json" | tee "$folder/blundell.txt" || failed+=(blundell)
+fi
 if [ -n "${LLAMA:-}" ]; then
     measure language-model language_model --base "$LLAMA"
     python -m benchmarks.quality.lora_sst2 --device cuda --base "$LLAMA" --data "${DATA:?the folder of sst2.zip}" \

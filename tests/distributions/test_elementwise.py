@@ -155,7 +155,9 @@ def _pruned():
             "must be positive",
         ),
         (
-            lambda: bnnify.convert(nn.Linear(3, 2, False), prior=bnnify.Elementwise(mean=torch.full((2, 3), torch.nan))),
+            lambda: bnnify.convert(
+                nn.Linear(3, 2, False), prior=bnnify.Elementwise(mean=torch.full((2, 3), torch.nan))
+            ),
             "must be finite",
         ),
     ],

@@ -1,0 +1,128 @@
+"""Trains fresh networks by the ELBO, with the default prior and with a Gaussian one, beside ordinary training."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import bnnify
+
+from ..harness import report, results
+from ..harness.evaluation import evaluate, logits
+from ..harness.fit import cross_entropy, fit, shuffled
+from ..harness.networks.larger_networks import LARGER_NETWORKS
+from ..harness.networks.small_networks import BATCH_SIZE, NETWORKS, Network
+from ..harness.report import Run, Table, spread
+
+NAMES = ("MLP 2x400, MNIST", "batch-norm CNN, CIFAR-10", "LSTM, SST-2", "transformer, Fashion")
+METHODS: dict[str, dict[str, Any] | None] = {
+    "ordinary training": None,
+    "ELBO, default": {},
+    "ELBO, Gaussian(std=0.1)": {"prior": bnnify.Gaussian(std=0.1)},
+}
+TEST = 2_000
+
+
+def main() -> None:
+    options = _options()
+    if options.source:
+        kept = results.load(options.source)
+        report.show(_table(kept.rows), options.markdown)
+        print("\n".join(kept.notes()))
+        return
+    run = Run(options, ("torch", "bnnify"))
+    found = []
+    for row in compare(options):
+        found.append(row)
+        if options.keep:
+            results.save(options.keep, {"networks": options.networks, "seeds": options.seeds}, found, run.libraries)
+    run.show(_table(found))
+
+
+def compare(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """What each network scores after its training, by each of the methods."""
+    networks = {network.name: network for network in (*NETWORKS, *LARGER_NETWORKS)}
+    for seed in range(options.seeds):
+        for name in NAMES:
+            network = networks[name]
+            count = options.images or network.num_train
+            train, test = (
+                network.images(True, options.data, count),
+                network.images(False, options.data, min(count, TEST)),
+            )
+            for method, conversion in METHODS.items():
+                torch.manual_seed(seed)
+                model = network.build()
+                if conversion is not None:
+                    model = bnnify.convert(model, **conversion)
+                started = time.perf_counter()
+                _train(model, network, train, options.epochs or network.epochs)
+                minutes = (time.perf_counter() - started) / 60
+                metrics = evaluate(_probabilities(model, test[0], options.networks), test[1], resamples=1)
+                scores = {"accuracy": 100 * metrics.accuracy, "NLL": metrics.nll, "ECE": metrics.ece}
+                yield {"network": name, "method": method, "seed": seed, "minutes": minutes} | scores
+
+
+def _train(model: nn.Module, network: Network, data: tuple[Tensor, Tensor], epochs: int) -> None:
+    """Adam with one cycle of the learning rate, that of ρ ten times as high, without early stopping."""
+    steps = epochs * (len(data[0]) // BATCH_SIZE)
+    if isinstance(model, bnnify.BayesianModel):
+        groups, loss = model.parameter_groups(lr=network.lr, rho_lr=10 * network.lr), partial(_elbo, len(data[0]))
+    else:
+        groups, loss = [{"params": list(model.parameters()), "lr": network.lr}], cross_entropy
+    optimizer = torch.optim.Adam(groups)
+    rates = [group["lr"] for group in groups]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps, pct_start=0.1)
+    indices = shuffled(len(data[0]), BATCH_SIZE, steps)
+    fit(model, optimizer, data, indices, loss, schedule=schedule, steps=steps, description=network.name)
+
+
+def _elbo(num_data: int, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+    output, kl = model(inputs)
+    return bnnify.elbo(F.cross_entropy(output, labels), kl, num_data=num_data)
+
+
+def _probabilities(model: nn.Module, inputs: Tensor, networks: int) -> Tensor:
+    if isinstance(model, bnnify.BayesianModel):
+        return model.predict(list(inputs.split(500)), networks, likelihood="logits", seed=0).mean
+    return logits(model, inputs).softmax(1)
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    cells: list[list[str]] = []
+    for name in dict.fromkeys(row["network"] for row in rows):
+        cells.append([name])
+        for method in METHODS:
+            found = [row for row in rows if (row["network"], row["method"]) == (name, method)]
+            if found:
+                figures = [spread([row[key] for row in found], places) for key, places in _SCORES.items()]
+                cells.append([method, *figures, f"{fmean(row['minutes'] for row in found):.1f}"])
+    return Table("From random weights", ["training", "accuracy, %", "NLL", "ECE", "minutes"], cells)
+
+
+_SCORES = {"accuracy": 1, "NLL": 3, "ECE": 3}
+
+
+def _options() -> argparse.Namespace:
+    parser = report.parser(__doc__)
+    parser.add_argument("--data", type=Path, help="folder of the archives; default: what torchvision downloads")
+    parser.add_argument("--seeds", type=int, default=1, help="initialisations and trainings")
+    parser.add_argument("--images", type=int, help="to train on; default: those of each network")
+    parser.add_argument("--epochs", type=int, help="default: those of each network")
+    parser.add_argument("--networks", type=int, default=20, help="networks that a prediction averages over")
+    parser.add_argument("--keep", type=Path, help="where to keep the figures")
+    parser.add_argument("--from", dest="source", type=Path, help="print the table of kept figures instead")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
