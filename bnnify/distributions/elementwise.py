@@ -27,7 +27,7 @@ class StdOfPrior:
         return self.prior.beside(weight)["prior_std"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Elementwise(Prior):
     """p(w) = N(m, s²) with m and s of each weight. :func:`bnnify.posterior_of` makes one for each parameter.
 
@@ -39,11 +39,15 @@ class Elementwise(Prior):
         std: s, positive, of the weight's shape. Default: ones.
     """
 
-    mean: Tensor | None = field(default=None, repr=False, compare=False)
-    std: Tensor | None = field(default=None, repr=False, compare=False)
+    mean: Tensor | None = field(default=None, compare=False)
+    std: Tensor | None = field(default=None, compare=False)
     centred = True
     elementwise = True
     needs_initial_std = False
+
+    def __repr__(self) -> str:
+        given = [name for name in ("mean", "std") if getattr(self, name) is not None]
+        return f"Elementwise({', '.join(given)})"
 
     def beside(self, weight: Tensor) -> dict[str, Tensor]:
         """Return m and s for ``weight``.

@@ -51,7 +51,7 @@ def initial_posterior(
     rule: Any = as_posterior_std(wanted.posterior_std)
     layer = places[0].layer
     scale, dim = fan_in_scale(layer_weight(layer, parameter)), units_dim(layer, parameter)
-    settings = replace(wanted, posterior_std=rule, scale=scale, units_dim=dim)
+    settings = replace(wanted, prior=prior.kept, posterior_std=rule, scale=scale, units_dim=dim)
     asked, std = str(settings), None
     if hasattr(rule, "of"):  # a NamedPosteriorStd, of which asking `isinstance` takes long
         names = [name for place in places for name in place.names]
@@ -72,7 +72,7 @@ def initial_posterior(
         for name, value in prior.beside(mean).items()
     }
     beside = {ending: nn.Parameter(value) for ending, value in companions.items()}
-    return NewPosterior(replace(settings, prior=prior.kept), beside, of_prior, initial_std), asked
+    return NewPosterior(settings, beside, of_prior, initial_std), asked
 
 
 def measure_rules(

@@ -140,12 +140,17 @@ def _pruned():
     return bnn
 
 
+def _again(bnn):
+    return bnnify.convert(bnn, prior=bnnify.posterior_of(bnn))
+
+
 @pytest.mark.parametrize(
     ("make", "found"),
     [
         (lambda: successor(_pruned()), "`weight` .*pruned"),
         (lambda: successor(bnnify.convert(nn.Linear(3, 2), posterior=bnnify.Point())), r"`weight` .*Point\(\)"),
         (lambda: bnnify.posterior_of(nn.Linear(3, 2)), "no posterior"),
+        (lambda: _again(successor(bnnify.convert(nn.Linear(3, 2)))), "bnnify.collapse first"),
         (
             lambda: bnnify.convert(nn.Linear(3, 2), prior=bnnify.posterior_of(bnnify.convert(nn.Linear(3, 3)))),
             r"shape \(2, 3\).*shape \(3, 3\)",
