@@ -172,6 +172,7 @@ def test_progress_in_a_pipe_is_a_line_now_and_then(monkeypatch, capsys):
     [
         ("continual", ["--tasks=2", "--images=200", "--epochs=1", "--seeds=1"]),
         ("from_scratch", ["--epochs=1", "--images=100", "--networks=2"]),
+        ("posterior_structure", ["--data-sets", "yacht", "--splits=2", "--steps=50"]),
     ],
 )
 def test_a_script_prints_from_its_kept_figures_what_it_printed_when_it_found_them(
@@ -181,7 +182,7 @@ def test_a_script_prints_from_its_kept_figures_what_it_printed_when_it_found_the
     main = importlib.import_module(f"benchmarks.quality.{script}").main
     kept = tmp_path / "kept.json"
     printed = []
-    for arguments in ([f"--data={data_folder}", f"--keep={kept}", *options], [f"--from={kept}"]):
+    for arguments in ([f"--data={data_folder}", f"--output={kept}", *options], [f"--from={kept}"]):
         monkeypatch.setattr(sys, "argv", [script, "--markdown", "--threads=1", *arguments])
         main()
         printed.append(capsys.readouterr().out.partition("\n\n")[2].partition("\n\n")[0])

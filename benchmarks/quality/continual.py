@@ -32,8 +32,8 @@ Learner = Callable[[nn.Module | None, Task, int], nn.Module]
 
 def main() -> None:
     options = _options()
-    if options.source:
-        kept = results.load(options.source)
+    if options.from_file:
+        kept = results.load(options.from_file)
         report.show(_table(kept.rows), options.markdown)
         print("\n".join(kept.notes()))
         return
@@ -41,9 +41,9 @@ def main() -> None:
     found = []
     for row in compare(options):
         found.append(row)
-        if options.keep:
+        if options.output:
             settings = {name: getattr(options, name) for name in ("tasks", "images", "epochs", "seeds")}
-            results.save(options.keep, settings, found, run.libraries)
+            results.save(options.output, settings, found, run.libraries)
     run.show(_table(found))
 
 
@@ -167,8 +167,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=20_000, help="training images of each task")
     parser.add_argument("--epochs", type=int, default=10, help="of each task")
     parser.add_argument("--seeds", type=int, default=3, help="permutations and networks")
-    parser.add_argument("--keep", type=Path, help="where to keep the figures")
-    parser.add_argument("--from", dest="source", type=Path, help="print the table of kept figures instead")
+    parser.add_argument("--from", dest="from_file", type=Path, help="print the table of kept figures instead")
     return parser.parse_args()
 
 

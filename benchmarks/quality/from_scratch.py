@@ -34,8 +34,8 @@ TEST = 2_000
 
 def main() -> None:
     options = _options()
-    if options.source:
-        kept = results.load(options.source)
+    if options.from_file:
+        kept = results.load(options.from_file)
         report.show(_table(kept.rows), options.markdown)
         print("\n".join(kept.notes()))
         return
@@ -43,8 +43,8 @@ def main() -> None:
     found = []
     for row in compare(options):
         found.append(row)
-        if options.keep:
-            results.save(options.keep, {"networks": options.networks, "seeds": options.seeds}, found, run.libraries)
+        if options.output:
+            results.save(options.output, {"networks": options.networks, "seeds": options.seeds}, found, run.libraries)
     run.show(_table(found))
 
 
@@ -119,8 +119,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--images", type=int, help="to train on; default: those of each network")
     parser.add_argument("--epochs", type=int, help="default: those of each network")
     parser.add_argument("--networks", type=int, default=20, help="networks that a prediction averages over")
-    parser.add_argument("--keep", type=Path, help="where to keep the figures")
-    parser.add_argument("--from", dest="source", type=Path, help="print the table of kept figures instead")
+    parser.add_argument("--from", dest="from_file", type=Path, help="print the table of kept figures instead")
     return parser.parse_args()
 
 

@@ -177,7 +177,7 @@ def compare(name: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """All networks on one data set, as rows of the results."""
     data = read(options.data, name)
     splits = range(len(data.tests))[: options.splits]
-    validate = Trainer(Parts.of(data, [_validation(data, split) for split in splits]), data.hidden, options, name)
+    validate = Trainer(Parts.of(data, [validation_rows(data, split) for split in splits]), data.hidden, options, name)
 
     def refit(grid: list[Setting], members: int, learned_noise: bool = False) -> Refit:
         return Refit(data, Choice.among(grid, validate, learned_noise), members, options, name)
@@ -211,9 +211,15 @@ def table(rows: list[dict[str, Any]], names: list[str]) -> Table:
         for network, row in found.items():
             gain = [ours - plain for ours, plain in zip(row["LL"], found["deterministic"]["LL"], strict=True)]
             coverage = f"{100 * fmean(row['coverage']):.1f}"
-            gained = "" if network == "deterministic" else _mean(gain)
+            gained = "" if network == "deterministic" else mean_and_error(gain)
             cells.append(
-                [network, _mean(row["RMSE"], 4 if fmean(row["RMSE"]) < 0.2 else 2), _mean(row["LL"]), gained, coverage]
+                [
+                    network,
+                    mean_and_error(row["RMSE"], 4 if fmean(row["RMSE"]) < 0.2 else 2),
+                    mean_and_error(row["LL"]),
+                    gained,
+                    coverage,
+                ]
             )
     headings = ["network", "RMSE", "log-likelihood", "LL gained on\ndeterministic", "coverage of\n90 % intervals"]
     return Table("UCI regression, mean ± standard error over splits", headings, cells)
@@ -237,7 +243,7 @@ def main() -> None:
     run.show(table(rows, names))
 
 
-def _validation(data: Regression, split: int) -> tuple[Tensor, Tensor]:
+def validation_rows(data: Regression, split: int) -> tuple[Tensor, Tensor]:
     """The rows of the training part, in random order: the first four fifths, and the rest."""
     train = data.train(split)
     train = train[torch.randperm(len(train), generator=torch.Generator().manual_seed(split))]
@@ -248,7 +254,7 @@ def _converted(networks: nn.Module, factor: float = 1.0) -> bnnify.BayesianModel
     return bnnify.convert(networks, select=["w*", "b*"], posterior_std=bnnify.Relative(0.04 * factor))
 
 
-def _mean(values: list[float], places: int = 2) -> str:
+def mean_and_error(values: list[float], places: int = 2) -> str:
     error = stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
     return f"{fmean(values):.{places}f} ± {error:.{places}f}"
 
