@@ -23,11 +23,14 @@ from .report import ConversionReport
 from .torch_internals import tree_map
 
 _OF_TRANSFORMERS = {
+    "activation_checkpointing_disable",
+    "activation_checkpointing_enable",
     "config",
     "enable_input_require_grads",
     "generation_config",
     "gradient_checkpointing_disable",
     "gradient_checkpointing_enable",
+    "is_activation_checkpointing",
     "is_gradient_checkpointing",
     "main_input_name",
     "supports_gradient_checkpointing",
