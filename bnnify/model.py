@@ -135,6 +135,7 @@ class BayesianModel(nn.Module):
         closed_form: bool = False,
         seed: int | None = None,
         progress: bool = False,
+        group: Any = None,
     ) -> Prediction:
         """The predictive distribution over networks from the posterior; see :func:`bnnify.prediction.predict`."""
         return predict(
@@ -149,6 +150,7 @@ class BayesianModel(nn.Module):
             closed_form=closed_form,
             seed=seed,
             progress=progress,
+            group=group,
         )
 
     def parameter_groups(
