@@ -138,6 +138,7 @@ class BayesianModel(nn.Module):
         closed_form: bool = False,
         seed: int | None = None,
         progress: bool = False,
+        group: Any = None,
     ) -> Prediction:
         """The predictive distribution over networks from the posterior; see :func:`bnnify.prediction.predict`."""
         return predict(
@@ -152,6 +153,7 @@ class BayesianModel(nn.Module):
             closed_form=closed_form,
             seed=seed,
             progress=progress,
+            group=group,
         )
 
     def parameter_groups(
