@@ -23,11 +23,14 @@ from .report import ConversionReport
 from .torch_internals import tree_map
 
 _OF_TRANSFORMERS = {
+    "activation_checkpointing_disable",
+    "activation_checkpointing_enable",
     "config",
     "enable_input_require_grads",
     "generation_config",
     "gradient_checkpointing_disable",
     "gradient_checkpointing_enable",
+    "is_activation_checkpointing",
     "is_gradient_checkpointing",
     "main_input_name",
     "supports_gradient_checkpointing",
@@ -135,6 +138,7 @@ class BayesianModel(nn.Module):
         closed_form: bool = False,
         seed: int | None = None,
         progress: bool = False,
+        group: Any = None,
     ) -> Prediction:
         """The predictive distribution over networks from the posterior; see :func:`bnnify.prediction.predict`."""
         return predict(
@@ -149,6 +153,7 @@ class BayesianModel(nn.Module):
             closed_form=closed_form,
             seed=seed,
             progress=progress,
+            group=group,
         )
 
     def parameter_groups(

@@ -1,8 +1,8 @@
 """Fine-tunes a Bayesian network by the ELBO on several processes, with DistributedDataParallel, and resumes.
 
-    torchrun --nproc_per_node=2 examples/ddp.py --checkpoint ddp.pt
+    torchrun --nproc_per_node=2 examples/ddp.py --checkpoint ddp
 
-Each process draws networks of its own, whatever the seed. `num_data` is the size of the whole training set: the mean
+Each process draws networks of its own, whatever the seed (with `--compile`, by the seed). `num_data` is the size of the whole training set: the mean
 over the ranks of `nll + kl / num_data` is the ELBO per datum, since the KL is the same everywhere.
 """
 
@@ -27,7 +27,8 @@ def main() -> None:
     options = _options()
     device = torch.device(f"cuda:{os.environ['LOCAL_RANK']}" if torch.cuda.is_available() else "cpu")
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    torch.manual_seed(0)
+    # In compiled code random numbers hang on the seed of the process; elsewhere one seed for all will do.
+    torch.manual_seed(dist.get_rank() if options.compile else 0)
     network, train, test = load_digits()
 
     bnn = bnnify.convert(network, prior=bnnify.Gaussian(std=1.0)).to(device)  # first convert, then wrap
@@ -40,15 +41,15 @@ def main() -> None:
     sampler = DistributedSampler(data)
     loader = DataLoader(data, batch_size=25, sampler=sampler)
 
-    first = 0
-    own = options.checkpoint.with_suffix(f".{dist.get_rank()}.pt")  # what differs from rank to rank
-    if options.checkpoint.exists():
-        state = torch.load(options.checkpoint, map_location=device, weights_only=True)
+    first = len([*options.checkpoint.glob("epoch-*")])
+    random_numbers = f"random numbers of {dist.get_rank()}.pt"  # which differ from rank to rank
+    if first:
+        last = options.checkpoint / f"epoch-{first}"
+        state = torch.load(last / "state.pt", map_location=device, weights_only=True)
         bnn.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(torch.load(own, weights_only=True))
-        first = state["epoch"]
+        torch.set_rng_state(torch.load(last / random_numbers, weights_only=True))
     for epoch in range(first, options.epochs):
         sampler.set_epoch(epoch)
         for number, (images, labels) in enumerate(loader, start=1):
@@ -63,23 +64,25 @@ def main() -> None:
                 optimizer.step()
                 optimizer.zero_grad()
                 average.update_parameters(bnn)
-        torch.save(torch.get_rng_state(), own)
+        folder = options.checkpoint / f"epoch-{epoch + 1}"
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save(torch.get_rng_state(), folder / random_numbers)
         if dist.get_rank() == 0:
             state = {"model": bnn.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
-            torch.save(state | {"epoch": epoch + 1}, options.checkpoint)
+            torch.save(state, folder / "state.pt")
         dist.barrier()
 
     if dist.get_rank() == 0:
         probabilities = average.module.predict(test.images.to(device), 16, likelihood="logits").mean.cpu()
         print(f"NLL on {len(test.labels)} test digits: {F.nll_loss(probabilities.log(), test.labels):.3f}")
-        bnnify.save(average.module, options.checkpoint.with_suffix(".bnn.pt"))
+        bnnify.save(average.module, options.checkpoint / "model.bnn.pt")
     dist.barrier()  # no rank leaves while another still needs it
     dist.destroy_process_group()
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, required=True, help="where to stop and resume")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="the folder where to stop and resume")
     parser.add_argument("--epochs", type=int, default=20, help="default: 20")
     parser.add_argument("--accumulate", type=int, default=1, help="batches to a step; default: 1")
     parser.add_argument("--bfloat16", action="store_true", help="compute in bfloat16 where autocast thinks it safe")

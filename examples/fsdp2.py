@@ -57,14 +57,13 @@ def main() -> None:
     sampler = DistributedSampler(data)
     loader = DataLoader(data, batch_size=25, sampler=sampler)
 
-    rank, first = f"random numbers of rank {dist.get_rank()}", 0
-    if options.checkpoint.exists():
+    rank, first = f"random numbers of rank {dist.get_rank()}", len([*options.checkpoint.glob("epoch-*")])
+    if first:
         weights, moments = get_state_dict(bnn.module, optimizer)
-        state = {"model": weights, "optimizer": moments, "epoch": torch.tensor(0), rank: torch.get_rng_state()}
-        dcp.load(state, checkpoint_id=options.checkpoint)
+        state = {"model": weights, "optimizer": moments, rank: torch.get_rng_state()}
+        dcp.load(state, checkpoint_id=options.checkpoint / f"epoch-{first}")
         set_state_dict(bnn.module, optimizer, model_state_dict=weights, optim_state_dict=moments)
         torch.set_rng_state(state[rank])
-        first = int(state["epoch"])
     for epoch in range(first, options.epochs):
         sampler.set_epoch(epoch)
         for images, labels in loader:
@@ -75,12 +74,12 @@ def main() -> None:
             nn.utils.clip_grad_norm_(bnn.parameters(), 10.0)
             optimizer.step()
         weights, moments = get_state_dict(bnn.module, optimizer)
-        state = {"model": weights, "optimizer": moments, "epoch": torch.tensor(epoch + 1), rank: torch.get_rng_state()}
-        dcp.save(state, checkpoint_id=options.checkpoint)
+        state = {"model": weights, "optimizer": moments, rank: torch.get_rng_state()}
+        dcp.save(state, checkpoint_id=options.checkpoint / f"epoch-{epoch + 1}")
 
     # All ranks predict together, with the same networks and the same images.
     probabilities = bnn.predict(test.images.to(device), 16, likelihood="logits").mean.cpu()
-    bnnify.save(bnn, options.checkpoint.with_suffix(".bnn.pt"))
+    bnnify.save(bnn, options.checkpoint / "model.bnn.pt")
     if dist.get_rank() == 0:
         print(f"NLL on {len(test.labels)} test digits: {F.nll_loss(probabilities.log(), test.labels):.3f}")
     dist.barrier()  # no rank leaves while another still needs it

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from .processes import in_processes as in_processes
+
 torch.set_num_threads(1)
 
 

@@ -78,7 +78,7 @@ def outcomes_of(
             yield arguments
 
     with evaluating(module), torch.no_grad():
-        for index, found in run_networks(module, batches(), num_samples, output=output, seed=seed):
+        for index, found in run_networks(module, batches(), range(num_samples), output=output, seed=seed):
             together[index].add(found)
             del found
             advance()

@@ -1,6 +1,6 @@
 """Streaming averages over networks, and the prediction that they give."""
 
-__all__ = ["Averages", "Prediction", "concatenate"]
+__all__ = ["AVERAGES", "Averages", "Prediction", "concatenate"]
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +13,9 @@ from torch import Tensor
 from ..errors import ArgumentError, check_share
 from .likelihood import Likelihood, has_values
 from .running_means import Mean, Moments, Pieces
+
+AVERAGES = ("mean", "std", "predictive_entropy", "expected_entropy", "aleatoric_std")
+"""The tensors of a prediction."""
 
 
 @dataclass(frozen=True)
@@ -165,11 +168,10 @@ def concatenate(predictions: list[Prediction], rows: Sequence[int | None]) -> Pr
     def joined(parts: list[Any]) -> Any:
         return parts[0] if len(parts) == 1 or parts[0] is None else torch.cat(parts)
 
-    names = ("mean", "std", "predictive_entropy", "expected_entropy", "aleatoric_std")
-    parts = {name: [getattr(prediction, name) for prediction in predictions] for name in names}
+    parts = {name: [getattr(prediction, name) for prediction in predictions] for name in AVERAGES}
     num_samples, class_dim = predictions[0].num_samples, predictions[0].class_dim
     predictions.clear()  # so that one of these at a time is in memory twice
-    averages = {name: joined(parts.pop(name)) for name in names}
+    averages = {name: joined(parts.pop(name)) for name in AVERAGES}
     prediction = Prediction(num_samples=num_samples, class_dim=class_dim, **averages)
     _check_finite(prediction)
     return prediction

@@ -1,6 +1,6 @@
 """The loop over networks and batches, in which a loader is read once and each network sees every batch."""
 
-__all__ = ["GROUP_BATCHES", "GROUP_BYTES", "run_networks"]
+__all__ = ["GROUP_BATCHES", "GROUP_BYTES", "beginning", "run_networks"]
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -26,14 +26,14 @@ GROUP_BATCHES = 256
 def run_networks(
     module: nn.Module,
     batches: Iterable[Arguments],
-    num_samples: int,
+    networks: range,
     *,
     output: str | int | Callable[[Any], Any] | None = None,
     antithetic: bool = False,
     at_once: int = 1,
     seed: int | None = None,
 ) -> Iterator[tuple[int, Any]]:
-    """Yield the number of a batch and an output for it, ``num_samples`` times for each batch, each of another network.
+    """Yield the number of a batch and an output for it, once for each of the ``networks``.
 
     A network is drawn, runs over a group of batches, and makes room for the next one. If there is another group, the
     same networks are drawn again for it.
@@ -41,7 +41,7 @@ def run_networks(
     Args:
         module: The model, in the mode in which it is to run.
         batches: The arguments of its forward, read once.
-        num_samples: The number of networks.
+        networks: The numbers of the networks; under ``antithetic`` they start with an even one.
         output: Which part of the model's output: a key or attribute, an index, or a function, which is called while the
             network is in effect. Default: all of it.
         antithetic: See :class:`~bnnify.prediction.sampler.Sampler`. Default: ``False``.
@@ -52,12 +52,12 @@ def run_networks(
     group, next_batch = _read_group([], remaining)
     # If one group is all there is, no network has to be drawn twice.
     sampler = Sampler(module, antithetic=antithetic, repeatable=bool(next_batch), seed=seed)
-    trunk = Trunk(module, sampler, None if callable(output) else output, on=num_samples > at_once == 1)
+    trunk = Trunk(module, sampler, None if callable(output) else output, on=len(networks) > at_once == 1)
     start = 0
     while group:
-        for first in range(0, num_samples, at_once):
+        for first in networks[::at_once]:
             if at_once > 1:
-                together = NetworksAtOnce(module, sampler, range(first, min(first + at_once, num_samples)))
+                together = NetworksAtOnce(module, sampler, range(first, min(first + at_once, networks.stop)))
                 for index, arguments in enumerate(group, start):
                     yield from ((index, found) for found in together.forward(*arguments, output))
                 continue
@@ -78,9 +78,9 @@ def run_networks(
 def _read_group(first: list[Arguments], remaining: Iterator[Arguments]) -> tuple[list[Arguments], list[Arguments]]:
     """Read the batches that are held at a time, from ``first`` on, and the one after them, if there is one."""
     group, nbytes = list(first), sum(map(_nbytes, first))
-    beginnings = [_beginning(arguments) for arguments in first]
+    beginnings = [beginning(arguments) for arguments in first]
     for arguments in remaining:
-        if group and [_beginning(group[0]), _beginning(group[-1])] != [beginnings[0], beginnings[-1]]:
+        if group and [beginning(group[0]), beginning(group[-1])] != [beginnings[0], beginnings[-1]]:
             raise ArgumentError(
                 "A batch has changed while the next one was read: what gives the batches reuses their memory, and "
                 "predict holds several at a time. Give copies, for example (batch.clone() for batch in loader)."
@@ -88,12 +88,12 @@ def _read_group(first: list[Arguments], remaining: Iterator[Arguments]) -> tuple
         if group and (nbytes >= GROUP_BYTES or len(group) >= GROUP_BATCHES):
             return group, [arguments]
         group.append(arguments)
-        beginnings.append(_beginning(arguments))
+        beginnings.append(beginning(arguments))
         nbytes += _nbytes(arguments)
     return group, []
 
 
-def _beginning(arguments: Arguments) -> str:
+def beginning(arguments: Arguments) -> str:
     """Write down the first numbers of the tensors of a batch."""
     plain = (tensor for tensor in tensors_in(arguments) if is_plain_tensor(tensor) and not is_transformed(tensor))
     tensors = (tensor for tensor in plain if tensor.numel())

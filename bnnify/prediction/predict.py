@@ -14,8 +14,10 @@ from .averages import Averages, Prediction, concatenate
 from .batches import Arguments, batches_of, count_batches, rows_of
 from .closed_form import averaged_in_closed_form
 from .eval_mode import evaluating
+from .joined import joined
 from .known_likelihoods import LikelihoodLike, as_likelihood
 from .loop import run_networks
+from .share import Share
 
 
 def predict(
@@ -31,6 +33,7 @@ def predict(
     closed_form: bool = False,
     seed: int | None = None,
     progress: bool = False,
+    group: Any = None,
 ) -> Prediction:
     """p(y|x) = E_q[p(y|x, w)], averaged over ``num_samples`` networks, in eval mode and without gradient.
 
@@ -101,16 +104,28 @@ def predict(
             ``[bnn.predict([batch], seed=0, likelihood="logits").mutual_information for batch in loader]``. Random
             numbers that the forward draws for itself are still the program's. Default: ``None``, new networks.
         progress: Show a progress bar, which needs rich, from the extra ``cli``. Default: ``False``.
+        group: A process group of ``torch.distributed``, such as ``torch.distributed.group.WORLD``, whose ranks all call
+            this and share the work; each gets the whole prediction. See below. Default: ``None``, this process alone.
+
+    With ``group`` the ranks are given **the same inputs** and split the networks; if there are fewer networks than
+    ranks, and a loader, also the batches, of which each rank reads all. Or each is given a ``DataLoader`` with a
+    ``DistributedSampler``: then it predicts what its sampler gives it, with all networks, or with a part of them if
+    the sampler has fewer replicas than the group has ranks; examples that the sampler repeats are left out, and the
+    result is in the order of the data set, shuffled or not. (The loader itself has to be given, not a generator around
+    it.) The networks are those that one process has for the same ``seed``. If the data alone are split, and the batches
+    are the same, so is the result; if the networks are, the averages differ by rounding. ``closed_form`` splits the
+    data alone, and so does a model that FSDP2 has sharded, whose ranks run each network together; it needs the sampler.
 
     Raises:
         ArgumentError: ``num_samples`` is not positive, ``seed`` is negative or above 2⁶³ - 1, ``likelihood`` is
             unknown, or the loader has no batches; or the output is not what ``likelihood`` says: probabilities that are
             negative or do not sum to one, one logit where there should be one for each class, a negative variance, NaN.
             Or outputs cannot be put together: their shape differs between networks, or between batches otherwise than
-            in the first dimension. Or with ``networks_at_once`` or ``closed_form`` the model cannot run so: the message
-            says why.
+            in the first dimension. Or with ``networks_at_once``, ``closed_form`` or ``group`` the model cannot run so:
+            the message says why.
         ArgumentTypeError: The chosen output is not a tensor (or, for ``"gaussian"``, a pair of tensors), or holds
             integers; or it is not clear whether ``inputs`` is one batch, or what of it are inputs.
+        DrawError: The prediction has failed on another rank of the ``group``.
         MissingLibraryError: ``progress`` was asked for, and rich is not installed.
 
     References:
@@ -123,31 +138,35 @@ def predict(
         seed = checked_seed("seed", seed)
     if closed_form and (antithetic or networks_at_once != 1):
         raise ArgumentError("closed_form=True draws no networks. Leave out antithetic and networks_at_once.")
-    averages: list[Averages] = []
+    share = None
+    if group is not None:
+        share = Share(group, module, inputs, num_samples, seed, antithetic=antithetic, closed_form=closed_form)
+    networks, seed = (range(num_samples), seed) if share is None else (share.networks, share.seed)
     rows: list[int | None] = []
 
     def batches() -> Iterator[Arguments]:
-        for arguments in batches_of(inputs, module):
+        given = batches_of(inputs, module)
+        for arguments in given if share is None else share.own(given):
             rows.append(rows_of(arguments))
             yield arguments
 
-    options: dict[str, Any] = {"output": output, "antithetic": antithetic, "at_once": networks_at_once, "seed": seed}
-    forwards = 1 if closed_form else num_samples
-    with (
-        evaluating(module),
-        torch.no_grad(),
-        forwards_bar("predict", forwards, count_batches(inputs), progress) as advance,
-    ):
+    def run() -> list[Prediction]:
         if closed_form:
             predictions = []
             for arguments in batches():
                 predictions.append(averaged_in_closed_form(module, arguments, num_samples, meaning, output, seed))
                 advance()
-            return concatenate(predictions, rows)
-        for index, found in run_networks(module, batches(), num_samples, **options):
+            return predictions
+        averages: list[Averages] = []
+        options: dict[str, Any] = {"output": output, "antithetic": antithetic, "at_once": networks_at_once}
+        for index, found in run_networks(module, batches(), networks, seed=seed, **options):
             if index == len(averages):
                 averages.append(Averages(meaning, rows[index]))
             averages[index].add(found)
             del found
             advance()
-    return concatenate([averages.pop(0).prediction() for _ in range(len(averages))], rows)
+        return [averages.pop(0).prediction() for _ in range(len(averages))]
+
+    forwards, count = 1 if closed_form else len(networks), count_batches(inputs) if share is None else None
+    with evaluating(module), torch.no_grad(), forwards_bar("predict", forwards, count, progress) as advance:
+        return concatenate(run(), rows) if share is None else joined(share, module, run, rows, meaning)

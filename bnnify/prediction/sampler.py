@@ -69,13 +69,16 @@ class Sampler:
         return list(bayesian_parameters(self._root)) if self._parameters is None else self._parameters
 
     def draw(self, number: int) -> Draw:
-        """Draw network ``number``, in order from 0 on. Drop the one before first, to have its memory used."""
+        """Draw network ``number``, in order. Drop the one before first, to have its memory used.
+
+        They start from 0, or, if they are repeatable, from anywhere; antithetic ones from an even number.
+        """
         if self._gradients:
             return Draw(self.parameters)
         self.samples.clear()
         self._mirrored = self._antithetic and number % 2 == 1
         if self._repeatable:
-            if number == len(self._seeds):
+            while number >= len(self._seeds):
                 self._seeds.append(next_seed(self._source))
             devices = {parameter.mean.device for parameter in self.parameters}
             self._generators = {each: torch.Generator(each).manual_seed(self._seeds[number]) for each in devices}

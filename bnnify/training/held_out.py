@@ -47,7 +47,7 @@ class HeldOut(ABC):
     def loss(self, num_samples: int, advance: Callable[[], object] = lambda: None) -> float:
         """The loss of the average of ``num_samples`` networks, each drawn once for all data; infinite if no number."""
         sums: dict[int, Tensor] = {}
-        for index, found in run_networks(self._module, self.batches, num_samples, output=self._output):
+        for index, found in run_networks(self._module, self.batches, range(num_samples), output=self._output):
             log_probs = self._log_probs(index, self._distribution(index, found))
             sums[index] = torch.logaddexp(sums[index], log_probs) if index in sums else log_probs
             advance()

@@ -1,9 +1,7 @@
 """Several processes train one Bayesian model: DDP, FSDP2 and distributed checkpoints, on CPU with gloo."""
 
 import copy
-import datetime
 import itertools
-import multiprocessing
 
 import pytest
 import torch
@@ -22,41 +20,12 @@ import bnnify
 from bnnify.draws.companions import INITIAL_STD, PRIOR_MEAN, RHO
 from bnnify.modules.parameters import unique_bayesian_parameters
 
-pytestmark = pytest.mark.skipif(
-    not dist.is_gloo_available() or "forkserver" not in multiprocessing.get_all_start_methods(),
-    reason="needs gloo, and processes forked from a server",
-)
+from ..processes import RANKS, assert_same_on_every_rank, full, needs_processes, on_every_rank
 
-RANKS = 2
+pytestmark = needs_processes
+
 CERTAIN = 1e-12
 """A σ below the spacing of float32 around the weights: every draw is the network of the means."""
-
-
-@pytest.fixture
-def in_processes(tmp_path):
-    """Call a function of this module in new processes, as ``function(rank, *arguments)``; it fails where one fails."""
-
-    def run(function, *arguments, ranks=RANKS):
-        # They are forked from a server that has imported torch once. A file is their rendezvous: no port to collide.
-        multiprocessing.set_forkserver_preload(["torch._dynamo", "torch.distributed.fsdp", "bnnify"])
-        torch.multiprocessing.start_processes(
-            _process,
-            (ranks, (tmp_path / "rendezvous").as_uri(), function, arguments),
-            nprocs=ranks,
-            daemon=True,
-            start_method="forkserver",
-        )
-
-    return run
-
-
-def _process(rank, ranks, rendezvous, function, arguments):
-    torch.set_num_threads(1)
-    limit = datetime.timedelta(seconds=60)
-    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=ranks, timeout=limit)
-    function(rank, *arguments)
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 class Block(nn.TransformerEncoderLayer):
@@ -96,10 +65,6 @@ def objective(bnn, x, forwards=1):
     return torch.stack(losses).mean()
 
 
-def full(tensor):
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
 def gradients(module):
     return {name: full(p.grad) for name, p in module.named_parameters() if p.requires_grad}
 
@@ -109,17 +74,6 @@ def averaged(gradients):
         dist.all_reduce(grad)
         grad /= dist.get_world_size()
     return gradients
-
-
-def on_every_rank(tensor):
-    copies = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
-    dist.all_gather(copies, tensor.detach().contiguous())
-    return copies
-
-
-def assert_same_on_every_rank(tensor):
-    for other in on_every_rank(tensor):
-        assert torch.equal(other, tensor)
 
 
 def assert_gradients_close(actual, expected):
