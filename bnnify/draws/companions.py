@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..torch_internals import in_transform, is_traced
-from .sharding import is_distributed
+from .sharding import is_distributed, whole
 
 RHO, INITIAL_STD = "_rho", "_initial_std"
 OF_PRIOR = PRIOR_MEAN, PRIOR_STD = "_prior_mean", "_prior_std"
@@ -41,7 +41,7 @@ def as_buffer(scalar: Tensor) -> Tensor:
 
     Of shape () the compiler would take one in float64 for a Python float, and compile twice.
     """
-    return (scalar.full_tensor() if is_distributed(scalar) else scalar).detach().clone().reshape(1)
+    return whole(scalar).detach().clone().reshape(1)
 
 
 def from_buffer(buffer: Tensor) -> Tensor | float:

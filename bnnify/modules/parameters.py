@@ -20,7 +20,7 @@ from ..distributions.gaussian import is_pruned, rms_std
 from ..distributions.prior import Prior
 from ..draws.companions import INITIAL_STD, OF_PRIOR, PRIOR_MEAN, PRIOR_STD, RHO, as_buffer
 from ..draws.processes import num_ranks, together
-from ..draws.sharding import is_distributed, is_sharding, ranks_together, reshard
+from ..draws.sharding import is_sharding, ranks_together, reshard, whole
 from ..draws.slot import Active, has_draw, read
 from ..errors import DrawError
 from ..torch_internals import fsdp_mesh_ndim
@@ -149,9 +149,7 @@ class BayesianParameter:
         Raises:
             ConversionError: The prior does not give one number for each weight.
         """
-        kl = self.posterior.kl(self)
-        # Of a sharded parameter it is a sum of which every rank has computed its part.
-        return kl.full_tensor() if is_distributed(kl) else kl
+        return whole(self.posterior.kl(self))  # of a sharded parameter every rank has computed its part of the sum
 
     def sample_and_kl(self) -> tuple[Tensor, Tensor] | None:
         """Compute a sample and :meth:`kl` at it in one pass; None where each has to be computed by itself."""
