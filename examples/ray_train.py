@@ -1,6 +1,6 @@
 """Fine-tunes a Bayesian network by the ELBO with Ray Train, which starts the workers itself, and resumes.
 
-    python examples/ray_train.py --checkpoint /a/folder/that/all/nodes/see --workers 2
+python examples/ray_train.py --checkpoint /a/folder/that/all/nodes/see --workers 2
 """
 
 import argparse
@@ -58,25 +58,26 @@ def train_on_one_worker(options: dict[str, Any]) -> None:
         device = next(bnn.parameters()).device
         probabilities = bnn.predict(test.images.to(device), 16, likelihood="logits").mean.cpu()
         print(f"NLL on {len(test.labels)} test digits: {F.nll_loss(probabilities.log(), test.labels):.3f}")
-        bnnify.save(bnn, Path(options["checkpoint"]) / "model.bnn.pt")
+        bnnify.save(bnn, options["folder"] / "model.bnn.pt")
     dist.barrier()  # no worker leaves while another still needs it
 
 
 def main() -> None:
-    options = vars(_options())
+    options = _options()
+    folder = options.checkpoint.resolve()  # which workers have to know that are started elsewhere
     trainer = TorchTrainer(
         train_on_one_worker,
-        train_loop_config=options,
-        scaling_config=ray.train.ScalingConfig(num_workers=options["workers"], use_gpu=torch.cuda.is_available()),
+        train_loop_config={"folder": folder, "epochs": options.epochs},
+        scaling_config=ray.train.ScalingConfig(num_workers=options.workers, use_gpu=torch.cuda.is_available()),
         # A run of this name that was stopped goes on from its last checkpoint.
-        run_config=ray.train.RunConfig(name="digits", storage_path=options["checkpoint"]),
+        run_config=ray.train.RunConfig(name="digits", storage_path=str(folder)),
     )
     trainer.fit()
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=lambda path: str(Path(path).resolve()), required=True, help="the folder where to stop and resume")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="the folder where to stop and resume")
     parser.add_argument("--workers", type=int, default=2, help="default: 2")
     parser.add_argument("--epochs", type=int, default=20, help="default: 20")
     return parser.parse_args()
