@@ -29,16 +29,18 @@ def train_on_one_worker(options: dict[str, Any]) -> None:
     optimizer = torch.optim.Adam(bnn.parameter_groups(lr=3e-3, rho_lr=1e-2))
     loader = prepare_data_loader(DataLoader(TensorDataset(train.images, train.labels), batch_size=25, shuffle=True))
 
-    rank, first = ray.train.get_context().get_world_rank(), 0
+    rank, workers = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
+    first = 0
     if checkpoint := ray.train.get_checkpoint():
         with checkpoint.as_directory() as folder:
-            state = torch.load(Path(folder) / "state.pt", weights_only=True)
+            state = torch.load(Path(folder) / "state.pt", map_location="cpu", weights_only=True)
             bnn.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
             torch.set_rng_state(torch.load(Path(folder) / f"random numbers of {rank}.pt", weights_only=True))
             first = state["epoch"]
     for epoch in range(first, options["epochs"]):
-        loader.sampler.set_epoch(epoch)
+        if workers > 1:
+            loader.sampler.set_epoch(epoch)
         for images, labels in loader:
             logits, kl = model(images)
             # N is the size of the whole training set, and not of the part that this worker sees.
