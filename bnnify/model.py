@@ -87,7 +87,10 @@ class BayesianModel(nn.Module):
         return call_in_draw(self.module, self.module, *args, **kwargs)
 
     def kl(self) -> Tensor:
-        """KL(q‖p) in nats, summed over all weights, a tied one once; a scalar in float32 or better, with gradient."""
+        """KL(q‖p) in nats, summed over all weights, a tied one once; a scalar in float32 or better, with gradient.
+
+        Of a sharded model every rank has a part: all of them have to call this, or those that do wait for the others.
+        """
         return _sum([parameter.kl() for parameter in unique_bayesian_parameters(self)])
 
     def draw(self) -> Draw:

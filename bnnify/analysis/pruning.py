@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..distributions.gaussian import PRUNED, at_least_float32, has_pruned, is_pruned, std
-from ..draws.sharding import is_distributed
+from ..distributions.gaussian import PRUNED, at_least_float32, is_pruned, std
+from ..draws.sharding import in_form_of, whole
 from ..errors import ArgumentError, check_module
 from ..model import BayesianModel
 from ..modules.parameters import BayesianParameter, bayesian_parameters, unique_bayesian_parameters
@@ -76,6 +76,9 @@ def prune(bnn: nn.Module, fraction: float, *, per_layer: bool = False) -> Prunin
     not count in the KL, so that fine-tuning leaves it at zero; its ρ tells that it is pruned, also in a file. Weights
     that were pruned before count towards the fraction.
 
+    A sharded model (FSDP2, tensor parallelism) has to be pruned by all ranks together; each holds the ratios of the
+    whole model, in the memory of its CPU, until that is done.
+
     Make a new optimizer before fine-tuning: one with momentum would go on moving what it moved before.
 
     Args:
@@ -89,7 +92,7 @@ def prune(bnn: nn.Module, fraction: float, *, per_layer: bool = False) -> Prunin
     Raises:
         ArgumentTypeError: ``bnn`` is no module.
         ArgumentError: The fraction is not between 0 and 1, the model is not converted, or a parameter is on the meta
-            device or sharded. Nothing has been pruned then.
+            device. Nothing has been pruned then.
 
     References:
         Blundell et al. 2015, "Weight Uncertainty in Neural Networks", section 5.1.
@@ -104,15 +107,17 @@ def prune(bnn: nn.Module, fraction: float, *, per_layer: bool = False) -> Prunin
         raise ArgumentError(f"prune(fraction) must lie between 0 and 1, not {fraction!r}.")
     parameters = _prunable(_root(bnn))
     for parameter in parameters:
-        if parameter.mean.is_meta or is_distributed(parameter.mean):
-            where = "on the meta device" if parameter.mean.is_meta else "sharded"
-            raise ArgumentError(f"Cannot prune `{parameter.name}`: it is {where}. Prune a model with all its values.")
+        if parameter.mean.is_meta:
+            raise ArgumentError(
+                f"Cannot prune `{parameter.name}`: it is on the meta device. Prune a model with all its values."
+            )
     groups = [[parameter] for parameter in parameters] if per_layer else [parameters]
     for group in groups:
         _prune_together(group, fraction)
-    for parameter in parameters:
-        parameter.slot.state.has_pruned = has_pruned(parameter.rho)
-    return PruningReport(tuple(PruningEntry(p.name, p.mean.numel(), int(is_pruned(p.rho).sum())) for p in parameters))
+    entries = [PruningEntry(p.name, p.mean.numel(), int(whole(is_pruned(p.rho).sum()))) for p in parameters]
+    for parameter, entry in zip(parameters, entries, strict=True):
+        parameter.slot.state.has_pruned = entry.pruned > 0
+    return PruningReport(tuple(entries))
 
 
 @torch.no_grad()
@@ -120,10 +125,10 @@ def _prune_together(parameters: list[BayesianParameter], fraction: float) -> Non
     if not parameters:
         return
     # What was pruned before comes first, so that pruning a second time does not begin anew.
-    ratios = [_signal_to_noise(p).masked_fill(is_pruned(p.rho), -1.0).flatten().cpu() for p in parameters]
+    ratios = [whole(_signal_to_noise(p).masked_fill(is_pruned(p.rho), -1.0)).flatten().cpu() for p in parameters]
     least = _least(torch.cat(ratios), fraction)
     for parameter, chosen in zip(parameters, least.split([len(ratio) for ratio in ratios]), strict=True):
-        chosen = chosen.view_as(parameter.mean).to(parameter.mean.device)
+        chosen = in_form_of(parameter.mean, chosen.view(parameter.mean.shape).to(parameter.mean.device))
         parameter.mean.masked_fill_(chosen, 0.0)
         parameter.rho.masked_fill_(chosen, PRUNED)
 

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from ..draws.companions import INITIAL_STD, PRIOR_MEAN, RHO, PriorMean
+from ..draws.sharding import in_form_of, is_sharding, reshard
 from ..errors import CheckpointError, check_module
 from ..model import BayesianModel
 from ..modules.parameters import BayesianParameter, bayesian_parameters, is_derived
 from ..modules.settings import plain_class, slots_of
-from ..torch_internals import load_own_tensors, load_post_hooks, module_versions, set_module_versions
+from ..torch_internals import fsdp_look_again, load_own_tensors, load_post_hooks, module_versions, set_module_versions
 from .architectures.shapes import COUNT, abridged, printable
 from .foreign.prefixes import without_wrappers
 from .tensor_places import TensorPlace, places_of, put, valueless_buffers
@@ -29,7 +30,8 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
     weights by the rule that it was converted with; where it has no prior mean, the loaded weights are it, and where it
     has no scale of the prior, that goes by σ, even if the weights look untrained. So a model may be converted before it
     has its weights, also on the meta device, where the tensors of the state_dict become its own. Parameters that were
-    tied stay tied.
+    tied stay tied. A sharded model (FSDP2, tensor parallelism) is loaded by all ranks together, each of which is given
+    the whole state_dict, such as a file that torch has mapped into memory (``mmap=True``), and copies its shards.
 
     Args:
         model: A converted model (a :class:`BayesianModel` or its ``module``).
@@ -56,17 +58,24 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
             "loaded."
         )
     state_dict = without_wrappers(state_dict, root.state_dict().keys())
+    sharding = [module for module in root.modules() if is_sharding(module)]
+    for module in sharding:
+        reshard(module)
     places = places_of(root)
-    absent = _assign(root, state_dict, places)
-    with torch.no_grad():
-        for tensor, holders in places.items():
-            found = [holder.tensor for holder in holders if holder.tensor is not tensor]
-            given = found[0] if found else tensor
-            put(holders, given if _must_be_replaced(tensor, given) else tensor.copy_(given))
-        for parameter in bayesian_parameters(root):
-            _start_anew(parameter, absent)
-        for holders in places.values():
-            put(holders, holders[0].tensor)  # on the meta device, what was started anew is new
+    try:
+        absent = _assign(root, state_dict, places)
+        with torch.no_grad():
+            for tensor, holders in places.items():
+                found = [holder.tensor for holder in holders if holder.tensor is not tensor]
+                given = found[0] if found else tensor
+                put(holders, given if _must_be_replaced(tensor, given) else tensor.copy_(given))
+            for parameter in bayesian_parameters(root):
+                _start_anew(parameter, absent)
+            for holders in places.values():
+                put(holders, holders[0].tensor)  # on the meta device, what was started anew is new
+    finally:
+        for module in sharding:
+            fsdp_look_again(module)
     if isinstance(model, BayesianModel):
         if any(name.endswith(RHO) for name in absent):
             model.report = replace(model.report, tuning="")
@@ -90,7 +99,7 @@ def _assign(root: nn.Module, state_dict: Mapping[str, Any], places: Mapping[Tens
         CheckpointError: It does not fit. Everything is where it was.
     """
     undo = _undo(root)
-    state_dict = _with_dtypes_of(places, state_dict)
+    state_dict = _in_forms_of(places, state_dict)
     found, errors = _Incompatible([], []), list[str]()
     try:
         _load(root, OrderedDict(state_dict), "", module_versions(state_dict) or {}, found, errors)
@@ -148,18 +157,18 @@ def _has_its_own(module: nn.Module, method: str) -> bool:
     return not function.__module__.startswith("torch.")
 
 
-def _with_dtypes_of(places: Mapping[Tensor, list[TensorPlace]], given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return ``given`` with floating-point numbers for integers that are to be weights."""
+def _in_forms_of(places: Mapping[Tensor, list[TensorPlace]], given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return ``given`` with floating-point numbers where integers are to be weights, and shards of what is sharded."""
     own = {holder.name: tensor for tensor, holders in places.items() for holder in holders}
-    integers = {
-        name: value.to(own[name].dtype)
-        for name, value in given.items()
-        if isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex())
-        if name in own and own[name].is_floating_point()
-    }
-    if not integers:
+    formed = {}
+    for name, value in given.items():
+        if isinstance(value, Tensor) and name in own:
+            is_integer = not (value.is_floating_point() or value.is_complex())
+            wanted = value.to(own[name].dtype) if is_integer and own[name].is_floating_point() else value
+            formed[name] = in_form_of(own[name], wanted)
+    if all(given[name] is value for name, value in formed.items()):
         return given
-    made = OrderedDict(given) | integers
+    made = OrderedDict(given) | formed
     set_module_versions(made, module_versions(given))
     return made
 
@@ -222,6 +231,7 @@ def _start_anew(parameter: BayesianParameter, absent: set[str]) -> None:
 
 
 def _fill(slots: dict[str, Any], name: str, value: Tensor) -> None:
+    value = in_form_of(slots[name], value)
     if slots[name].is_meta:
         kind = PriorMean if name.endswith(PRIOR_MEAN) else nn.Parameter
         slots[name] = kind(value, requires_grad=slots[name].requires_grad)

@@ -73,6 +73,7 @@ def freeze(bnn: nn.Module, num_samples: int, *, antithetic: bool = False) -> Ens
 
     Raises:
         ArgumentError: ``num_samples`` is not positive.
+        ConversionError: FSDP2 shards a Bayesian parameter, or the model cannot be copied.
 
     Example::
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..torch_internals import in_transform, is_traced
-from .sharding import is_distributed
+from .sharding import is_distributed, whole
 
 RHO, PRIOR_MEAN, INITIAL_STD = "_rho", "_prior_mean", "_initial_std"
 """Endings of names: ``weight_rho`` is ρ, ``weight_prior_mean`` the pretrained value that a centred prior keeps, and
@@ -39,7 +39,7 @@ def as_buffer(scalar: Tensor) -> Tensor:
 
     Of shape () the compiler would take one in float64 for a Python float, and compile twice.
     """
-    return (scalar.full_tensor() if is_distributed(scalar) else scalar).detach().clone().reshape(1)
+    return whole(scalar).detach().clone().reshape(1)
 
 
 def from_buffer(buffer: Tensor) -> Tensor | float:

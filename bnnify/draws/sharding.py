@@ -1,6 +1,7 @@
 """Sharded parameters (FSDP2 and other DTensors): their noise, and the forms in which they are read."""
 
 __all__ = [
+    "in_form_of",
     "is_distributed",
     "is_sharding",
     "is_unsharded_form",
@@ -8,6 +9,7 @@ __all__ = [
     "reshard",
     "sharded_noise",
     "unsharded",
+    "whole",
 ]
 
 import math
@@ -28,6 +30,22 @@ if TYPE_CHECKING:
 def is_distributed(tensor: Any) -> "TypeGuard[DTensor]":
     """Tell, without importing DTensor, whether ``tensor`` is one."""
     return hasattr(tensor, "full_tensor")
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor, gathered from the ranks if it is a DTensor."""
+    return tensor.full_tensor() if is_distributed(tensor) else tensor
+
+
+def in_form_of(other: Tensor, tensor: Tensor) -> Tensor:
+    """Shard ``tensor``, which each rank has whole, as ``other`` is; return it as it stands if that is not sharded."""
+    if not is_distributed(other):
+        return tensor
+    if is_distributed(tensor):
+        return tensor.redistribute(other.device_mesh, other.placements)
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor, other.device_mesh, other.placements, src_data_rank=None)
 
 
 def sharded_noise(tensor: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -6,6 +6,7 @@ __all__ = [
     "companions_of",
     "is_derived",
     "noisy_parameters",
+    "refuse_fsdp1",
     "unique_bayesian_parameters",
 ]
 
@@ -20,10 +21,10 @@ from ..distributions.gaussian import is_pruned, rms_std
 from ..distributions.prior import Prior
 from ..draws.companions import INITIAL_STD, PRIOR_MEAN, RHO, as_buffer
 from ..draws.processes import num_ranks, together
-from ..draws.sharding import is_distributed, is_sharding, ranks_together, reshard
+from ..draws.sharding import is_sharding, ranks_together, reshard, whole
 from ..draws.slot import Active, has_draw, read
 from ..errors import DrawError
-from ..torch_internals import fsdp_mesh_ndim
+from ..torch_internals import fsdp_mesh_ndim, is_fsdp_module
 from .mean_field import MeanField
 from .posterior import PosteriorFamily
 from .settings import Settings, Slot, slots_of
@@ -138,9 +139,7 @@ class BayesianParameter:
         Raises:
             ConversionError: The prior does not give one number for each weight.
         """
-        kl = self.posterior.kl(self)
-        # Of a sharded parameter it is a sum of which every rank has computed its part.
-        return kl.full_tensor() if is_distributed(kl) else kl
+        return whole(self.posterior.kl(self))  # of a sharded parameter every rank has computed its part of the sum
 
     def sample_and_kl(self) -> tuple[Tensor, Tensor] | None:
         """Compute a sample and :meth:`kl` at it in one pass; None where each has to be computed by itself."""
@@ -206,7 +205,18 @@ def companions_of(settings: Settings) -> tuple[str, ...]:
     return (*settings.posterior.companions, PRIOR_MEAN, INITIAL_STD)
 
 
+def refuse_fsdp1(module: nn.Module, attribute: str) -> None:
+    """Raise a DrawError if FSDP1 has taken a parameter out of ``module``; FSDP2 leaves each in its place."""
+    if is_fsdp_module(module):
+        raise DrawError(
+            f"FullyShardedDataParallel (FSDP1) has put `{attribute}` of a {type(module).__name__} into a flat "
+            "parameter, which no draw can read. Shard with FSDP2 instead: torch.distributed.fsdp.fully_shard, on the "
+            "layers of bnn.module and then on itself."
+        )
+
+
 def _refuse_surgery(parameter: BayesianParameter) -> None:
+    refuse_fsdp1(parameter.module, parameter.attribute)
     parameters, attribute = parameter.module._parameters, parameter.attribute
     mean = parameters.get(attribute)
     gone = [ending for ending in parameter.posterior.companions if parameters.get(attribute + ending) is None]

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from ..distributions.gaussian import at_least_float32, std
 from ..draws.draw import Draw
 from ..draws.noise import noise_like
+from ..draws.sharding import is_distributed
 from ..errors import ArgumentError
 from ..modules.parameters import BayesianParameter, bayesian_parameters
 from ..torch_internals import tree_leaves
@@ -86,6 +87,8 @@ class _LastLayer(TorchFunctionMode):
         mean = parameter.mean
         if not parameter.posterior.has_noise:
             return mean
+        if is_distributed(mean):
+            self._refuse(f"`{parameter.name}` is sharded.")
         if not parameter.has_rho:
             self._refuse(f"`{parameter.name}` has the posterior {parameter.posterior}, which is not MeanField().")
         stand_in = mean.detach().new_full((), torch.nan).expand(mean.shape)  # kept by the draw, and so its id

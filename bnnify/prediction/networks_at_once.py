@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..draws.draw import Draw
+from ..draws.sharding import is_distributed
 from ..errors import ArgumentError
 from ..torch_internals import tree_map, writes_to
 from .batches import choose
@@ -27,10 +28,15 @@ class NetworksAtOnce:
         module: The model.
         sampler: Draws its networks.
         numbers: Which of them, the next ones in order.
+
+    Raises:
+        ArgumentError: The model is sharded.
     """
 
     def __init__(self, module: nn.Module, sampler: Sampler, numbers: Sequence[int]) -> None:
         self._module, self._sampler, self._count = module, sampler, len(numbers)
+        if any(is_distributed(parameter.mean) for parameter in sampler.parameters):
+            raise ArgumentError(self._refusal("its parameters are sharded, and vmap does not follow those."))
         drawn: list[dict[int, Tensor]] = []
         for number in numbers:
             sampler.draw(number)
