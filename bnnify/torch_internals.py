@@ -283,6 +283,11 @@ def fsdp_gradient_divisors(module: Any) -> list[tuple[list[Tensor], float]]:
     ]
 
 
+def is_fsdp_module(module: nn.Module) -> bool:
+    """Tell whether FSDP1 or FSDP2 has taken over the parameters of ``module``."""
+    return bool(getattr(module, "_is_fsdp_managed_module", False))
+
+
 def fsdp_places(module: Any) -> list[tuple[nn.Module, str]]:
     """The modules and attributes in which FSDP2 puts the parameters that it shards as one with ``module``."""
     infos = [each._module_info for group in module._get_fsdp_state()._fsdp_param_groups for each in group.fsdp_params]

@@ -1,9 +1,9 @@
 """Fine-tunes a Bayesian network by the ELBO with accelerate, and resumes where it was stopped.
 
-    accelerate launch --num_processes=2 examples/accelerate_ddp.py --checkpoint accelerate   (--cpu: without GPUs)
+    accelerate launch --multi_gpu --num_processes=2 examples/accelerate_ddp.py --checkpoint accelerate
 
-A part of the network is computed again in the backward pass, by the re-entrant kind of activation checkpointing. With
-DDP that needs `static_graph=True`.
+Without GPUs the same command starts two processes on the CPU. A part of the network is computed again in the backward
+pass, by the re-entrant kind of activation checkpointing. With DDP that needs `static_graph=True`.
 """
 
 import argparse

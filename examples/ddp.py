@@ -2,7 +2,7 @@
 
     torchrun --nproc_per_node=2 examples/ddp.py --checkpoint ddp
 
-Each process draws networks of its own, whatever the seed (with `--compile`, by the seed). `num_data` is the size of the whole training set: the mean
+Each process draws networks of its own, whatever the seed. `num_data` is the size of the whole training set: the mean
 over the ranks of `nll + kl / num_data` is the ELBO per datum, since the KL is the same everywhere.
 """
 
@@ -27,7 +27,7 @@ def main() -> None:
     options = _options()
     device = torch.device(f"cuda:{os.environ['LOCAL_RANK']}" if torch.cuda.is_available() else "cpu")
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    # In compiled code random numbers hang on the seed of the process; elsewhere one seed for all will do.
+    # Compiled code draws from torch's own generator, and has to be seeded by rank; otherwise one seed for all will do.
     torch.manual_seed(dist.get_rank() if options.compile else 0)
     network, train, test = load_digits()
 

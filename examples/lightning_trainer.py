@@ -57,17 +57,16 @@ def main() -> None:
     options = _options()
     network, train, test = load_digits()
     bnn = bnnify.convert(network.train(), prior=bnnify.Gaussian(std=1.0))
-    processes = int(os.environ["WORLD_SIZE"])
-    saving = ModelCheckpoint(options.checkpoint, filename="{epoch}", save_top_k=-1)
+    processes, of_node = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    callbacks: list[lightning.Callback] = [ModelCheckpoint(options.checkpoint, filename="{epoch}", save_top_k=-1)]
     if options.strategy == "ddp":
-        # Means and ρ are averaged over the steps, and that is what predicts in the end.
-        classifier, strategy, callbacks = Classifier(bnn, len(train.labels)), "ddp", [saving, EMAWeightAveraging(decay=0.9)]
+        classifier, strategy = Classifier(bnn, len(train.labels)), "ddp"
+        callbacks.append(EMAWeightAveraging(decay=0.9))  # of means and ρ, and that is what predicts in the end
     else:
-        classifier = ShardedClassifier(bnn, len(train.labels))
-        strategy, callbacks = ModelParallelStrategy(processes, 1), [saving]
+        classifier, strategy = ShardedClassifier(bnn, len(train.labels)), ModelParallelStrategy(processes, 1)
     trainer = lightning.Trainer(
-        devices=int(os.environ["LOCAL_WORLD_SIZE"]),
-        num_nodes=processes // int(os.environ["LOCAL_WORLD_SIZE"]),
+        devices=of_node,
+        num_nodes=processes // of_node,
         strategy=strategy,
         callbacks=callbacks,
         max_epochs=options.epochs,
@@ -83,8 +82,9 @@ def main() -> None:
     trainer.fit(classifier, DataLoader(data, batch_size=25, shuffle=True), ckpt_path=last)
 
     # All processes predict together, with the same networks and the same images: a sharded model needs them all.
-    bnn = classifier.bnn.to(trainer.strategy.root_device)
-    probabilities = bnn.predict(test.images.to(trainer.strategy.root_device), 16, likelihood="logits", seed=0).mean.cpu()
+    device = trainer.strategy.root_device
+    bnn = classifier.bnn.to(device)
+    probabilities = bnn.predict(test.images.to(device), 16, likelihood="logits", seed=0).mean.cpu()
     bnnify.save(bnn, options.checkpoint / "model.bnn.pt")
     if trainer.is_global_zero:
         print(f"NLL on {len(test.labels)} test digits: {F.nll_loss(probabilities.log(), test.labels):.3f}")

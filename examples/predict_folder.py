@@ -40,7 +40,8 @@ def main() -> None:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     bnn = bnnify.load(options.model, make_network()).to(device)
     images = Images(options.folder)
-    loader = DataLoader(images, batch_size=64, sampler=DistributedSampler(images, shuffle=False), num_workers=options.readers)
+    sampler = DistributedSampler(images, shuffle=False)
+    loader = DataLoader(images, batch_size=64, sampler=sampler, num_workers=options.readers)
 
     # The networks are those of the seed, on any number of processes. What the sampler repeats, so that all processes
     # have equally many images, is left out again.

@@ -1,6 +1,6 @@
 """Runs a program of examples/, and writes the noise that each of its ranks draws first.
 
-    python -m torch.distributed.run --nproc_per_node=2 tests/recorded_noise.py FOLDER PROGRAM ARGUMENTS
+python -m torch.distributed.run --nproc_per_node=2 tests/recorded_noise.py FOLDER PROGRAM ARGUMENTS
 """
 
 import runpy

@@ -17,6 +17,46 @@ class ELBOTrainer(transformers.Trainer):
         return (loss, output) if return_outputs else loss
 
 
+class SavingTrainer(ELBOTrainer):
+    """Gives safetensors, which takes no tensor twice, copies of tied ones, as our example does."""
+
+    def _save(self, output_dir=None, state_dict=None):
+        given = state_dict or self.model.state_dict()
+        super()._save(output_dir, {name: tensor.clone() for name, tensor in given.items()})
+
+
+def test_a_model_with_tied_weights_resumes_from_a_checkpoint_of_the_trainer(tmp_path):
+    def trained(trainer_class, folder, **options):
+        torch.manual_seed(0)
+        sizes = {"n_embd": 8, "n_layer": 1, "n_head": 2, "vocab_size": 11, "n_positions": 6}
+        config = transformers.GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)
+        bnn = bnnify.convert(transformers.GPT2LMHeadModel(config))
+        assert bnn.module.lm_head.weight_rho is bnn.module.transformer.wte.weight_rho
+        rows = torch.randint(1, 11, (16, 6))
+        arguments = transformers.TrainingArguments(
+            str(folder),
+            max_steps=4,
+            save_steps=2,
+            remove_unused_columns=False,
+            report_to=[],
+            disable_tqdm=True,
+            use_cpu=True,
+        )
+        trainer = trainer_class(bnn, arguments, train_dataset=[{"input_ids": row, "labels": row} for row in rows])
+        trainer.train(**options)
+        return bnn
+
+    with pytest.raises(RuntimeError, match="share memory"):  # of safetensors, at the first checkpoint
+        trained(ELBOTrainer, tmp_path / "none")
+    whole = trained(SavingTrainer, tmp_path / "whole")
+    resumed = trained(
+        SavingTrainer, tmp_path / "resumed", resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2")
+    )
+    torch.testing.assert_close(resumed.state_dict(), whole.state_dict(), rtol=0, atol=0)
+    assert resumed.module.lm_head.weight is resumed.module.transformer.wte.weight
+
+
+@pytest.mark.filterwarnings("error:.*only defines")  # a name that the Trainer asks for and the model lacks
 @pytest.mark.parametrize("option", [{}, {"gradient_checkpointing": True}, {"label_smoothing_factor": 0.1}], ids=str)
 def test_training_evaluation_and_prediction_run_with_what_the_trainer_can_do(option, tmp_path):
     torch.manual_seed(0)

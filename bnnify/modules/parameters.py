@@ -6,6 +6,7 @@ __all__ = [
     "companions_of",
     "is_derived",
     "noisy_parameters",
+    "refuse_fsdp1",
     "unique_bayesian_parameters",
 ]
 
@@ -23,7 +24,7 @@ from ..draws.processes import num_ranks, together
 from ..draws.sharding import is_sharding, ranks_together, reshard, whole
 from ..draws.slot import Active, has_draw, read
 from ..errors import DrawError
-from ..torch_internals import fsdp_mesh_ndim
+from ..torch_internals import fsdp_mesh_ndim, is_fsdp_module
 from .mean_field import MeanField
 from .posterior import PosteriorFamily
 from .settings import Settings, Slot, slots_of
@@ -215,7 +216,18 @@ def companions_of(settings: Settings) -> tuple[str, ...]:
     return (*settings.posterior.companions, *OF_PRIOR, INITIAL_STD)
 
 
+def refuse_fsdp1(module: nn.Module, attribute: str) -> None:
+    """Raise a DrawError if FSDP1 has taken a parameter out of ``module``; FSDP2 leaves each in its place."""
+    if is_fsdp_module(module):
+        raise DrawError(
+            f"FullyShardedDataParallel (FSDP1) has put `{attribute}` of a {type(module).__name__} into a flat "
+            "parameter, which no draw can read. Shard with FSDP2 instead: torch.distributed.fsdp.fully_shard, on the "
+            "layers of bnn.module and then on itself."
+        )
+
+
 def _refuse_surgery(parameter: BayesianParameter) -> None:
+    refuse_fsdp1(parameter.module, parameter.attribute)
     parameters, attribute = parameter.module._parameters, parameter.attribute
     mean = parameters.get(attribute)
     gone = [ending for ending in parameter.posterior.companions if parameters.get(attribute + ending) is None]

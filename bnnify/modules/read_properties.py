@@ -10,6 +10,7 @@ from ..draws.slot import note_replacement, read
 from ..errors import DrawError
 from ..torch_internals import flat_weight_names
 from .computed_weights import compute
+from .parameters import refuse_fsdp1
 from .settings import slots_of
 
 
@@ -29,7 +30,13 @@ def bayesian_property(attribute: str) -> property:
         # weight_norm has removed the parameter; the next draw decides whether that can be lived with.
         module.__dict__[attribute] = value
 
-    return property(get, set_)
+    def delete(module: nn.Module) -> None:
+        refuse_fsdp1(module, attribute)
+        if attribute not in module.__dict__:
+            raise AttributeError(attribute)
+        del module.__dict__[attribute]
+
+    return property(get, set_, delete)
 
 
 def computed_property(plain: type[nn.Module], weight: str) -> property:

@@ -20,7 +20,8 @@ _REFUSED_CLASSES = {
     "torch.nn.parallel.data_parallel.DataParallel": "Convert its `.module`, and train with DistributedDataParallel: "
     "DataParallel copies modules in a way that cannot carry a draw.",
     "torch.nn.parallel.distributed.DistributedDataParallel": "Convert its `.module` first and wrap the result.",
-    "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel": "Convert first, then shard it.",
+    "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel": "That is FSDP1, whose flat "
+    "parameters no draw can read: convert the model it was made from, and shard the result with FSDP2, fully_shard.",
     "torch.distributed.fsdp.FSDPModule": "Convert first, then shard it.",
     OPTIMIZED_MODULE: "Convert its `._orig_mod` first and compile the result.",
     SCRIPT_MODULE: "It has no Python class to extend: convert the model it was made from. "

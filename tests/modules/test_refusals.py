@@ -272,6 +272,25 @@ def fully_sharded(model):
     return fsdp.fully_shard(model, mesh=dist.device_mesh.init_device_mesh("cpu", (1,)))
 
 
+def flattened(model, **options):
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    return nn.Sequential(FullyShardedDataParallel(model, device_id=torch.device("cpu"), **options))
+
+
+@pytest.mark.skipif(not dist.is_available(), reason="torch was built without distributed")
+@pytest.mark.parametrize("options", [{}, {"use_orig_params": True}], ids=str)
+@pytest.mark.parametrize("inside", [False, True])
+def test_fsdp1_around_a_converted_model_is_refused_by_name(options, inside, process_group):
+    bnn = bnnify.convert(nn.Sequential(nn.Linear(3, 3)), prior=bnnify.Gaussian(std=1.0))
+    with pytest.raises(bnnify.DrawError, match=r"\(FSDP1\).*`weight` of a BayesianLinear.*fully_shard"):
+        if inside:
+            bnn.module = flattened(bnn.module, **options)
+        else:
+            bnn = flattened(bnn, **options)
+        bnn(torch.ones(1, 3))
+
+
 @pytest.mark.skipif(not dist.is_available(), reason="torch was built without distributed")
 @pytest.mark.parametrize(
     ("wrap", "said"),
@@ -303,7 +322,7 @@ def test_fsdp1_is_refused(monkeypatch):
     wrapped = FullyShardedDataParallel.__new__(FullyShardedDataParallel)
     nn.Module.__init__(wrapped)
     monkeypatch.setattr(FullyShardedDataParallel, "named_modules", nn.Module.named_modules)
-    with pytest.raises(ConversionError, match=r"the model \(FullyShardedDataParallel\).*Convert.*first"):
+    with pytest.raises(ConversionError, match=r"the model \(FullyShardedDataParallel\).*FSDP1.*convert.*fully_shard"):
         bnnify.convert(wrapped)
 
 
