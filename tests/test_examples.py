@@ -56,13 +56,13 @@ def assert_independent(noise_of_ranks):
 @pytest.mark.parametrize(
     ("library", "example", "options"),
     [
-        ("torch", "ddp.py", ["--accumulate=2", "--bfloat16"]),
-        ("torch", "fsdp2.py", ["--bfloat16"]),
-        ("accelerate", "accelerate_ddp.py", ["--bfloat16"]),
-        ("lightning", "lightning_trainer.py", ["--strategy=ddp", "--accumulate=2", "--bfloat16"]),
-        ("lightning", "lightning_trainer.py", ["--strategy=fsdp", "--accumulate=2"]),
-        ("transformers", "hf_trainer.py", ["--accumulate=2", "--bfloat16"]),
-        ("ray.train", "ray_train.py", []),
+        ("torch", "ddp.py", "--accumulate=2 --bfloat16"),
+        ("torch", "fsdp2.py", "--bfloat16"),
+        ("accelerate", "accelerate_ddp.py", "--bfloat16"),
+        ("lightning", "lightning_trainer.py", "--strategy=ddp --accumulate=2 --bfloat16"),
+        ("lightning", "lightning_trainer.py", "--strategy=fsdp --accumulate=2"),
+        ("transformers", "hf_trainer.py", "--accumulate=2 --bfloat16"),
+        ("ray.train", "ray_train.py", ""),
     ],
 )
 def test_ranks_draw_noise_of_their_own_and_a_run_that_was_stopped_goes_on_bit_for_bit(
@@ -70,7 +70,7 @@ def test_ranks_draw_noise_of_their_own_and_a_run_that_was_stopped_goes_on_bit_fo
 ):
     pytest.importorskip(library)
     launch, folder = [] if library == "ray.train" else TORCHRUN, tmp_path / "checkpoint"
-    found, weights = train(launch, example, folder, "--epochs=3", *options)
+    found, weights = train(launch, example, folder, "--epochs=3", *options.split())
     assert 0 < found < (1 if library != "transformers" else math.log(17))
     assert_independent([torch.load(tmp_path / f"{rank}.pt") for rank in range(2)])
     if example == "ddp.py":
@@ -80,7 +80,7 @@ def test_ranks_draw_noise_of_their_own_and_a_run_that_was_stopped_goes_on_bit_fo
     checkpoints = (path for path in folder.iterdir() if path.name != "model.bnn.pt")
     last = max(checkpoints, key=lambda path: path.stat().st_mtime)
     shutil.rmtree(last) if last.is_dir() else last.unlink()
-    again, resumed = train(launch, example, folder, "--epochs=3", *options)
+    again, resumed = train(launch, example, folder, "--epochs=3", *options.split())
     assert last.exists()
     assert again == found
     torch.testing.assert_close(resumed, weights, rtol=0, atol=0)

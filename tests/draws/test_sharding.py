@@ -298,6 +298,21 @@ def shards_never_share_their_noise_whatever_the_seeds(rank):
         assert not torch.equal(noise(seed + 7), mine)
 
 
+def one_rank_draws_by_the_seed_alone(rank):
+    bnn = bnnify.convert(nn.Sequential(nn.Linear(4, 4, bias=False)), posterior_std=0.1)
+    fully_shard(bnn.module[0], mesh=mesh_of(1))
+    torch.manual_seed(0)
+    with bnn.draw():
+        drawn = bnn.module[0].weight.to_local()
+    torch.manual_seed(0)
+    noise = torch.empty(4, 4).normal_(generator=torch.Generator().manual_seed(int(torch.randint(2**62, ()))))
+    torch.testing.assert_close(drawn, bnn.module[0].weight.to_local() + 0.1 * noise)
+
+
+def test_one_rank_draws_the_same_in_every_run(in_processes):
+    in_processes(one_rank_draws_by_the_seed_alone, ranks=1)  # hash(None) is another in every run
+
+
 def replicas_of_a_shard_share_their_noise_whatever_the_seeds(rank):
     torch.manual_seed(rank)
     bnn = shard(convert(posterior_std=0.1), mesh=mesh_of(RANKS, 1))
