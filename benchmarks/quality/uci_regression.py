@@ -52,7 +52,6 @@ class Setting:
 
     long: bool = True
     weight_decay: float = 0.0
-    dropout: float = 0.0
     prior_std: float = 0.0
 
     def __str__(self) -> str:
@@ -61,7 +60,6 @@ class Setting:
 
 
 PLAIN = [Setting(long, decay) for long, decay in product((False, True), (0.0, 0.1, 0.5))]
-DROPOUT = [Setting(dropout=rate) for rate in (0.005, 0.02, 0.05, 0.1, 0.2, 0.3)]
 ELBO = [Setting(False, decay, prior_std=std) for decay, std in product((0.0, 0.1), (0.05, 0.1, 0.2))]
 """Half of the steps train the network, with this weight decay, the other half its posterior."""
 
@@ -78,7 +76,7 @@ class Trainer:
         if setting not in self._trained:
             torch.manual_seed(0)
             count, _, features = self.parts.inputs.shape
-            networks = Networks(count, features, self.hidden, setting.dropout)
+            networks = Networks(count, features, self.hidden)
             nll = bnnify.GaussianNLL(std=torch.full((count, 1, 1), 0.5), learned=True)
             self._train(networks, nll, setting, 2 if setting.long else 1)
             self._trained[setting] = networks, nll
@@ -102,7 +100,10 @@ class Trainer:
 
 @dataclasses.dataclass
 class Choice:
-    """For each split the setting with the largest log-likelihood of its validation part, and the noise fitted there."""
+    """For each split the setting with the largest log-likelihood of its validation part, and the noise fitted there.
+
+    With ``learned_noise`` it is the likelihood with the noise that was learned in training.
+    """
 
     settings: list[Setting]
     noise: Tensor
@@ -112,8 +113,8 @@ class Choice:
         found, noises = [], []
         for setting in grid:
             drawn, learned = validate(setting)
-            noises.append(learned if learned_noise else fitted_noise(drawn, validate.parts.held_targets))
-            found.append(scores(drawn, noises[-1], validate.parts)["LL"])
+            noises.append(fitted_noise(drawn, validate.parts.held_targets))
+            found.append(scores(drawn, learned if learned_noise else noises[-1], validate.parts)["LL"])
         best = torch.stack(found).argmax(0)
         return cls([grid[number] for number in best], torch.stack(noises)[best, torch.arange(len(best))])
 
@@ -190,14 +191,11 @@ def compare(name: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     plain = refit(PLAIN, options.members)
     yield row("deterministic", plain, plain.scores(1))
     yield row("deterministic, ensemble", plain, plain.scores(options.members))
-    dropout = refit(DROPOUT, 1)
-    yield row("MC dropout, ours", dropout, dropout.scores(1))
     yield row("bnnify, converted, tune_std", plain, plain.tuned(validate))
     tuned = refit(ELBO, options.members, learned_noise=True)
     yield row("bnnify, ELBO", tuned, tuned.scores(1, learned_noise=True))
+    yield row("bnnify, ELBO, noise of validation", tuned, tuned.scores(1))
     yield row("bnnify, ELBO, ensemble", tuned, tuned.scores(options.members, learned_noise=True))
-    noise = refit(ELBO, 1)
-    yield row("bnnify, ELBO, noise of validation", noise, noise.scores(1))
 
 
 def table(rows: list[dict[str, Any]], names: list[str]) -> Table:
@@ -222,10 +220,10 @@ def table(rows: list[dict[str, Any]], names: list[str]) -> Table:
 def main() -> None:
     options = _options()
     names = options.data_sets or list(NAMES if options.full else QUICK)
-    if options.from_file:
-        kept = results.load(options.from_file)
-        report.show(table(kept.rows, list(NAMES)), options.markdown)
-        print("\n".join(kept.notes()))
+    if options.from_files:
+        kept = [results.load(path) for path in options.from_files]
+        report.show(table([row for each in kept for row in each.rows], list(NAMES)), options.markdown)
+        print("\n".join(line for each in kept for line in each.notes()))
         return
     run = Run(options, LIBRARIES)
     rows: list[dict[str, Any]] = []
@@ -260,12 +258,12 @@ def _options() -> argparse.Namespace:
     add("--data-sets", nargs="+", choices=NAMES, help=f"Default: {', '.join(QUICK)}; with --full all nine")
     add("--full", action="store_true", help="all data sets and all splits")
     add("--splits", type=int, help="the first so many splits. Default: 5; with --full all")
-    add("--steps", type=int, default=8_000, help="of each training; the ELBO gets half of them")
-    add("--members", type=int, default=5, help="networks in an ensemble")
+    add("--steps", type=int, default=6_000, help="of each training; the ELBO gets half of them")
+    add("--members", type=int, default=3, help="networks in an ensemble")
     add("--samples", type=int, default=100, help="draws of the weights per prediction")
-    add("--from", dest="from_file", type=Path, help="print the tables of this file of results, and run nothing")
+    add("--from", dest="from_files", nargs="+", type=Path, help="print the table of these results, and run nothing")
     options = parser.parse_args()
-    if not (options.data or options.from_file):
+    if not (options.data or options.from_files):
         parser.error("--data is missing: benchmarks/README.md tells where uci_regression.zip comes from")
     if not (options.full or options.splits):
         options.splits = 5
