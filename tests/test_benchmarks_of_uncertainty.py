@@ -81,7 +81,7 @@ def test_the_noise_fitted_to_one_network_is_its_error():
 def test_settings_are_chosen_without_the_test_part(yacht):
     data = read(yacht, "yacht")
     for split in range(2):
-        rows = torch.cat([*uci_regression._validation(data, split), data.tests[split]])
+        rows = torch.cat([*data.validation(split), data.tests[split]])
         assert sorted(rows.tolist()) == list(range(60))
 
 
@@ -96,28 +96,18 @@ def test_all_networks_of_a_data_set_have_a_row_of_the_table(yacht):
 @pytest.mark.parametrize("rule", active_learning.RULES)
 def test_each_round_labels_the_images_of_the_highest_score(rule, monkeypatch):
     images = Images(torch.randint(256, (60, 1, 28, 28), dtype=torch.uint8), torch.arange(60) % 10)
-    seen = []
+    labelled, chosen = [], []
 
-    def scored(model, labelled, others, options):
-        score = wanted(model, labelled, others, options)
-        seen.append((len(labelled.labels), others.pixels[score.argsort(descending=True)[:10]]))
-        return score
+    def scored(model, known, others, options):
+        scores = wanted(model, known, others, options)
+        labelled.append(known.pixels)
+        chosen.append(others.pixels[scores.topk(10).indices])
+        return scores
 
     wanted = active_learning.RULES[rule]
     monkeypatch.setitem(active_learning.RULES, rule, scored)
-    trained = []
-    fit = active_learning._fit
-
-    def recorded(model, images, *arguments, **settings):
-        trained.append(images.pixels)
-        fit(model, images, *arguments, **settings)
-
-    monkeypatch.setattr(active_learning, "_fit", recorded)
     options = argparse.Namespace(
         pool=50, first=10, each=10, rounds=2, steps=2, tuning_steps=2, prior_std=0.1, samples=2
     )
     assert len(active_learning.learn(rule, 0, images, images, options)) == 3
-    assert [count for count, _ in seen] == [10, 20]
-    sizes = [len(pixels) for pixels in trained]
-    after = trained[len(trained) - 1 - sizes[::-1].index(20)]
-    assert torch.equal(after[10:20], seen[0][1])
+    assert torch.equal(labelled[1], torch.cat([labelled[0], chosen[0]]))
