@@ -106,8 +106,6 @@ def test_each_round_labels_the_images_of_the_highest_score(rule, monkeypatch):
 
     wanted = active_learning.RULES[rule]
     monkeypatch.setitem(active_learning.RULES, rule, scored)
-    options = argparse.Namespace(
-        pool=50, first=10, each=10, rounds=2, steps=2, tuning_steps=2, prior_std=0.1, samples=2
-    )
+    options = argparse.Namespace(pool=50, first=10, each=10, rounds=2, steps=2, tuning_steps=2, fraction=0.1, samples=2)
     assert len(active_learning.learn(rule, 0, images, images, options)) == 3
     assert torch.equal(labelled[1], torch.cat([labelled[0], chosen[0]]))

@@ -87,14 +87,16 @@ def learn(rule: str, seed: int, images: Images, judged: Images, options: argpars
 
 def table(rows: list[dict[str, Any]]) -> Table:
     """The mean and the standard deviation over seeds of the area, what it gains on random, and the last accuracy."""
-    curves = {rule: {row["seed"]: row["accuracy"] for row in rows if row["rule"] == rule} for rule in RULES}
+    rules = dict.fromkeys(row["rule"] for row in rows)
+    curves = {rule: {row["seed"]: row["accuracy"] for row in rows if row["rule"] == rule} for rule in rules}
     cells = []
     for rule, of_seeds in curves.items():
         areas = {seed: fmean(curve[1:]) for seed, curve in of_seeds.items()}
-        gained = [area - fmean(curves["random"][seed][1:]) for seed, area in areas.items()]
+        reference = curves.get("random", {})
+        gained = [area - fmean(reference[seed][1:]) for seed, area in areas.items() if seed in reference]
         ends = [curve[-1] for curve in of_seeds.values()]
         middle = [curve[len(curve) // 2] for curve in of_seeds.values()]
-        gain = "" if rule == "random" else spread(gained, 2)
+        gain = spread(gained, 2) if gained and rule != "random" else ""
         cells.append([rule, spread(list(areas.values()), 2), gain, spread(middle, 2), spread(ends, 2)])
     headings = [
         "labels chosen by",
@@ -126,7 +128,9 @@ def compare(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     images = fashion_mnist(True, options.data)
     judged = images.take(VALIDATION) if options.validate else fashion_mnist(False, options.data)
     pool = images.take(slice(VALIDATION.start))
-    runs = [(seed, rule) for seed in range(options.first_seed, options.first_seed + options.seeds) for rule in RULES]
+    runs = [
+        (seed, rule) for seed in range(options.first_seed, options.first_seed + options.seeds) for rule in options.rules
+    ]
     for seed, rule in track(runs, "active learning"):
         yield {"rule": rule, "seed": seed, "accuracy": learn(rule, seed, pool, judged, options)}
 
@@ -137,7 +141,7 @@ def inputs(pixels: Tensor) -> Tensor:
 
 def _bayesian(model: nn.Module, labelled: Images, others: Images, options: argparse.Namespace) -> Any:
     """The prediction of the network made Bayesian and fine-tuned by the ELBO on the labelled images."""
-    bnn = bnnify.convert(model, prior=bnnify.Pretrained(std=options.prior_std), posterior_std=bnnify.Relative(0.2))
+    bnn = bnnify.convert(model, posterior_std=bnnify.Relative(options.fraction))
     nll, size = bnnify.CategoricalNLL(), len(labelled.labels)
 
     def loss(bnn: bnnify.BayesianModel, images: Tensor, labels: Tensor) -> Tensor:
@@ -157,7 +161,7 @@ def _fit(model: Any, images: Images, loss: Any, steps: int, bayesian: bool) -> N
 
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
-    names = ("pool", "first", "each", "rounds", "seeds", "steps", "tuning_steps", "prior_std", "samples", "validate")
+    names = ("pool", "first", "each", "rounds", "seeds", "steps", "tuning_steps", "fraction", "samples", "validate")
     return {name: getattr(options, name) for name in names}
 
 
@@ -165,15 +169,21 @@ def _options() -> argparse.Namespace:
     parser = report.parser(__doc__)
     add = parser.add_argument
     add("--data", type=Path, help="folder of archives with FashionMNIST; else torchvision downloads it")
+    add("--rules", nargs="+", choices=RULES, default=list(RULES), help="by which images are chosen")
     add("--seeds", type=int, default=3, help="how many times, each with other first labels")
     add("--first-seed", type=int, default=0, help="the first of them")
-    add("--pool", type=int, default=5_000, help="images from which to choose")
+    add("--pool", type=int, default=4_000, help="images from which to choose")
     add("--first", type=int, default=100, help="labels to begin with")
-    add("--each", type=int, default=40, help="labels for each round")
-    add("--rounds", type=int, default=10, help="how often labels are given")
-    add("--steps", type=int, default=400, help="batches of 50, for each network")
-    add("--tuning-steps", type=int, default=400, help="batches of 50, for the ELBO")
-    add("--prior-std", type=float, default=0.1, help="of the prior, around the trained weights")
+    add("--each", type=int, default=50, help="labels for each round")
+    add("--rounds", type=int, default=8, help="how often labels are given")
+    add("--steps", type=int, default=300, help="batches of 50, for each network")
+    add("--tuning-steps", type=int, default=300, help="batches of 50, for the ELBO")
+    add(
+        "--fraction",
+        type=float,
+        default=0.3,
+        help="σ as converted, and of the prior, relative to the rms of the weights",
+    )
     add("--samples", type=int, default=20, help="draws of the weights per prediction")
     add("--validate", action="store_true", help="judge by the last 10,000 training images instead of the test images")
     add("--from", dest="from_file", type=Path, help="print the table of these results, and run nothing")
