@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .report import machine, versions
+from . import report
+from .report import Table, machine, versions
 
 
 @dataclass(frozen=True)
@@ -51,3 +52,10 @@ def save(
 def load(path: Path) -> Results:
     """The figures that :func:`save` has written."""
     return Results(**json.loads(path.read_text()))
+
+
+def show(path: Path, table: Callable[[list[dict[str, Any]]], Table], markdown: bool) -> None:
+    """Prints the table of kept figures, and under it how they were found."""
+    kept = load(path)
+    report.show(table(kept.rows), markdown)
+    print("\n".join(kept.notes()))

@@ -35,9 +35,7 @@ TEST = 2_000
 def main() -> None:
     options = _options()
     if options.from_file:
-        kept = results.load(options.from_file)
-        report.show(_table(kept.rows), options.markdown)
-        print("\n".join(kept.notes()))
+        results.show(options.from_file, _table, options.markdown)
         return
     run = Run(options, ("torch", "bnnify"))
     found = []

@@ -24,9 +24,10 @@ import bnnify
 
 from ..harness import report, results
 from ..harness.report import Run, Table
+from .uci_choice import LARGE, SMALL
 from .uci_data import NAMES, Parts, read
 from .uci_networks import Networks, fitted_noise, outputs, train
-from .uci_regression import LARGE, QUICK, SMALL, mean_and_error, validation_rows
+from .uci_regression import QUICK, mean_and_error
 
 POSTERIORS = ("none", "diagonal", "last layer", "whole")
 PRECISIONS = torch.logspace(-3, 3, 13).tolist()
@@ -37,9 +38,7 @@ NOISE_FACTORS = (0.5, 0.7, 0.85, 1.0)
 def main() -> None:
     options = _options()
     if options.from_file:
-        kept = results.load(options.from_file)
-        report.show(_table(kept.rows), options.markdown)
-        print("\n".join(kept.notes()))
+        results.show(options.from_file, _table, options.markdown)
         return
     run = Run(options, ("torch", "bnnify"))
     rows: list[dict[str, Any]] = []
@@ -54,7 +53,7 @@ def compare(name: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The log-likelihood of each split of a data set under each of the posteriors."""
     data = read(options.data, name)
     splits = range(len(data.tests))[: options.splits]
-    choosing = Parts.of(data, [validation_rows(data, split) for split in splits])
+    choosing = Parts.of(data, [data.validation(split) for split in splits])
     judging = Parts.of(data, [(data.train(split), data.tests[split]) for split in splits])
     first, second = (_trained(parts, data.hidden, options.steps, name) for parts in (choosing, judging))
     noises = fitted_noise(outputs(first, choosing.held_inputs, 1), choosing.held_targets)

@@ -40,6 +40,13 @@ class Regression:
         rest[self.tests[split]] = False
         return rest.nonzero()[:, 0]
 
+    def validation(self, split: int) -> tuple[Tensor, Tensor]:
+        """The rows of the training part, in random order: the first four fifths, and the last, for validation."""
+        train = self.train(split)
+        train = train[torch.randperm(len(train), generator=torch.Generator().manual_seed(split))]
+        fifth = len(train) // 5
+        return train[:-fifth], train[-fifth:]
+
 
 @dataclass(frozen=True)
 class Parts:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import bnnify
 
@@ -22,22 +21,19 @@ RHO_RATE = 2e-2
 class Networks(nn.Module):
     """S networks with one hidden layer of rectifiers, none of which knows of the others: (S, N, features) to (S, N, 1).
 
-    Side by side they take a fraction of the time that they would one after the other. With ``dropout``, which is before
-    both layers and stays on in eval mode, each forward is another network, as in MC dropout.
+    Side by side they take a fraction of the time that they would one after the other.
     """
 
-    def __init__(self, count: int, features: int, hidden: int, dropout: float = 0.0) -> None:
+    def __init__(self, count: int, features: int, hidden: int) -> None:
         super().__init__()
-        self.w1, self.b1 = (
-            _uniform(count, features, hidden, fan_in=features),
-            _uniform(count, 1, hidden, fan_in=features),
-        )
-        self.w2, self.b2 = _uniform(count, hidden, 1, fan_in=hidden), _uniform(count, 1, 1, fan_in=hidden)
-        self.dropout = dropout
+        self.w1 = _uniform(count, features, hidden, fan_in=features)
+        self.b1 = _uniform(count, 1, hidden, fan_in=features)
+        self.w2 = _uniform(count, hidden, 1, fan_in=hidden)
+        self.b2 = _uniform(count, 1, 1, fan_in=hidden)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = torch.baddbmm(self.b1, self._dropped(x), self.w1).relu()
-        return torch.baddbmm(self.b2, self._dropped(hidden), self.w2)
+        hidden = torch.baddbmm(self.b1, x, self.w1).relu()
+        return torch.baddbmm(self.b2, hidden, self.w2)
 
     def alone(self, number: int) -> Networks:
         """One of them."""
@@ -45,9 +41,6 @@ class Networks(nn.Module):
         one = Networks(1, features, hidden)
         one.load_state_dict({name: value[number : number + 1] for name, value in self.state_dict().items()})
         return one
-
-    def _dropped(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout) if self.dropout else x
 
 
 def train(
@@ -84,13 +77,13 @@ def train(
 @torch.no_grad()
 def outputs(model: nn.Module, inputs: Tensor, count: int) -> Tensor:
     """What ``count`` networks make of the inputs, (count, S, N, 1); of a deterministic model there is one."""
-    if isinstance(model, bnnify.BayesianModel):
-        drawn = []
-        for _ in range(count):
-            with model.draw():
-                drawn.append(model.module(inputs))
-        return torch.stack(drawn)
-    return torch.stack([model(inputs) for _ in range(count if model.dropout else 1)])
+    if not isinstance(model, bnnify.BayesianModel):
+        return model(inputs)[None]
+    drawn = []
+    for _ in range(count):
+        with model.draw():
+            drawn.append(model.module(inputs))
+    return torch.stack(drawn)
 
 
 def scores(found: Tensor, noise: Tensor, parts: Parts) -> dict[str, Tensor]:
