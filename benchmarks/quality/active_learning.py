@@ -111,9 +111,7 @@ def table(rows: list[dict[str, Any]]) -> Table:
 def main() -> None:
     options = _options()
     if options.from_file:
-        kept = results.load(options.from_file)
-        report.show(table(kept.rows), options.markdown)
-        print("\n".join(kept.notes()))
+        results.show(options.from_file, table, options.markdown)
         return
     run = Run(options, LIBRARIES)
     rows: list[dict[str, Any]] = []

@@ -78,15 +78,8 @@ def table(rows: list[dict[str, Any]], names: list[str]) -> Table:
             gain = [ours - plain for ours, plain in zip(row["LL"], found["deterministic"]["LL"], strict=True)]
             coverage = f"{100 * fmean(row['coverage']):.1f}"
             gained = "" if network == "deterministic" else mean_and_error(gain)
-            cells.append(
-                [
-                    network,
-                    mean_and_error(row["RMSE"], 4 if fmean(row["RMSE"]) < 0.2 else 2),
-                    mean_and_error(row["LL"]),
-                    gained,
-                    coverage,
-                ]
-            )
+            rmse = mean_and_error(row["RMSE"], 4 if fmean(row["RMSE"]) < 0.2 else 2)
+            cells.append([network, rmse, mean_and_error(row["LL"]), gained, coverage])
     headings = ["network", "RMSE", "log-likelihood", "LL gained on\ndeterministic", "coverage of\n90 % intervals"]
     return Table("UCI regression, mean ± standard error over splits", headings, cells)
 
