@@ -16,6 +16,7 @@ from ..errors import DrawError
 from ..torch_internals import backward_pass, in_transform, is_batched
 from .noise import noise_like, standard_normal_
 from .processes import generator_of_process, next_seed, together
+from .replay import waiting
 from .sample import sample
 
 Linear: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -128,13 +129,13 @@ class Flipout(Estimator):
         self.noise = sample(torch.zeros_like(mean), rho)
 
     def sample(self) -> Tensor:
-        return self.mean + self.noise
+        return self.mean + waiting(self.noise)
 
     def forward(
         self, linear: Linear, channel: int, input: Tensor, bias: Tensor | None, noisy_bias: Estimator | None
     ) -> Tensor:
-        added = noisy_bias.noise if isinstance(noisy_bias, Flipout) else None
-        noise = linear(input * _signs(input, channel), self.noise, added)
+        added = waiting(noisy_bias.noise) if isinstance(noisy_bias, Flipout) else None
+        noise = linear(input * _signs(input, channel), waiting(self.noise), added)
         return torch.addcmul(linear(input, self.mean, bias), noise, _signs(noise, channel))
 
 
@@ -197,9 +198,11 @@ def _signs(like: Tensor, channel: int) -> Tensor:
     """Draw signs that broadcast to ``like``: one for each example and channel, the same at every place in space."""
     channel %= like.ndim
     shape = [size if dim in (0, channel) else 1 for dim, size in enumerate(like.shape)]
+    if torch.compiler.is_compiling():
+        return torch.where(noise_like(like.new_empty(shape)) < 0, -1, 1).to(like.dtype)
     # From single bits, which costs a quarter of one random number for each sign.
-    follows = torch.compiler.is_compiling() or in_transform()  # which no generator can follow
-    source: dict[str, Any] = {} if follows else {"generator": generator_of_process(like.device)}
+    # No generator can follow a transform.
+    source: dict[str, Any] = {} if in_transform() else {"generator": generator_of_process(like.device)}
     words = torch.randint(2**62, (math.prod(shape) // 62 + 1, 1), device=like.device, **source)
     bits = (words >> torch.arange(62, device=like.device)) & 1
     return (2 * bits.flatten()[: math.prod(shape)] - 1).view(shape).to(like.dtype)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..torch_internals import in_transform
+from .compiled_noise import compiled_noise
 from .processes import generator_of_process
 from .sharding import is_distributed, sharded_noise
 
@@ -19,8 +20,7 @@ def noise_like(tensor: Tensor, generator: torch.Generator | None = None) -> Tens
     if is_distributed(tensor):
         return sharded_noise(tensor, generator)
     if torch.compiler.is_compiling():
-        # Contiguous, whatever strides the compiler gives the tensor: see below.
-        return torch.randn(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+        return compiled_noise(tensor)  # contiguous, whatever strides the compiler gives the tensor: see below
     if generator is None and in_transform():
         return torch.randn_like(tensor)
     return standard_normal_(torch.empty_like(tensor, requires_grad=False), generator)

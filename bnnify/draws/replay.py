@@ -1,6 +1,6 @@
 """Draws that are in effect again in a backward pass, for the regions that activation checkpointing runs once more."""
 
-__all__ = ["Replay", "is_nested_pass", "replay", "replaying", "saved_tensors"]
+__all__ = ["Replay", "replay", "replaying", "waiting", "with_waiting"]
 
 import sys
 import threading
@@ -20,14 +20,21 @@ class Replay:
     Attributes:
         draws: The draws that were in effect in the forward, the innermost last.
         number: Draws with a higher number were entered later, in the backward pass itself.
+        waiting: Samples that nested passes have read, by the function that made them, and what collects the gradient.
     """
 
     def __init__(self) -> None:
         self.draws: tuple[Any, ...] = ()
         self.number = -1
+        self.waiting: dict[Any, tuple[Tensor, Tensor]] = {}
+        self._keeps_graph = keeps_graph()
 
     def __call__(self) -> None:
-        """Nothing is left to do at the end of the backward pass."""
+        """Pass on, at the end of the backward pass, the gradients that nothing in it has taken."""
+        late = {drawn: leaf.grad for drawn, leaf in self.waiting.values() if leaf.grad is not None}
+        self.waiting.clear()
+        if late:
+            torch.autograd.backward([*late], [*late.values()], retain_graph=self._keeps_graph)
 
 
 class _Thread(threading.local):
@@ -36,13 +43,13 @@ class _Thread(threading.local):
     def __init__(self) -> None:
         self.passes: list[weakref.ref[Replay]] = []
 
-    def innermost(self, but: Replay | None = None) -> Replay | None:
-        alive = (reference() for reference in reversed(self.passes))
-        return next((found for found in alive if found is not None and found is not but), None)
+    def alive(self) -> list[Replay]:
+        return [found for reference in self.passes if (found := reference()) is not None]
 
     def add(self, made: Replay) -> None:
-        if self.innermost() is not made:
-            self.passes = [each for each in self.passes if each() is not None] + [weakref.ref(made)]
+        alive = self.alive()
+        if not alive or alive[-1] is not made:
+            self.passes = [*map(weakref.ref, alive), weakref.ref(made)]
 
 
 _thread = _Thread()
@@ -74,7 +81,7 @@ def replaying() -> Replay | None:
     gradients enabled, never to accumulate a gradient, and a function of autograd does it in its own backward.
     """
     task = backward_pass()
-    found = None if task is None else _replays.get(task) or _thread.innermost()
+    found = None if task is None else _replays.get(task) or next(reversed(_thread.alive()), None)
     if found is None:
         return None
     node = current_function()
@@ -92,24 +99,36 @@ def _runs_backward(node: Any) -> bool:
     return frame is not None
 
 
-def is_nested_pass() -> bool:
-    """Tell whether re-entrant checkpointing has started this backward pass inside another one with a replay."""
-    task = backward_pass()
-    return task is not None and _thread.innermost(_replays.get(task)) is not None
+def waiting(drawn: Tensor) -> Tensor:
+    """Return the sample ``drawn`` as a region reads it that re-entrant checkpointing runs again; elsewhere itself.
 
-
-def saved_tensors(ctx: Any) -> tuple[Tensor, ...]:
-    """``ctx.saved_tensors`` of the function that made a sample, whose backward may run more than once.
-
-    With re-entrant checkpointing the pass of each region goes through that function, and the outer pass does so for
-    the KL, after all of them. After the first of them autograd has dropped what it saved.
+    Such a region has a backward pass of its own, and that of the rest reaches the same parameters, for the KL. So that
+    each of them gets its gradient once, as DDP wants it, the region is given a leaf, whose gradient waits.
     """
+    if torch.compiler.is_compiling() or backward_pass() is None or not drawn.requires_grad:
+        return drawn
+    maker, outer = drawn.grad_fn, next(iter(_thread.alive()), None)
+    if outer is None or not hasattr(getattr(maker, "_forward_cls", None), "takes_waiting") or not _is_reentrant():
+        return drawn
+    if maker not in outer.waiting:
+        outer.waiting[maker] = drawn, drawn.detach().requires_grad_()
+    return outer.waiting[maker][1]
+
+
+def with_waiting(ctx: Any, grad: Any) -> Any:
+    """The gradient of the sample that the function of ``ctx`` made, with what waits for it."""
     if torch.compiler.is_compiling():
-        return ctx.saved_tensors
-    kept: tuple[Tensor, ...] | None = getattr(ctx, "kept", None)
-    saved: tuple[Tensor, ...] = kept or ctx.saved_tensors
-    if is_nested_pass():
-        ctx.kept = saved
-    elif kept is not None and not keeps_graph():
-        ctx.kept = None
-    return saved
+        return grad
+    task = backward_pass()
+    found = None if task is None else _replays.get(task)
+    late = None if found is None else found.waiting.pop(ctx, None)
+    if late is None or late[1].grad is None:
+        return grad
+    return late[1].grad if grad is None else grad + late[1].grad
+
+
+def _is_reentrant() -> bool:
+    """Tell whether a function of autograd computes with gradients in its own backward, as such checkpointing does."""
+    node = current_function()
+    is_python = isinstance(node, torch.autograd.function.BackwardCFunction)
+    return torch.is_grad_enabled() and is_python and _runs_backward(node)

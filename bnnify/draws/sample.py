@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..distributions.gaussian import std
 from .noise import noise_like
-from .replay import saved_tensors
+from .replay import with_waiting
 
 
 def sample(mean: Tensor, rho: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -30,6 +30,7 @@ class _Reparameterize(torch.autograd.Function):
     """w = μ + softplus(ρ)·ε; saves ρ and ε alone. ∂w/∂μ = 1 and ∂w/∂ρ = ε·sigmoid(ρ)."""
 
     generate_vmap_rule = True
+    takes_waiting = True
 
     @staticmethod
     def forward(mean: Tensor, rho: Tensor, eps: Tensor) -> Tensor:
@@ -41,7 +42,8 @@ class _Reparameterize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        rho, eps = saved_tensors(ctx)
+        rho, eps = ctx.saved_tensors
+        grad = with_waiting(ctx, grad)
         needs_mean, needs_rho, needs_eps = ctx.needs_input_grad
         return (
             grad if needs_mean else None,

@@ -15,7 +15,7 @@ from ..distributions.prior import KLTerms, Posterior
 from ..torch_internals import in_transform, is_batched, is_traced, keeps_graph
 from .companions import PriorMean
 from .noise import noise_like
-from .replay import saved_tensors
+from .replay import with_waiting
 from .sample import sample
 
 _CUT = {torch.float32: -60.0, torch.float64: -600.0}
@@ -65,6 +65,8 @@ class _SampleAndKL(torch.autograd.Function):
     ∂/∂μ = g + G·p·(μ - m) and ∂/∂ρ = (g·ε + G·(p·σ - 1/σ))·sigmoid(ρ).
     """
 
+    takes_waiting = True
+
     @staticmethod
     def forward(
         ctx: Any, mean: Tensor, rho: Tensor, noise: Tensor | None, terms: KLTerms
@@ -97,7 +99,8 @@ class _SampleAndKL(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None, G: Tensor) -> tuple[Tensor | None, ...]:
-        mean, rho, noise = saved_tensors(ctx)
+        mean, rho, noise = ctx.saved_tensors
+        g = with_waiting(ctx, g)
         if torch.is_grad_enabled() or is_batched(g, G):
             return *_plain_backward(mean, rho, noise, ctx.terms, g, G), None, None
         p, prior_mean = ctx.precision, ctx.terms.mean
@@ -112,8 +115,7 @@ class _SampleAndKL(torch.autograd.Function):
                 torch.addcmul(dw, _distance(mu, m), G * p, out=out)
         if ctx.needs_input_grad[1]:
             # Fresh memory is dear, and the noise has served unless this may run again.
-            again = keeps_graph() or getattr(ctx, "kept", None) is not None
-            grad_rho = noise.clone() if again else noise
+            grad_rho = noise.clone() if keeps_graph() else noise
             for out, dw, r in _blocks(grad_rho, g, rho):
                 if ctx.may_underflow:
                     r = r.clamp(min=_CUT[rho.dtype])

@@ -12,6 +12,7 @@ from ..errors import DrawError
 from ..torch_internals import FakeTensor, FunctionalTensor, unwrapped
 from .context import Entry, find
 from .estimators import Estimator
+from .replay import waiting
 from .sharding import is_unsharded_form, unsharded
 
 
@@ -52,12 +53,12 @@ def read(active: Active, value: Tensor) -> Tensor:
         return value
     mean, drawn = entry
     if value is mean or is_traced_form(value, mean):
-        return drawn.sample() if isinstance(drawn, Estimator) else drawn
+        return drawn.sample() if isinstance(drawn, Estimator) else waiting(drawn)
     if not isinstance(drawn, Estimator) and is_unsharded_form(value, mean):
-        return unsharded(drawn, value, mean)
+        return unsharded(waiting(drawn), value, mean)
     if is_same_memory(value, mean):
         # The gradient is for the tensor that was put here: the difference is zero, and its gradient that of the mean.
-        return (drawn.sample() if isinstance(drawn, Estimator) else drawn) + (value - mean)
+        return (drawn.sample() if isinstance(drawn, Estimator) else waiting(drawn)) + (value - mean)
     return note_replacement(active, value)
 
 

@@ -119,6 +119,39 @@ def ddp_averages_the_gradients_of_the_draws_of_all_ranks(rank):
     assert_gradients_close(gradients(bnn), averaged(gradients(alone)))
 
 
+class ReentrantBlocks(nn.Module):
+    """Two layers, of which re-entrant checkpointing runs the first again, and the second twice, if it is told so."""
+
+    def __init__(self, checkpointed):
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(5, 5), nn.Linear(5, 5), nn.Linear(5, 5)
+        self.checkpointed = checkpointed
+
+    def forward(self, x):
+        for layer in self.first, self.second, self.second:
+            x = checkpoint(layer, x, use_reentrant=True).tanh() if self.checkpointed else layer(x).tanh()
+        return self.last(x)
+
+
+def ddp_takes_reentrant_checkpointing_without_a_static_graph(rank):
+    def converted(checkpointed, prior):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return bnnify.convert(ReentrantBlocks(checkpointed), posterior_std=0.1, prior=prior)
+
+    mixture = bnnify.ScaleMixture()  # its KL is one of the draw, and differs between ranks
+    for prior, with_kl in (bnnify.Pretrained(), True), (bnnify.Gaussian(), False), (mixture, True):
+        alone, bnn = converted(False, prior), converted(True, prior)
+        parallel = DistributedDataParallel(bnn)
+        for step in range(3):
+            for model in alone, parallel:
+                torch.manual_seed(step)
+                model.zero_grad()
+                output, kl = model(batch_of(rank).requires_grad_())
+                (output.square().mean() + kl / 100 if with_kl else output.square().mean()).backward()
+            assert_gradients_close(gradients(bnn), averaged(gradients(alone)))
+
+
 # FSDP2
 
 
@@ -176,6 +209,22 @@ def ranks_with_data_of_their_own_draw_independent_noise_whatever_the_seeds(rank)
         for made in bnn.predict(x, 2).mean, bnnify.freeze(bnn, 2)(x)[0]:
             assert_independent(*(each - bnn.module(x).detach() for each in on_every_rank(made)))
         assert_same_on_every_rank(bnn.predict(x, 2, seed=0).mean)  # networks that the caller has named
+
+
+def compiled_models_draw_independent_noise_whatever_the_seeds(rank):
+    x = torch.eye(64)
+    for estimator in "reparameterization", "flipout":
+        bnn = bnnify.convert(nn.Linear(64, 64, bias=False), posterior_std=0.1, estimator=estimator)
+        compiled = torch.compile(bnn, fullgraph=True, backend="aot_eager")
+        for seed in 0, rank:
+            torch.manual_seed(seed)
+            first, second = ((compiled(x)[0] - bnn.module(x)).detach() for _ in range(2))
+            assert_independent(*on_every_rank(first))
+            assert_independent(first, second)
+            torch.manual_seed(seed)
+            assert torch.equal((compiled(x)[0] - bnn.module(x)).detach(), first)
+        compiled(x)[0].square().sum().backward()
+        assert bnn.module.weight_rho.grad.isfinite().all()
 
 
 def several_forwards_under_ddp_may_precede_one_backward(rank):
@@ -712,6 +761,7 @@ def test_a_sharded_checkpoint_loads_into_a_model_that_is_not_sharded(in_processe
         ddp_gives_the_gradient_of_the_joint_batch,
         ddp_averages_the_gradients_of_the_draws_of_all_ranks,
         ddp_sends_the_prior_of_the_first_rank_to_all,
+        ddp_takes_reentrant_checkpointing_without_a_static_graph,
         ddp_trains_a_model_that_was_unfrozen_and_not_its_prior,
         several_forwards_under_ddp_may_precede_one_backward,
         every_rank_computes_with_the_full_form_of_one_sharded_sample,
@@ -725,6 +775,7 @@ def test_a_sharded_checkpoint_loads_into_a_model_that_is_not_sharded(in_processe
         tuning_under_tensor_parallelism_finds_one_factor_for_all_ranks,
         tuning_what_fsdp_has_sharded_is_refused_and_changes_nothing,
         ranks_with_data_of_their_own_draw_independent_noise_whatever_the_seeds,
+        compiled_models_draw_independent_noise_whatever_the_seeds,
         fsdp_divides_by_what_it_was_told,
         noise_of_a_layer_is_that_of_its_own_draw,
     ],
