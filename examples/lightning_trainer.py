@@ -85,7 +85,8 @@ def main() -> None:
     device = trainer.strategy.root_device
     bnn = classifier.bnn.to(device)
     probabilities = bnn.predict(test.images.to(device), 16, likelihood="logits", seed=0).mean.cpu()
-    bnnify.save(bnn, options.checkpoint / "model.bnn.pt")
+    if trainer.is_global_zero or options.strategy == "fsdp":
+        bnnify.save(bnn, options.checkpoint / "model.bnn.pt")
     if trainer.is_global_zero:
         print(f"NLL on {len(test.labels)} test digits: {F.nll_loss(probabilities.log(), test.labels):.3f}")
     trainer.strategy.barrier()  # no process leaves while another still needs it

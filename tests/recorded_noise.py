@@ -1,6 +1,7 @@
 """Runs a program of examples/, and writes the noise that each of its ranks draws first.
 
-python -m torch.distributed.run --nproc_per_node=2 tests/recorded_noise.py FOLDER PROGRAM ARGUMENTS
+It stands before the program on the command line: `torchrun … recorded_noise.py FOLDER PROGRAM ARGUMENTS`, or `python …`
+for the program that starts its ranks itself.
 """
 
 import runpy
@@ -36,7 +37,7 @@ if __name__ == "__main__":
     if Path(sys.argv[0]).name == "ray_train.py":  # whose ranks are other processes
         import ray.train.torch
 
-        ray.init(include_dashboard=False)
+        ray.init(num_cpus=2, include_dashboard=False)
         trainer = ray.train.torch.TorchTrainer
         ray.train.torch.TorchTrainer = lambda train, **options: trainer(
             lambda config: (record(folder), train(config)), **options
