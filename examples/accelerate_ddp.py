@@ -3,7 +3,7 @@
     accelerate launch --multi_gpu --num_processes=2 examples/accelerate_ddp.py --checkpoint accelerate
 
 Without GPUs the same command starts two processes on the CPU. A part of the network is computed again in the backward
-pass, by the re-entrant kind of activation checkpointing. With DDP that needs `static_graph=True`.
+pass, by the re-entrant kind of activation checkpointing.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs, set_seed
+from accelerate.utils import DataLoaderConfiguration, set_seed
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
@@ -35,10 +35,10 @@ class Checkpointed(nn.Module):
 def main() -> None:
     options = _options()
     accelerator = Accelerator(
+        gradient_accumulation_steps=options.accumulate,
         cpu=not torch.cuda.is_available(),
         mixed_precision="bf16" if options.bfloat16 else "no",
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),  # a batch order that resumes
-        kwargs_handlers=[DistributedDataParallelKwargs(static_graph=True)],
     )
     set_seed(0)  # on all processes alike: they draw different networks all the same
     layers, train, test = load_digits()
@@ -55,13 +55,15 @@ def main() -> None:
     for epoch in range(first, options.epochs):
         loader.set_epoch(epoch)
         for images, labels in loader:
-            logits, kl = model(images)
-            # N is the size of the whole training set, and not of the part that this process sees.
-            loss = bnnify.elbo(F.cross_entropy(logits.float(), labels), kl, num_data=len(train.labels))
-            optimizer.zero_grad()
-            accelerator.backward(loss)
-            accelerator.clip_grad_norm_(bnn.parameters(), 10.0)
-            optimizer.step()
+            with accelerator.accumulate(model):  # which averages the gradients over the processes once in a step
+                logits, kl = model(images)
+                # N is the size of the whole training set, and not of the part that this process sees.
+                loss = bnnify.elbo(F.cross_entropy(logits.float(), labels), kl, num_data=len(train.labels))
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(bnn.parameters(), 10.0)
+                optimizer.step()
+                optimizer.zero_grad()
         accelerator.save_state(options.checkpoint / f"epoch-{epoch + 1}")
 
     bnn = accelerator.unwrap_model(model)
@@ -77,6 +79,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, required=True, help="the folder where to stop and resume")
     parser.add_argument("--epochs", type=int, default=20, help="default: 20")
+    parser.add_argument("--accumulate", type=int, default=1, help="batches to a step; default: 1")
     parser.add_argument("--bfloat16", action="store_true", help="compute in bfloat16 where autocast thinks it safe")
     return parser.parse_args()
 
