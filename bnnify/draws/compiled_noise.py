@@ -15,14 +15,9 @@ def compiled_noise(tensor: Tensor) -> Tensor:
     There only a seed is drawn so, and an operator of ours, which the compiler calls and does not look into, makes the
     noise of it and of the place of the process. It is a function of its inputs, and may be run again.
     """
-    if torch.compiler.is_exporting() or _in_one_process():
+    if torch.compiler.is_exporting() or num_ranks() == 1:
         return torch.randn(tensor.shape, dtype=tensor.dtype, device=tensor.device)
     return _noise(tensor.detach(), torch.randint(2**62, ()))
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _in_one_process() -> bool:
-    return num_ranks() == 1
 
 
 @torch.library.custom_op("bnnify::noise", mutates_args=())
