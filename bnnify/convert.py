@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from .distributions.initial_std import DEFAULT_POSTERIOR_STD, MeasuredStd, NamedPosteriorStd, PosteriorStd
 from .distributions.prior import Prior
 from .distributions.priors import Pretrained
-from .draws.sharding import is_sharding
 from .errors import ConversionError, check_module
 from .model import BayesianModel
 from .modules.adapters import adapter_pairs
@@ -26,11 +25,10 @@ from .modules.lora_std import DEFAULT_ADAPTER_STD
 from .modules.parameters import is_derived
 from .modules.posterior import PosteriorFamily
 from .modules.present_posteriors import present_posterior, refuse_changes
-from .modules.refusals import refuse_model
+from .modules.refusals import refuse_model, refuse_sharded
 from .modules.selection import UNSET, Select, Selection, Setting, WhyNot, known_names, resolve
 from .modules.settings import Settings, is_bayesian, slots_of
 from .report import Reason
-from .torch_internals import fsdp_places
 
 DEFAULTS = Settings(Pretrained(scale=5.0), DEFAULT_POSTERIOR_STD)
 """The settings of a parameter for which no option was given.
@@ -192,7 +190,7 @@ def collapse(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     """
     check_module("collapse(model)", model)
     module = model.module if isinstance(model, BayesianModel) else model
-    _refuse_sharded(module)
+    refuse_sharded(module)
     if not inplace:
         module = _copy(module)
     for child in module.modules():
@@ -260,19 +258,6 @@ def _convert(
     if isinstance(given, BayesianModel):
         bnn.origin, bnn.history = given.origin, list(given.history)
     return bnn
-
-
-def _refuse_sharded(root: nn.Module) -> None:
-    sharded = {place for module in root.modules() if is_sharding(module) for place in fsdp_places(module)}
-    for name, module in root.named_modules():
-        for attribute in slots_of(module):
-            if (module, attribute) in sharded:
-                raise ConversionError(
-                    f"Cannot make a plain model of `{name}` ({type(module).__name__}): FSDP2 shards its `{attribute}` "
-                    "together with ρ, and would go on looking for that. Let all ranks call bnnify.save(bnn, path); in "
-                    "one process bnnify.load(path, model) then gives a model that collapse and freeze can take. (The "
-                    "shards of the means alone are in bnn.module.state_dict(), under the names of the original.)"
-                )
 
 
 def _copy(model: nn.Module) -> nn.Module:

@@ -1,6 +1,6 @@
 """Errors for what cannot be converted, which say what to do about it."""
 
-__all__ = ["is_quantized", "refuse_model", "refuse_parameter"]
+__all__ = ["is_quantized", "refuse_model", "refuse_parameter", "refuse_sharded"]
 
 import re
 from collections.abc import Sequence
@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..draws.companions import INITIAL_STD, OF_PRIOR
-from ..draws.sharding import is_distributed
+from ..draws.sharding import is_distributed, is_sharding
 from ..errors import ConversionError
-from ..torch_internals import OPTIMIZED_MODULE, SCRIPT_MODULE, FakeTensor
-from .settings import is_bayesian
+from ..torch_internals import OPTIMIZED_MODULE, SCRIPT_MODULE, FakeTensor, fsdp_places
+from .settings import is_bayesian, slots_of
 
 # By qualified class name, so that looking for a class never imports the part of torch that defines it.
 _REFUSED_CLASSES = {
@@ -100,6 +100,24 @@ def refuse_parameter(
                 f"Cannot convert {where}: the module already has an attribute `{taken}`, which the conversion "
                 "needs. Rename it."
             )
+
+
+def refuse_sharded(root: nn.Module) -> None:
+    """Refuse to make a plain model of one whose Bayesian parameters FSDP2 shards.
+
+    Raises:
+        ConversionError: Names the first of them.
+    """
+    sharded = {place for module in root.modules() if is_sharding(module) for place in fsdp_places(module)}
+    for name, module in root.named_modules():
+        for attribute in slots_of(module):
+            if (module, attribute) in sharded:
+                raise ConversionError(
+                    f"Cannot make a plain model of `{name}` ({type(module).__name__}): FSDP2 shards its `{attribute}` "
+                    "together with ρ, and would go on looking for that. Let all ranks call bnnify.save(bnn, path); in "
+                    "one process bnnify.load(path, model) then gives a model that collapse and freeze can take. (The "
+                    "shards of the means alone are in bnn.module.state_dict(), under the names of the original.)"
+                )
 
 
 def is_quantized(parameter: Tensor) -> bool:
