@@ -84,8 +84,9 @@ def convert(
         inplace: Convert ``model`` itself. A conversion that fails leaves it as it was. Default: ``False``.
         strict: Raise when a parameter is left alone for want of support: in a layer of a type that nobody has
             registered (see :func:`bnnify.register_layer`), or that cannot be converted. Default: ``False``.
-        for_writing: Make a model that is only to be saved, whose prior means are the memory of the weights: it takes a
-            third less, and must not be trained. Default: ``False``.
+        for_writing: Make a model that is only to be saved, whose prior means are the memory of the weights, and whose ρ
+            is one number where it starts so: it takes up to two thirds less, and must not be trained. Default:
+            ``False``.
 
     Each of these four settings may be a mapping from globs to values, of which the first that matches a parameter
     holds: ``prior={"fc.*": Gaussian(std=0.1)}``; where none matches, the default does.

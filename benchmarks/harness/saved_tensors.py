@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+from torch.distributed.tensor import DTensor
 
 
 def saved_bytes(loss: Callable[[], Tensor], besides: Iterable[Tensor]) -> int:
@@ -25,7 +26,9 @@ def saved_bytes(loss: Callable[[], Tensor], besides: Iterable[Tensor]) -> int:
     with saved_tensors_hooks(pack, lambda kept: kept.tensor):
         result = loss()
     # What belongs to a part of the graph that the loss does not depend on is gone by now, and its reference with it.
-    alive = [kept.tensor.untyped_storage() for reference in saved if (kept := reference()) is not None]
+    tensors = [kept.tensor for reference in saved if (kept := reference()) is not None]
+    # Of a DTensor this rank has its part.
+    alive = [(t.to_local() if isinstance(t, DTensor) else t).untyped_storage() for t in tensors]
     sizes = {storage.data_ptr(): storage.nbytes() for storage in alive}
     for tensor in besides:
         sizes.pop(tensor.untyped_storage().data_ptr(), None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -13,7 +12,13 @@ from ..harness import report
 from ..harness.report import Run, Table
 
 MAKE = "import sys, torch, torchvision; torch.save(torchvision.models.get_model(sys.argv[1]).state_dict(), sys.argv[2])"
-COMMAND = [sys.executable, "-c", "import sys; from bnnify.cli import main; sys.exit(main())", "-q"]
+# What getrusage tells of a child is never less than what its parent held; VmHWM is the child's own.
+COMMAND = """
+import atexit, re, sys
+atexit.register(lambda: print("peak", re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1]))
+from bnnify.cli import main
+sys.exit(main())
+"""
 
 
 def main() -> None:
@@ -21,12 +26,11 @@ def main() -> None:
     parser.add_argument("--builder", default="vit_l_16", help="a model of torchvision's, of 1.2 GB by default")
     options = parser.parse_args()
     run = Run(options, ["torch", "bnnify"])
-    baseline, _ = _run(["--help"])
+    baseline, _ = run_command(["--help"])
     results: dict[str, dict[str, float]] = {}
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         checkpoint, converted = Path(folder, "model.pt"), Path(folder, "model.bnn.pt")
-        # By a process of its own: what this one has held would count as the memory of its children.
         subprocess.run([sys.executable, "-c", MAKE, options.builder, str(checkpoint)], check=True)
         size = checkpoint.stat().st_size
         commands = {
@@ -36,7 +40,7 @@ def main() -> None:
             "collapse": ["collapse", str(converted)],
         }
         for name, arguments in commands.items():
-            peak, seconds = _run(arguments)
+            peak, seconds = run_command(arguments)
             results[name] = {"peak": peak, "seconds": seconds}
             run.record(results, size=size, baseline=baseline)
             ratios = [f"{peak / size:.2f}", f"{(peak - baseline) / size:.2f}"]
@@ -46,14 +50,13 @@ def main() -> None:
     run.show(Table(f"{options.builder}: a checkpoint of {size / 1e9:.2f} GB", headings, rows), notes=[note])
 
 
-def _run(arguments: list[str]) -> tuple[int, float]:
-    """Peak resident memory in bytes, mapped pages of the file included, and wall time."""
+def run_command(arguments: list[str]) -> tuple[int, float]:
+    """Peak resident memory in bytes, mapped pages of the file included, and wall time; on Linux."""
     started = time.perf_counter()
-    process = subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
+    done = subprocess.run([sys.executable, "-c", COMMAND, "-q", *arguments], stdout=subprocess.PIPE, text=True)
+    if done.returncode:
         raise SystemExit(f"bnnify-cli {arguments[0]} failed")
-    return usage.ru_maxrss * 1024, time.perf_counter() - started
+    return int(done.stdout.split()[-1]) * 1024, time.perf_counter() - started
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Prune by signal-to-noise: set the weights with the least ``|μ|/σ`` to zero for good."""
 
-__all__ = ["PruningEntry", "PruningReport", "prune", "signal_to_noise"]
+__all__ = ["PruningEntry", "PruningReport", "prune", "signal_to_noise", "signal_to_noise_of"]
 
 from dataclasses import dataclass
 
@@ -66,7 +66,7 @@ def signal_to_noise(bnn: nn.Module) -> dict[str, Tensor]:
     References:
         Blundell et al. 2015, "Weight Uncertainty in Neural Networks", section 5.1.
     """
-    return {parameter.name: _signal_to_noise(parameter) for parameter in _prunable(_root(bnn))}
+    return {parameter.name: signal_to_noise_of(parameter) for parameter in _prunable(_root(bnn))}
 
 
 def prune(bnn: nn.Module, fraction: float, *, per_layer: bool = False) -> PruningReport:
@@ -125,7 +125,7 @@ def _prune_together(parameters: list[BayesianParameter], fraction: float) -> Non
     if not parameters:
         return
     # What was pruned before comes first, so that pruning a second time does not begin anew.
-    ratios = [whole(_signal_to_noise(p).masked_fill(is_pruned(p.rho), -1.0)).flatten().cpu() for p in parameters]
+    ratios = [whole(signal_to_noise_of(p).masked_fill(is_pruned(p.rho), -1.0)).flatten().cpu() for p in parameters]
     least = _least(torch.cat(ratios), fraction)
     for parameter, chosen in zip(parameters, least.split([len(ratio) for ratio in ratios]), strict=True):
         chosen = in_form_of(parameter.mean, chosen.view(parameter.mean.shape).to(parameter.mean.device))
@@ -146,7 +146,8 @@ def _least(ratios: Tensor, fraction: float) -> Tensor:
 
 
 @torch.no_grad()
-def _signal_to_noise(parameter: BayesianParameter) -> Tensor:
+def signal_to_noise_of(parameter: BayesianParameter) -> Tensor:
+    """``|μ|/σ`` of the weights of one parameter; see :func:`signal_to_noise`."""
     ratio = at_least_float32(parameter.mean).abs() / std(at_least_float32(parameter.rho))
     return ratio.masked_fill(is_pruned(parameter.rho), 0.0).nan_to_num(nan=0.0, posinf=torch.inf)
 

@@ -13,7 +13,7 @@ from ..distributions.gaussian import at_least_float32, is_pruned, std
 from ..errors import needing
 from ..model import BayesianModel
 from ..modules.parameters import unique_bayesian_parameters
-from .pruning import signal_to_noise
+from .pruning import signal_to_noise_of
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -41,7 +41,6 @@ def summarize(bnn: BayesianModel) -> list[ParameterSummary]:
 
     A Monte Carlo estimate of a KL is that of one draw, the same at every call.
     """
-    ratios = signal_to_noise(bnn)
     summaries = []
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -55,7 +54,7 @@ def summarize(bnn: BayesianModel) -> list[ParameterSummary]:
                     pruned=0 if point else int(is_pruned(parameter.rho).sum()),
                     settings=str(parameter.settings),
                     std=None if point else _quantiles(std(at_least_float32(parameter.rho))),
-                    signal_to_noise=None if point else _quantiles(ratios[parameter.name]),
+                    signal_to_noise=None if point else _quantiles(signal_to_noise_of(parameter)),
                     kl=parameter.kl().item(),
                 )
             )

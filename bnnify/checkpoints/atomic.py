@@ -1,9 +1,10 @@
-"""Files that are there whole or not at all."""
+"""Files and folders that are there whole or not at all."""
 
-__all__ = ["replace_atomically"]
+__all__ = ["check_new_folder", "fill_new_folder", "replace_atomically"]
 
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,6 +50,45 @@ def replace_atomically(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         raise CheckpointError(
             f"Cannot write `{path}`: {reason.strerror or type(reason).__name__}. Nothing was left there."
         ) from error
+    _sync_folder(target.parent)
+
+
+def check_new_folder(path: str | os.PathLike[str]) -> None:
+    """Raise a CheckpointError where ``path`` is there, and is no empty folder, or has no folder to stand in."""
+    target = Path(path)
+    if target.exists() and not (target.is_dir() and next(target.iterdir(), None) is None):
+        raise CheckpointError(f"Cannot write `{path}`: shards are written into a new folder. Choose another name.")
+    if not target.absolute().parent.is_dir():
+        raise CheckpointError(f"Cannot write `{path}`: its folder does not exist.")
+
+
+@contextmanager
+def fill_new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a folder beside ``path`` to put files into and, when the block ends well, rename it to ``path``.
+
+    Whatever interrupts the block, nothing is left.
+
+    Raises:
+        CheckpointError: The folder cannot be written, or is there already and not empty.
+    """
+    check_new_folder(path)
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}.part")
+    try:
+        temporary.mkdir()
+        yield temporary
+        for file in temporary.iterdir():
+            with open(file, "rb+") as opened:
+                os.fsync(opened.fileno())
+        if target.exists():
+            target.rmdir()  # it is empty; not every system lets it be replaced
+        temporary.rename(target)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError):
+            reason = error.strerror or type(error).__name__
+            raise CheckpointError(f"Cannot write `{path}`: {reason}. Nothing was left there.") from error
+        raise
     _sync_folder(target.parent)
 
 

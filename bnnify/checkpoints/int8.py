@@ -1,6 +1,6 @@
 """Posteriors in two bytes a weight: means and log σ as integers of eight bits, with scales for each row."""
 
-__all__ = ["DTYPES", "pack", "unpack"]
+__all__ = ["DTYPES", "PACKED_ENDINGS", "pack", "unpack"]
 
 import copy
 import math
@@ -24,7 +24,8 @@ _CODES, _SCALE, _RANGE = ".int8", ".scale", ".range"
 _STEPS = 127
 _PRUNED_CODE = -128
 _OWN_DTYPES = {str(dtype): dtype for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)}
-_ENDINGS = (_CODES, _SCALE, RHO + _CODES, RHO + _RANGE, PRIOR_MEAN + _CODES, PRIOR_MEAN + _SCALE)
+PACKED_ENDINGS = (_CODES, _SCALE, RHO + _CODES, RHO + _RANGE, PRIOR_MEAN + _CODES, PRIOR_MEAN + _SCALE)
+"""The endings of the names in a file under which the parts of one parameter stand."""
 
 
 def pack(
@@ -110,7 +111,7 @@ def unpack(state_dict: dict[str, Tensor], settings: Mapping[str, Settings], reco
     """
     made: dict[Any, dict[str, Tensor]] = {}
     for name, entry in record.items():
-        own = {e: state_dict.pop(name + e) for e in _ENDINGS if name + e in state_dict}
+        own = {e: state_dict.pop(name + e) for e in PACKED_ENDINGS if name + e in state_dict}
         place = place_of(own[_CODES]) or name
         if place not in made:
             made[place] = _unpack_one(own, _OWN_DTYPES[entry["dtype"]], settings[name].prior.centred)

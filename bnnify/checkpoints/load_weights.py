@@ -3,6 +3,7 @@
 __all__ = ["load_weights"]
 
 import copy
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -20,10 +21,11 @@ from ..modules.settings import plain_class, slots_of
 from ..torch_internals import fsdp_look_again, load_own_tensors, load_post_hooks, module_versions, set_module_versions
 from .architectures.shapes import COUNT, abridged, printable
 from .foreign.prefixes import without_wrappers
+from .own_format import weights_in
 from .tensor_places import TensorPlace, places_of, put, valueless_buffers
 
 
-def load_weights(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
+def load_weights(model: nn.Module, state_dict: Mapping[str, Any] | str | os.PathLike[str]) -> None:
     """Load pretrained weights, or a converted model's own ``state_dict``, into a converted model.
 
     The weights become the posterior means. Where the file has no ρ for a parameter, σ starts anew from the loaded
@@ -37,20 +39,24 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
         model: A converted model (a :class:`BayesianModel` or its ``module``).
         state_dict: Tensors under the original names, or names that the modules' own hooks and loaders bring into them;
             ``*_rho``, ``*_prior_mean`` and ``*_initial_std`` may be missing. The prefixes of wrappers, such as
-            ``module.``, are removed.
+            ``module.``, are removed. Or the path of a file of weights, also in shards, that bnnify or anybody else
+            wrote: it is mapped into memory, so that of a model on the meta device whose parameters FSDP2 has sharded
+            each rank reads its own part.
 
     Raises:
         ArgumentTypeError: ``model`` is no module.
         CheckpointError: Anything else is missing, unexpected, or of another shape; or a buffer that no state_dict holds
             has no value, because it was made on the meta device. Nothing has been loaded then.
     """
+    check_module("load_weights(model)", model)
+    root = model.module if isinstance(model, BayesianModel) else model
+    if isinstance(state_dict, (str, os.PathLike)):
+        state_dict = weights_in(state_dict, root.state_dict().keys())
     if not isinstance(state_dict, Mapping) or not all(isinstance(name, str) for name in state_dict):
         raise CheckpointError(
             f"load_weights takes a state_dict, a mapping of names to tensors; the {type(state_dict).__name__} given is "
             "none. bnnify.convert_checkpoint reads a file."
         )
-    check_module("load_weights(model)", model)
-    root = model.module if isinstance(model, BayesianModel) else model
     if valueless := valueless_buffers(root):
         raise CheckpointError(
             f"No state_dict holds {abridged(map(printable, valueless))}: persistent=False, and on the meta device it "
@@ -227,7 +233,7 @@ def _start_anew(parameter: BayesianParameter, absent: set[str]) -> None:
         parameter.slot.state.has_pruned = False
         first = parameter.posterior.start(mean, parameter.settings.initial_std(parameter.name, mean))
         for ending in missing:
-            _fill(slots, parameter.attribute + ending, first[ending])
+            _fill(slots, parameter.attribute + ending, first[ending].contiguous())
 
 
 def _fill(slots: dict[str, Any], name: str, value: Tensor) -> None:

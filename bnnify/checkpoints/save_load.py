@@ -30,16 +30,24 @@ from .architectures.lora_adapter import base_weights, with_adapter
 from .architectures.shapes import abridged, printable
 from .architectures.transformers_model import load_by_config
 from .endings import check_ending
+from .foreign.shards import as_bytes
 from .gathered import gathered, written_by_one
 from .int8 import DTYPES
 from .load_weights import load_weights
-from .own_format import open_posterior, write_posterior
+from .own_format import open_posterior
 from .posterior_file import Origin, PosteriorFile
 from .settings_data import can_be_saved
 from .tensor_places import valueless_buffers
+from .write_posterior import write_posterior
 
 
-def save(bnn: BayesianModel, path: str | os.PathLike[str], *, dtype: str | None = None) -> None:
+def save(
+    bnn: BayesianModel,
+    path: str | os.PathLike[str],
+    *,
+    dtype: str | None = None,
+    max_shard_size: int | str | None = None,
+) -> None:
     """Write a converted model: its ``state_dict`` and, as plain data, how it was converted and how to make it again.
 
     What was decided on top, ``bnn.decisions``, and what was done with it, ``bnn.history``, are written too.
@@ -59,9 +67,12 @@ def save(bnn: BayesianModel, path: str | os.PathLike[str], *, dtype: str | None 
             that an ordinary model of the original dtype; the error is written down, and ``bnnify-cli inspect`` shows
             it. Zeros and pruned weights, what has one dimension, such as a bias, and what is not Bayesian stay exact.
             The names in the file then end in ``.int8``, ``.scale`` and ``.range``. Default: ``None``, all as it is.
+        max_shard_size: Make of ``path`` a new folder with safetensors files of at most this size and their index, as
+            Hugging Face does for large models: bytes, or a text such as ``"5GB"``. What belongs to one parameter stands
+            in one file; one that is larger has a file of its own. Default: ``None``, one file.
 
     Raises:
-        ArgumentError: The ``dtype`` is another one.
+        ArgumentError: The ``dtype`` is another one, or ``max_shard_size`` is no size.
         ArgumentTypeError: ``bnn`` is not a converted model.
         CheckpointError: A prior, a rule for σ or a decision is not one of bnnify's own, so that no file could restore
             it; a weight is quantized by torchao or bitsandbytes; the model holds something that :func:`load` would not
@@ -75,6 +86,7 @@ def save(bnn: BayesianModel, path: str | os.PathLike[str], *, dtype: str | None 
         )
     if dtype is not None and dtype not in DTYPES:
         raise ArgumentError(f"save takes dtype='int8' or None, the dtype of the model, not {describe(dtype)}.")
+    shard_size = None if max_shard_size is None else as_bytes(max_shard_size)
     check_ending(path)
     parameters = list(bayesian_parameters(bnn.module))
     for parameter in parameters:
@@ -90,7 +102,7 @@ def save(bnn: BayesianModel, path: str | os.PathLike[str], *, dtype: str | None 
     for name in _left_behind(bnn.module):
         del state_dict[name]
     origin = bnn.origin or Origin()
-    notes: dict[str, Any] = {"history": bnn.history, "decisions": bnn.decisions}
+    notes: dict[str, Any] = {"history": bnn.history, "decisions": bnn.decisions, "max_shard_size": shard_size}
     if not any(map(is_distributed, state_dict.values())):
         write_posterior(path, state_dict, settings, origin, dtype, **notes)
         return
@@ -105,7 +117,7 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> Bayesi
     those of torchvision, timm and transformers are made, by these libraries.
 
     Args:
-        path: The file.
+        path: The file, or the folder or index of one in shards.
         model: A model of the original architecture, with any weights; it is copied. Default: ``None``, the model that
             the file names.
 

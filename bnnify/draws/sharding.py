@@ -113,6 +113,8 @@ def reshard(module: Any) -> None:
     when the backward pass leaves the module: a sample or KL taken from them would get its gradient too late.
     """
     if module not in _set_up_by_fsdp:
+        if any(parameter.is_meta for parameter in module.parameters()):
+            return  # they have no values yet, and nobody can have gathered them
         # FSDP reads the parameters of a group by their names when it first gathers them: that has to be outside a draw.
         _set_up_by_fsdp.add(module)
         module.unshard()

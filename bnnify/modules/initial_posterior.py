@@ -39,7 +39,8 @@ def initial_posterior(
         places: Every place that holds it.
         wanted: Its settings as a user gave them, unchecked and without what follows from its layer.
         untrained: Let a prior that goes by σ leave the weights room to move. Default: ``False``.
-        share: Let the prior mean be the memory of the weight itself. Default: ``False``.
+        share: Let the prior mean be the memory of the weight itself, and one σ for all weights one number, expanded.
+            Default: ``False``.
 
     Raises:
         ConversionError: It cannot have a posterior, or not with these settings.
@@ -71,7 +72,7 @@ def initial_posterior(
         f"_{name}": PriorMean(value if share and value is mean else value.clone())
         for name, value in prior.beside(mean).items()
     }
-    beside = {ending: nn.Parameter(value) for ending, value in companions.items()}
+    beside = {ending: nn.Parameter(value if share else value.contiguous()) for ending, value in companions.items()}
     return NewPosterior(settings, beside, of_prior, initial_std), asked
 
 

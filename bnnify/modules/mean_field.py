@@ -36,7 +36,7 @@ class MeanField(PosteriorFamily):
         raise ArgumentTypeError(f"{cls.__name__} must derive from PosteriorFamily: a MeanField is always N(μ, σ²).")
 
     def start(self, mean: Tensor, std: Tensor) -> dict[str, Tensor]:
-        return {RHO: rho_from_std(std.to(dtype_of_rho(mean.dtype))).expand_as(mean).contiguous()}
+        return {RHO: rho_from_std(std.to(dtype_of_rho(mean.dtype))).expand_as(mean)}
 
     def fits(self, mean: Tensor, *companions: Tensor) -> bool:
         return companions[0].shape == mean.shape

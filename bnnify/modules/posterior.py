@@ -64,7 +64,10 @@ class PosteriorFamily(ABC):
 
     @abstractmethod
     def start(self, mean: Tensor, std: Tensor) -> dict[str, Tensor]:
-        """The first value of each companion, by its ending; ``std`` is one σ for all weights or one for each."""
+        """The first value of each companion, by its ending; ``std`` is one σ for all weights or one for each.
+
+        What is the same for all weights may be one number, expanded.
+        """
 
     def fits(self, mean: Tensor, *companions: Tensor) -> bool:
         """Tell whether the companions have the shapes that this mean needs. Default: they have."""

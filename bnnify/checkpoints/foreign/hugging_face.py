@@ -1,9 +1,10 @@
 """Hugging Face model directories: several files with weights, and the config that says what model they are of."""
 
-__all__ = ["is_adapter_file", "shards_of_folder", "shards_of_index"]
+__all__ = ["Shards", "is_adapter_file", "shards_of_folder", "shards_of_index"]
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,21 @@ _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.
 _MAX_JSON = 16 << 20
 
 
-def shards_of_folder(path: Path) -> tuple[dict[Path, Collection[str] | None], dict[str, Any] | None]:
-    """List the files with the weights in a model directory, each with the names to take from it; read its config.
+@dataclass(frozen=True)
+class Shards:
+    """The files that make up one checkpoint.
+
+    Attributes:
+        files: The names to take from each; None is all.
+        metadata: The texts that the index holds beside the names.
+    """
+
+    files: Mapping[Path, Collection[str] | None]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+def shards_of_folder(path: Path) -> tuple[Shards, dict[str, Any] | None]:
+    """List the files with the weights in a model directory; read its config.
 
     The config is None where there is none, or one of another library, such as timm's. That of an adapter, which is only
     a part of a model, names its kind as ``peft_type``.
@@ -24,15 +38,16 @@ def shards_of_folder(path: Path) -> tuple[dict[Path, Collection[str] | None], di
     if adapters := [name for name in _ADAPTER if is_adapter_file(path / name)]:
         if any((path / name).exists() for name in _WEIGHTS):
             raise Refusal("it holds a model and an adapter. Put the adapter's files into a directory of their own.")
-        return {_within(path, adapters[0]): None}, {"peft_type": None} | _read_json(path / "adapter_config.json")
+        adapter = {"peft_type": None} | _read_json(path / "adapter_config.json")
+        return Shards({_within(path, adapters[0]): None}), adapter
     config = _read_json(path / "config.json") if (path / "config.json").exists() else None
     if config is not None and not config.keys() & {"architectures", "model_type"}:
         config = None
     for name in _WEIGHTS:
         if (path / name).exists():
             if name.endswith(".json"):
-                return dict(shards_of_index(path / name)), config
-            return {_within(path, name): None}, config
+                return shards_of_index(path / name), config
+            return Shards({_within(path, name): None}), config
     raise Refusal(f"it is a directory without {', '.join(_WEIGHTS[:3])}. Name the checkpoint file in it.")
 
 
@@ -41,15 +56,17 @@ def is_adapter_file(path: Path) -> bool:
     return path.name in _ADAPTER and path.exists() and path.with_name("adapter_config.json").exists()
 
 
-def shards_of_index(path: Path) -> dict[Path, Collection[str] | None]:
-    """List the files that an index names, all beside it, each with the names to take from it."""
-    names = _read_json(path).get("weight_map")
+def shards_of_index(path: Path) -> Shards:
+    """List the files that an index names, all beside it."""
+    content = _read_json(path)
+    names, metadata = content.get("weight_map"), content.get("metadata")
     if not isinstance(names, dict) or not names:
         raise Refusal("it is no index of weights: it has no `weight_map`. Name the checkpoint file.")
-    shards: dict[Path, list[str]] = {}
+    files: dict[Path, list[str]] = {}
     for name, file in names.items():
-        shards.setdefault(_within(path.parent, file), []).append(name)
-    return dict(shards)
+        files.setdefault(_within(path.parent, file), []).append(name)
+    texts = metadata.items() if isinstance(metadata, dict) else ()
+    return Shards(dict(files), {name: text for name, text in texts if isinstance(text, str)})
 
 
 def _within(folder: Path, name: Any) -> Path:

@@ -1,24 +1,24 @@
 """Read any checkpoint safely, and write a plain state_dict back as it was found."""
 
-__all__ = ["Checkpoint", "not_finite", "read", "write"]
+__all__ = ["Checkpoint", "is_sharded", "not_finite", "read", "read_shards", "write"]
 
 import math
 import os
 import warnings
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...errors import CheckpointError
 from ...torch_internals import save_in_old_format
 from ..atomic import replace_atomically
 from . import hugging_face, program_file
 from .archive import Archive, Refusal
 from .content import Checkpoint, from_content
+from .explained import explained
 from .formats import (
     SAFETENSORS_METADATA,
     OpenFile,
@@ -70,7 +70,7 @@ def read(
         CheckpointError: It cannot be read, or not without running code.
     """
     path = Path(path)
-    with _explained(path):
+    with explained(path):
         if "\0" in str(path):
             raise Refusal("its name has a NUL character.")
         if hugging_face.is_adapter_file(path):
@@ -79,10 +79,29 @@ def read(
             shards, config = hugging_face.shards_of_folder(path)
             if config is not None and names is None:
                 names = ()  # transformers needs them as they stand in the file
-            return _read_shards(shards, key, names, trust, config)
-        if path.name.endswith(".index.json"):
-            return _read_shards(hugging_face.shards_of_index(path), key, names, trust, None)
+            return _joined(shards, key, names, trust, config)
+        if is_sharded(path):
+            return _joined(hugging_face.shards_of_index(path), key, names, trust, None)
         return _read_file(path, key, names, trust)
+
+
+def is_sharded(path: str | os.PathLike[str]) -> bool:
+    """Tell whether ``path`` is a directory of a model or the index of its shards."""
+    return os.path.isdir(path) or os.fspath(path).endswith(".index.json")
+
+
+def read_shards(path: str | os.PathLike[str]) -> Iterator[Checkpoint]:
+    """Read the files of a sharded checkpoint one after another, each under the names that it has.
+
+    The ``rest`` of each has the metadata of the index too.
+
+    Raises:
+        CheckpointError: As :func:`read`.
+    """
+    path = Path(path)
+    with explained(path):
+        shards = hugging_face.shards_of_folder(path)[0] if path.is_dir() else hugging_face.shards_of_index(path)
+    yield from _each(shards, trust=False)
 
 
 def write(path: str | os.PathLike[str], layout: Layout, state_dict: Mapping[str, Any], rest: Mapping[str, Any]) -> None:
@@ -96,7 +115,7 @@ def write(path: str | os.PathLike[str], layout: Layout, state_dict: Mapping[str,
     Raises:
         CheckpointError: The file cannot be written.
     """
-    with _explained(Path(path), "write"):
+    with explained(Path(path), "write"):
         content = put_back(layout, state_dict, rest)
         if layout.kind == "safetensors":
             safetensors = import_safetensors()
@@ -166,31 +185,41 @@ def _unpickle_freely(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=False)
 
 
-def _read_shards(
-    shards: Mapping[Path, Collection[str] | None],
+def _joined(
+    shards: hugging_face.Shards,
     key: str | None,
     names: Collection[str] | None,
     trust: bool,
     config: Mapping[str, Any] | None,
 ) -> Checkpoint:
-    """Join several files, each of which has the names that the index says, into one state_dict."""
+    """Join the files of one checkpoint into one state_dict."""
     tensors: dict[str, Tensor] = {}
-    kind = "torch"
-    metadata: Any = None
-    for path, expected in shards.items():
-        with _explained(path):
-            # The names are needed as they stand in the file.
-            part = _read_file(path, None, (), trust)
+    kind, metadata = "torch", None
+    for part in _each(shards, trust):
         kind = part.layout.kind
         metadata = part.rest.get(SAFETENSORS_METADATA)
-        for name in part.state_dict if expected is None else expected:
-            if name not in part.state_dict:
-                raise Refusal(f"its shard `{path.name}` lacks `{name}`. Get the files again.")
-            tensors[name] = part.state_dict[name]
+        tensors |= part.state_dict
     state_dict, layout, rest = find(tensors, kind, key, names)
     if metadata:
         rest = {**rest, SAFETENSORS_METADATA: metadata}
     return Checkpoint(state_dict, layout, rest, None, config)
+
+
+def _each(shards: hugging_face.Shards, trust: bool) -> Iterator[Checkpoint]:
+    """Read one file after another, of each what is to be taken from it."""
+    for path, expected in shards.files.items():
+        with explained(path):
+            # The names are needed as they stand in the file.
+            part = _read_file(path, None, (), trust)
+            for name in expected or ():
+                if name not in part.state_dict:
+                    raise Refusal(f"it lacks `{name}`, which the index says it has. Get the files again.")
+        if expected is not None:
+            part = replace(part, state_dict={name: part.state_dict[name] for name in expected})
+        if part.layout.kind == "safetensors" and shards.metadata:
+            metadata = {**part.rest.get(SAFETENSORS_METADATA, {}), **shards.metadata}
+            part = replace(part, rest={**part.rest, SAFETENSORS_METADATA: metadata})
+        yield part
 
 
 def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -202,25 +231,3 @@ def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         result[name] = tensor.clone().contiguous() if memory in seen else tensor.contiguous()
         seen.add(memory)
     return result
-
-
-@contextmanager
-def _explained(path: Path, verb: str = "read") -> Iterator[None]:
-    """Turn every failure in the block into an error of one line that names the file."""
-    try:
-        yield
-    except CheckpointError:
-        raise
-    except Refusal as refusal:
-        raise CheckpointError(_one_line(f"Cannot {verb} `{path}`: {refusal}")) from refusal
-    except Exception as error:
-        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200].rstrip('.')}"
-        if verb == "read":
-            # What garbage leads to is without number: a damaged file is as good an explanation as the file deserves.
-            reason = f"it is damaged or not a checkpoint ({reason}). Get the file again, or save model.state_dict()"
-        raise CheckpointError(_one_line(f"Cannot {verb} `{path}`: {reason}.")) from error
-
-
-def _one_line(text: str) -> str:
-    """Return ``text`` without what a file could do to a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text)[:900]

@@ -6,7 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ...checkpoints.atomic import check_new_folder
 from ...checkpoints.convert_checkpoint import convert_checkpoint
+from ...checkpoints.foreign.shards import as_bytes
 from ...checkpoints.int8 import DTYPES
 from ...checkpoints.kinds import POSTERIORS
 from ...checkpoints.save_load import save
@@ -47,6 +49,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--exclude", action="append", metavar="GLOB", help="leave these alone")
     how.add_argument("--strict", action="store_true", help="refuse a model with layers of unknown or unsupported types")
     parser.add_argument("--dtype", choices=DTYPES, help="write two bytes for a weight, with a small error")
+    parser.add_argument("--max-shard-size", metavar="SIZE", help="write a folder of shards, such as 5GB, and an index")
     parser.add_argument("--dry-run", action="store_true", help="show the report and write nothing")
 
 
@@ -54,10 +57,14 @@ def run(options: argparse.Namespace, screen: Screen) -> dict[str, Any]:
     """Convert, and write the file unless it is a dry run."""
     source = options.checkpoint
     folder = source.resolve()  # whose name may have a dot, as that of a version
-    default = folder.with_name(folder.name + ".bnn.pt") if source.is_dir() else source.with_suffix(".bnn.pt")
+    shard_size = None if options.max_shard_size is None else as_bytes(options.max_shard_size)
+    ending = ".bnn.pt" if shard_size is None else ".bnn"
+    default = folder.with_name(folder.name + ending) if source.is_dir() else source.with_suffix(ending)
     output = options.output or default
-    if not options.dry_run:
+    if not options.dry_run and shard_size is None:
         check_weights_output(output, options.force, source)
+    elif not options.dry_run:
+        check_new_folder(output)
     settings = {
         "prior": options.prior,
         "posterior_std": options.std,
@@ -88,7 +95,7 @@ def run(options: argparse.Namespace, screen: Screen) -> dict[str, Any]:
         told |= {"select": options.select, "exclude": options.exclude, "dtype": options.dtype}
         told |= {name: str(value) for name, value in given.items()}
         bnn.history.append(entry("convert", told, {}))
-        save(bnn, output, dtype=options.dtype)
+        save(bnn, output, dtype=options.dtype, max_shard_size=shard_size)
         screen.note(f"wrote {output}")
     return {
         "output": None if options.dry_run else output,

@@ -7,8 +7,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from ...analysis.summary import QUANTILES, print_table, summarize
-from ...checkpoints.own_format import open_posterior
+from ...analysis.summary import QUANTILES, ParameterSummary, print_table, summarize
+from ...checkpoints.own_format import open_posterior, posterior_parts
 from ..history import told
 from ..options import add_file
 from ..outputs import check_picture
@@ -31,13 +31,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, screen: Screen) -> dict[str, Any]:
     """Print a table, and draw."""
     check_picture(options.plot, options.force, options.file)
-    file = open_posterior(options.file)
-    bnn = file.parameters_alone()
-    summaries = summarize(bnn)
+    summaries, errors = list[ParameterSummary](), dict[str, Any]()
+    for part in posterior_parts(options.file):
+        summaries += summarize(part.parameters_alone())
+        errors |= part.int8
+    file = dataclasses.replace(part, int8=errors)
     if options.plot:
         from ...analysis.plots import plot_signal_to_noise
 
-        plot_signal_to_noise(bnn, options.plot)
+        plot_signal_to_noise(open_posterior(options.file).parameters_alone(), options.plot)
     if not screen.quiet and not screen.json:
         print_table(summaries, ", ".join(filter(None, [str(file.path), str(file.origin), file.precision])))
         if file.history:

@@ -6,7 +6,8 @@ import argparse
 from typing import Any
 
 from ...analysis.pruning import prune
-from ...checkpoints.own_format import open_posterior, write_posterior
+from ...checkpoints.own_format import open_posterior
+from ...checkpoints.write_posterior import write_posterior
 from ..history import entry
 from ..options import add_file, add_output
 from ..outputs import check_weights_output, renamed
