@@ -50,7 +50,7 @@ def compare(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """What each network scores after its training, by each of the methods."""
     networks = {network.name: network for network in (*NETWORKS, *LARGER_NETWORKS)}
     for seed in range(options.seeds):
-        for name in NAMES:
+        for name in options.only:
             network = networks[name]
             count = options.images or network.num_train
             train, test = (
@@ -113,6 +113,7 @@ _SCORES = {"accuracy": 1, "NLL": 3, "ECE": 3}
 def _options() -> argparse.Namespace:
     parser = report.parser(__doc__)
     parser.add_argument("--data", type=Path, help="folder of the archives; default: what torchvision downloads")
+    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, metavar="NETWORK", help="which networks")
     parser.add_argument("--seeds", type=int, default=1, help="initialisations and trainings")
     parser.add_argument("--images", type=int, help="to train on; default: those of each network")
     parser.add_argument("--epochs", type=int, help="default: those of each network")
