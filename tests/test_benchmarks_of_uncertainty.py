@@ -86,7 +86,9 @@ def test_settings_are_chosen_without_the_test_part(yacht):
 
 
 def test_all_networks_of_a_data_set_have_a_row_of_the_table(yacht):
-    options = argparse.Namespace(data=yacht, splits=None, steps=4, members=2, samples=3, prior_stds=[0.1])
+    options = argparse.Namespace(
+        data=yacht, splits=None, steps=4, members=2, samples=3, prior_stds=[0.1], initial_std=0.01
+    )
     rows = list(uci_regression.compare("yacht", options))
     assert all(len(row[metric]) == 2 for row in rows for metric in uci_regression.METRICS)
     table = uci_regression.table(rows, ["boston", "yacht"])

@@ -99,7 +99,9 @@ def main() -> None:
     for name in names:
         rows += compare(name, options)
         if options.output:
-            settings = {name: getattr(options, name) for name in ("steps", "members", "samples", "prior_stds")}
+            settings = {
+                name: getattr(options, name) for name in ("steps", "members", "samples", "prior_stds", "initial_std")
+            }
             results.save(options.output, settings, rows, LIBRARIES)
     run.show(table(rows, names))
 
@@ -118,6 +120,7 @@ def _options() -> argparse.Namespace:
     add("--splits", type=int, help="the first so many splits. Default: 5; with --full all")
     add("--steps", type=int, default=6_000, help="of each training; the ELBO gets half of them")
     add("--prior-stds", type=float, nargs=3, default=[0.01, 0.03, 0.1], help="of the prior, around the trained weights")
+    add("--initial-std", type=float, default=0.002, help="σ as the ELBO begins; 0.02 undoes the most exact networks")
     add("--members", type=int, default=3, help="networks in an ensemble")
     add("--samples", type=int, default=100, help="draws of the weights per prediction")
     add("--from", dest="from_files", nargs="+", type=Path, help="print the table of these results, and run nothing")
