@@ -1,7 +1,9 @@
 """The regressions side by side, and active learning: who is trained on what, and what is chosen by what."""
 
 import argparse
+import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ pytest.importorskip("rich")
 pytest.importorskip("torchmetrics")
 pytest.importorskip("torchvision")
 
+import benchmarks
 import bnnify
 from benchmarks.harness.data import Images
 from benchmarks.quality import active_learning, uci_regression
@@ -86,11 +89,23 @@ def test_settings_are_chosen_without_the_test_part(yacht):
 
 
 def test_all_networks_of_a_data_set_have_a_row_of_the_table(yacht):
-    options = argparse.Namespace(data=yacht, splits=None, steps=4, members=2, samples=3)
+    options = argparse.Namespace(
+        data=yacht, splits=None, steps=4, members=2, samples=3, prior_stds=[0.1], initial_std=0.01
+    )
     rows = list(uci_regression.compare("yacht", options))
     assert all(len(row[metric]) == 2 for row in rows for metric in uci_regression.METRICS)
     table = uci_regression.table(rows, ["boston", "yacht"])
     assert [row[0] for row in table.rows] == ["yacht, 2 splits", "MC dropout, published", *(r["network"] for r in rows)]
+
+
+@pytest.mark.parametrize(
+    ("script", "files"), [(uci_regression, "uci_regression_*.json"), (active_learning, "active_learning.json")]
+)
+def test_the_figures_that_are_kept_are_printed_without_a_run(script, files, monkeypatch, capsys):
+    kept = [str(path) for path in (Path(benchmarks.__file__).parent / "results").glob(files)]
+    monkeypatch.setattr(sys, "argv", ["script", "--from", *kept, "--markdown"])
+    script.main()
+    assert "bnnify" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("rule", active_learning.RULES)

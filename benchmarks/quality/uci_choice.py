@@ -55,7 +55,7 @@ class Trainer:
         model, nll = self.plain(dataclasses.replace(setting, prior_std=0.0))
         if setting.prior_std:
             prior, nll = bnnify.Pretrained(std=setting.prior_std), copy.deepcopy(nll)
-            model = bnnify.convert(model, select=["w*", "b*"], prior=prior, posterior_std=0.02)
+            model = bnnify.convert(model, select=["w*", "b*"], prior=prior, posterior_std=self.options.initial_std)
             self._train(model, nll, dataclasses.replace(setting, weight_decay=0.0), 1)
         torch.manual_seed(1)
         return outputs(model, self.parts.held_inputs, self.options.samples), nll.std.detach()

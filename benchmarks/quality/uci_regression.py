@@ -37,8 +37,8 @@ LIBRARIES = ("torch", "bnnify")
 QUICK = ("boston", "energy", "yacht", "wine")
 
 PLAIN = [Setting(long, decay) for long, decay in product((False, True), (0.0, 0.1, 0.5))]
-ELBO = [Setting(False, decay, prior_std=std) for decay, std in product((0.0, 0.1), (0.05, 0.1, 0.2))]
-"""Half of the steps train the network, with this weight decay, the other half its posterior."""
+ELBO_DECAYS = (0.0, 0.1)
+"""Weight decays of the first half of the steps, which trains the network; the other half trains its posterior."""
 
 
 def compare(name: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -59,7 +59,8 @@ def compare(name: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     yield row("deterministic", plain, plain.scores(1))
     yield row("deterministic, ensemble", plain, plain.scores(options.members))
     yield row("bnnify, converted, tune_std", plain, plain.tuned(validate))
-    tuned = refit(ELBO, options.members, learned_noise=True)
+    grid = [Setting(False, decay, prior_std=std) for decay, std in product(ELBO_DECAYS, options.prior_stds)]
+    tuned = refit(grid, options.members, learned_noise=True)
     yield row("bnnify, ELBO", tuned, tuned.scores(1, learned_noise=True))
     yield row("bnnify, ELBO, noise of validation", tuned, tuned.scores(1))
     yield row("bnnify, ELBO, ensemble", tuned, tuned.scores(options.members, learned_noise=True))
@@ -97,7 +98,9 @@ def main() -> None:
     for name in names:
         rows += compare(name, options)
         if options.output:
-            settings = {name: getattr(options, name) for name in ("steps", "members", "samples")}
+            settings = {
+                name: getattr(options, name) for name in ("steps", "members", "samples", "prior_stds", "initial_std")
+            }
             results.save(options.output, settings, rows, LIBRARIES)
     run.show(table(rows, names))
 
@@ -115,6 +118,8 @@ def _options() -> argparse.Namespace:
     add("--full", action="store_true", help="all data sets and all splits")
     add("--splits", type=int, help="the first so many splits. Default: 5; with --full all")
     add("--steps", type=int, default=6_000, help="of each training; the ELBO gets half of them")
+    add("--prior-stds", type=float, nargs=3, default=[0.01, 0.03, 0.1], help="of the prior, around the trained weights")
+    add("--initial-std", type=float, default=0.002, help="σ as the ELBO begins; 0.02 undoes the most exact networks")
     add("--members", type=int, default=3, help="networks in an ensemble")
     add("--samples", type=int, default=100, help="draws of the weights per prediction")
     add("--from", dest="from_files", nargs="+", type=Path, help="print the table of these results, and run nothing")
