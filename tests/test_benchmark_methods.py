@@ -173,3 +173,26 @@ def test_the_tables_are_printed_from_a_file(tmp_path, monkeypatch, capsys):
     assert "| deterministic | 75 ± 0 / 20 ± 0 |  |" in shown
     assert "| deterministic | 0.1 | 3 | 2 | 1.00 | 1.0 |" in shown
     assert "steps 7" in shown
+
+
+def test_a_run_goes_on_where_it_stopped(data_folder, tmp_path, monkeypatch, capsys):
+    for library in ("imagecorruptions", "skimage", "sklearn"):
+        pytest.importorskip(library)
+    output = tmp_path / "run.json"
+    sizes = ["--steps", "1", "--images", "2", "--jpegs", "20", "--odd", "20", "--samples", "2", "--members", "2"]
+    arguments = ["run", "--data", str(data_folder), "--threads", "1", "--output", str(output), *sizes, "--rows"]
+    monkeypatch.setattr(sys, "argv", [*arguments, "deterministic"])
+    cifar10_methods.main()
+    first = results.load(output).rows
+    monkeypatch.setattr(sys, "argv", [*arguments, "deterministic", "temperature", "ensemble of 2"])
+    cifar10_methods.main()
+    rows = results.load(output).rows
+    assert [row["row"] for row in rows] == ["deterministic", "temperature", "ensemble of 2"]
+    assert rows[:1] == first
+    plain, tempered, ensemble = (row["known"]["test"] for row in rows)
+    assert plain["accuracy"] == tempered["accuracy"] == pytest.approx(0.915, abs=0.01)
+    assert tempered["NLL"] == pytest.approx(plain["tempered NLL"])
+    assert tempered["NLL"] < plain["NLL"]
+    assert ensemble["accuracy"] > 0.88
+    assert "mutual information" in rows[2]["odd"]["noise"]
+    assert "mutual information" not in rows[0]["odd"]["noise"]
