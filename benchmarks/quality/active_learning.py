@@ -1,0 +1,194 @@
+"""Active learning on Fashion-MNIST: which images to have labelled next, by mutual information, by entropy, at random.
+
+Each seed begins with labels for some images of a pool, and gets labels for the next in rounds. After each round a
+deterministic network is trained from scratch on all labelled images, and judged on test images: it is the same for
+every rule, which differ in the labels only. The area under the curve is the mean accuracy over the rounds after the
+first, in which all rules have the same labels.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import bnnify
+
+from ..harness import report, results
+from ..harness.data import Images, fashion_mnist
+from ..harness.evaluation import logits
+from ..harness.fit import cross_entropy, fit, shuffled
+from ..harness.progress import track
+from ..harness.report import Run, Table, spread
+
+LIBRARIES = ("torch", "torchvision", "bnnify")
+BATCH_SIZE = 50
+VALIDATION = slice(50_000, None)
+"""The last of the training images are in no pool: `--validate` judges by them."""
+
+Rule = Callable[[nn.Module, Images, Images, argparse.Namespace], Tensor]
+"""From the network, the labelled images and the others to a score for each of the others: the highest are labelled."""
+
+
+def network() -> nn.Module:
+    return nn.Sequential(
+        *(nn.Conv2d(1, 16, 5, 2), nn.ReLU(), nn.Conv2d(16, 32, 5, 2), nn.ReLU(), nn.Flatten()),
+        *(nn.Linear(512, 64), nn.ReLU(), nn.Linear(64, 10)),
+    )
+
+
+def at_random(model: nn.Module, labelled: Images, others: Images, options: argparse.Namespace) -> Tensor:
+    return torch.rand(len(others.labels))
+
+
+def entropy(model: nn.Module, labelled: Images, others: Images, options: argparse.Namespace) -> Tensor:
+    return torch.special.entr(logits(model, inputs(others.pixels)).softmax(1)).sum(1)
+
+
+def mutual_information(model: nn.Module, labelled: Images, others: Images, options: argparse.Namespace) -> Tensor:
+    return _bayesian(model, labelled, others, options).mutual_information
+
+
+def predictive_entropy(model: nn.Module, labelled: Images, others: Images, options: argparse.Namespace) -> Tensor:
+    return _bayesian(model, labelled, others, options).predictive_entropy
+
+
+RULES: dict[str, Rule] = {
+    "random": at_random,
+    "entropy of the deterministic network": entropy,
+    "mutual information, bnnify": mutual_information,
+    "entropy of the average, bnnify": predictive_entropy,
+}
+
+
+def learn(rule: str, seed: int, images: Images, judged: Images, options: argparse.Namespace) -> list[float]:
+    """The accuracy after each round, in percent."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(images.labels), generator=generator)[: options.pool]
+    labelled, others = order[: options.first], order[options.first :]
+    accuracies = []
+    for number in range(options.rounds + 1):
+        torch.manual_seed(1_000 * seed + number)
+        model = network()
+        _fit(model, images.take(labelled), cross_entropy, options.steps, bayesian=False)
+        found = logits(model, inputs(judged.pixels)).argmax(1)
+        accuracies.append(100 * (found == judged.labels).double().mean().item())
+        if number < options.rounds:
+            scores = RULES[rule](model, images.take(labelled), images.take(others), options)
+            by_score = others[scores.argsort(descending=True)]
+            labelled, others = torch.cat([labelled, by_score[: options.each]]), by_score[options.each :]
+    return accuracies
+
+
+def table(rows: list[dict[str, Any]]) -> Table:
+    """The mean and the standard deviation over seeds of the area, what it gains on random, and the last accuracy."""
+    rules = dict.fromkeys(row["rule"] for row in rows)
+    curves = {rule: {row["seed"]: row["accuracy"] for row in rows if row["rule"] == rule} for rule in rules}
+    cells = []
+    for rule, of_seeds in curves.items():
+        areas = {seed: fmean(curve[1:]) for seed, curve in of_seeds.items()}
+        reference = curves.get("random", {})
+        gained = [area - fmean(reference[seed][1:]) for seed, area in areas.items() if seed in reference]
+        ends = [curve[-1] for curve in of_seeds.values()]
+        middle = [curve[len(curve) // 2] for curve in of_seeds.values()]
+        gain = spread(gained, 2) if gained and rule != "random" else ""
+        cells.append([rule, spread(list(areas.values()), 2), gain, spread(middle, 2), spread(ends, 2)])
+    headings = [
+        "labels chosen by",
+        "area under the curve",
+        "gained on random",
+        "accuracy half-way",
+        "accuracy at the end",
+    ]
+    return Table("Active learning on Fashion-MNIST: accuracy in percent, mean ± std over seeds", headings, cells)
+
+
+def main() -> None:
+    options = _options()
+    if options.from_file:
+        kept = results.load(options.from_file)
+        report.show(table(kept.rows), options.markdown)
+        print("\n".join(kept.notes()))
+        return
+    run = Run(options, LIBRARIES)
+    rows: list[dict[str, Any]] = []
+    for row in compare(options):
+        rows.append(row)
+        if options.output:
+            results.save(options.output, _settings(options), rows, LIBRARIES)
+    run.show(table(rows))
+
+
+def compare(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    images = fashion_mnist(True, options.data)
+    judged = images.take(VALIDATION) if options.validate else fashion_mnist(False, options.data)
+    pool = images.take(slice(VALIDATION.start))
+    runs = [
+        (seed, rule) for seed in range(options.first_seed, options.first_seed + options.seeds) for rule in options.rules
+    ]
+    for seed, rule in track(runs, "active learning"):
+        yield {"rule": rule, "seed": seed, "accuracy": learn(rule, seed, pool, judged, options)}
+
+
+def inputs(pixels: Tensor) -> Tensor:
+    return pixels.float() / 127.5 - 1
+
+
+def _bayesian(model: nn.Module, labelled: Images, others: Images, options: argparse.Namespace) -> Any:
+    """The prediction of the network made Bayesian and fine-tuned by the ELBO on the labelled images."""
+    bnn = bnnify.convert(model, posterior_std=bnnify.Relative(options.fraction))
+    nll, size = bnnify.CategoricalNLL(), len(labelled.labels)
+
+    def loss(bnn: bnnify.BayesianModel, images: Tensor, labels: Tensor) -> Tensor:
+        output, kl = bnn(images)
+        return bnnify.elbo(nll(output, labels), kl, num_data=size)
+
+    _fit(bnn, labelled, loss, options.tuning_steps, bayesian=True)
+    return bnn.predict(inputs(others.pixels), options.samples, likelihood="logits")
+
+
+def _fit(model: Any, images: Images, loss: Any, steps: int, bayesian: bool) -> None:
+    groups = model.parameter_groups(lr=1e-3, rho_lr=2e-2) if bayesian else model.parameters()
+    optimizer = torch.optim.Adam(groups, lr=1e-3, fused=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    indices = shuffled(len(images.labels), min(BATCH_SIZE, len(images.labels)), steps)
+    fit(model, optimizer, images, indices, loss, prepare=inputs, schedule=schedule, steps=steps)
+
+
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    names = ("pool", "first", "each", "rounds", "seeds", "steps", "tuning_steps", "fraction", "samples", "validate")
+    return {name: getattr(options, name) for name in names}
+
+
+def _options() -> argparse.Namespace:
+    parser = report.parser(__doc__)
+    add = parser.add_argument
+    add("--data", type=Path, help="folder of archives with FashionMNIST; else torchvision downloads it")
+    add("--rules", nargs="+", choices=RULES, default=list(RULES), help="by which images are chosen")
+    add("--seeds", type=int, default=3, help="how many times, each with other first labels")
+    add("--first-seed", type=int, default=0, help="the first of them")
+    add("--pool", type=int, default=4_000, help="images from which to choose")
+    add("--first", type=int, default=100, help="labels to begin with")
+    add("--each", type=int, default=50, help="labels for each round")
+    add("--rounds", type=int, default=8, help="how often labels are given")
+    add("--steps", type=int, default=300, help="batches of 50, for each network")
+    add("--tuning-steps", type=int, default=300, help="batches of 50, for the ELBO")
+    add(
+        "--fraction",
+        type=float,
+        default=0.3,
+        help="σ as converted, and of the prior, relative to the rms of the weights",
+    )
+    add("--samples", type=int, default=20, help="draws of the weights per prediction")
+    add("--validate", action="store_true", help="judge by the last 10,000 training images instead of the test images")
+    add("--from", dest="from_file", type=Path, help="print the table of these results, and run nothing")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""How the networks of the regressions are trained: with settings that a validation part chooses, then on all data."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+
+import bnnify
+
+from .uci_data import Parts, Regression
+from .uci_networks import Networks, fitted_noise, outputs, scores, train
+
+SMALL, LARGE = 32, 128
+"""Batch sizes, for up to and above 2,000 data."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """How a network is made: as a rule of all that stands here only some is used."""
+
+    long: bool = True
+    weight_decay: float = 0.0
+    prior_std: float = 0.0
+
+    def __str__(self) -> str:
+        given = {name: value for name, value in dataclasses.asdict(self).items() if name != "long" and value}
+        return ", ".join([*(["half the steps"] if not self.long else []), *(f"{k} {v}" for k, v in given.items())])
+
+
+class Trainer:
+    """Trains networks on the same parts; what is trained alike is trained once."""
+
+    def __init__(self, parts: Parts, hidden: int, options: argparse.Namespace, what: str) -> None:
+        self.parts, self.hidden, self.options, self.what = parts, hidden, options, what
+        self.batch_size = SMALL if parts.inputs.shape[1] <= 2000 else LARGE
+        self._trained: dict[Setting, tuple[Networks, bnnify.GaussianNLL]] = {}
+
+    def plain(self, setting: Setting) -> tuple[Networks, bnnify.GaussianNLL]:
+        if setting not in self._trained:
+            torch.manual_seed(0)
+            count, _, features = self.parts.inputs.shape
+            networks = Networks(count, features, self.hidden)
+            nll = bnnify.GaussianNLL(std=torch.full((count, 1, 1), 0.5), learned=True)
+            self._train(networks, nll, setting, 2 if setting.long else 1)
+            self._trained[setting] = networks, nll
+        return self._trained[setting]
+
+    def __call__(self, setting: Setting) -> tuple[Tensor, Tensor]:
+        """What networks make of the held-out part, and the std of their noise as it was learned."""
+        model: nn.Module
+        model, nll = self.plain(dataclasses.replace(setting, prior_std=0.0))
+        if setting.prior_std:
+            prior, nll = bnnify.Pretrained(std=setting.prior_std), copy.deepcopy(nll)
+            model = bnnify.convert(model, select=["w*", "b*"], prior=prior, posterior_std=self.options.initial_std)
+            self._train(model, nll, dataclasses.replace(setting, weight_decay=0.0), 1)
+        torch.manual_seed(1)
+        return outputs(model, self.parts.held_inputs, self.options.samples), nll.std.detach()
+
+    def _train(self, model: nn.Module, nll: bnnify.GaussianNLL, setting: Setting, halves: int) -> None:
+        steps = halves * self.options.steps // 2
+        train(model, nll, self.parts, steps, self.batch_size, setting.weight_decay, f"{self.what}: {setting}")
+
+
+@dataclasses.dataclass
+class Choice:
+    """For each split the setting with the largest log-likelihood of its validation part, and the noise fitted there.
+
+    With ``learned_noise`` it is the likelihood with the noise that was learned in training.
+    """
+
+    settings: list[Setting]
+    noise: Tensor
+
+    @classmethod
+    def among(cls, grid: list[Setting], validate: Trainer, learned_noise: bool) -> Choice:
+        found, noises = [], []
+        for setting in grid:
+            drawn, learned = validate(setting)
+            noises.append(fitted_noise(drawn, validate.parts.held_targets))
+            found.append(scores(drawn, learned if learned_noise else noises[-1], validate.parts)["LL"])
+        best = torch.stack(found).argmax(0)
+        return cls([grid[number] for number in best], torch.stack(noises)[best, torch.arange(len(best))])
+
+
+class Refit:
+    """Networks with the chosen settings, trained on the whole training part of each split, with several seeds."""
+
+    def __init__(self, data: Regression, choice: Choice, members: int, options: argparse.Namespace, what: str) -> None:
+        self.choice = choice
+        self.trainers: dict[int, tuple[Trainer, int]] = {}
+        self.found: dict[int, tuple[Tensor, Tensor]] = {}
+        for setting in dict.fromkeys(choice.settings):
+            splits = [split for split, chosen in enumerate(choice.settings) if chosen == setting]
+            pairs = [(data.train(split), data.tests[split]) for split in splits for _ in range(members)]
+            trainer = Trainer(Parts.of(data, pairs), data.hidden, options, what)
+            drawn, noise = trainer(setting)
+            for number, split in enumerate(splits):
+                own = slice(number * members, (number + 1) * members)
+                self.trainers[split] = trainer, own.start
+                self.found[split] = drawn[:, own], noise[own]
+
+    def scores(self, members: int, learned_noise: bool = False) -> list[dict[str, float]]:
+        """Of the first members of each split together, as one mixture."""
+        return [self._scores(split, members, learned_noise) for split in sorted(self.found)]
+
+    def tuned(self, validate: Trainer) -> list[dict[str, float]]:
+        """Of the networks as they are, converted, with the factor on σ that the validation part asks for.
+
+        Either with the noise that was learned in training or with that of the validation part: what is likelier there.
+        """
+        return [self._tuned(split, validate) for split in sorted(self.found)]
+
+    def _scores(self, split: int, members: int, learned_noise: bool) -> dict[str, float]:
+        drawn, learned = (tensor[..., :members, :, :] for tensor in self.found[split])
+        noise = learned if learned_noise else self.choice.noise[split].expand_as(learned)
+        together = drawn.flatten(0, 1).unsqueeze(1)
+        return self._judged(split, together, noise.repeat(len(drawn), 1, 1).unsqueeze(1))
+
+    def _tuned(self, split: int, validate: Trainer) -> dict[str, float]:
+        networks, nll = validate.plain(self.choice.settings[split])
+        held_out = [(validate.parts.held_inputs[split, None], validate.parts.held_targets[split, None])]
+        tuned = {}
+        for noise in (nll.std[split].item(), self.choice.noise[split].item()):
+            known = bnnify.GaussianNLL(noise)
+            tuned[noise] = bnnify.tune_std(
+                _converted(networks.alone(split)), held_out, likelihood=known, num_samples=32
+            )
+        noise = min(tuned, key=lambda noise: tuned[noise].after)
+        trainer, number = self.trainers[split]
+        bnn = _converted(trainer.plain(self.choice.settings[split])[0].alone(number), tuned[noise].factor)
+        torch.manual_seed(1)
+        drawn = outputs(bnn, trainer.parts.held_inputs[number, None], trainer.options.samples)
+        return self._judged(split, drawn, torch.full((1, 1, 1), noise))
+
+    def _judged(self, split: int, drawn: Tensor, noise: Tensor) -> dict[str, float]:
+        trainer, number = self.trainers[split]
+        return {name: value.item() for name, value in scores(drawn, noise, trainer.parts.only(number)).items()}
+
+
+def _converted(networks: nn.Module, factor: float = 1.0) -> bnnify.BayesianModel:
+    return bnnify.convert(networks, select=["w*", "b*"], posterior_std=bnnify.Relative(0.04 * factor))

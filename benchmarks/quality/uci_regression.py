@@ -1,0 +1,136 @@
+"""The nine regressions of Hernández-Lobato and Adams 2015: RMSE, test log-likelihood and coverage over the 20 splits.
+
+One hidden layer of 50 rectifiers (protein: 100). Of each split the last fifth of the training part, in random order,
+chooses the settings, from six for each kind of network, each with the same number of steps; then the network is trained
+on the whole training part. What is chosen never depends on a test part.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from ..harness import report, results
+from ..harness.report import Run, Table
+from .uci_choice import Choice, Refit, Setting, Trainer
+from .uci_data import NAMES, Parts, read
+
+PUBLISHED = {
+    "boston": ("2.90 ± 0.18", "-2.40 ± 0.04"),
+    "concrete": ("4.82 ± 0.16", "-2.93 ± 0.02"),
+    "energy": ("0.54 ± 0.06", "-1.21 ± 0.01"),
+    "kin8nm": ("0.08 ± 0.00", "1.14 ± 0.01"),
+    "naval": ("0.00 ± 0.00", "4.45 ± 0.00"),
+    "power": ("4.01 ± 0.04", "-2.80 ± 0.01"),
+    "protein": ("4.27 ± 0.02", "-2.87 ± 0.00"),
+    "wine": ("0.62 ± 0.01", "-0.93 ± 0.01"),
+    "yacht": ("0.67 ± 0.05", "-1.25 ± 0.01"),
+}
+"""MC dropout by grid search: RMSE and log-likelihood, from the README of yaringal/DropoutUncertaintyExps."""
+METRICS = ("RMSE", "LL", "coverage")
+LIBRARIES = ("torch", "bnnify")
+QUICK = ("boston", "energy", "yacht", "wine")
+
+PLAIN = [Setting(long, decay) for long, decay in product((False, True), (0.0, 0.1, 0.5))]
+ELBO_DECAYS = (0.0, 0.1)
+"""Weight decays of the first half of the steps, which trains the network; the other half trains its posterior."""
+
+
+def compare(name: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """All networks on one data set, as rows of the results."""
+    data = read(options.data, name)
+    splits = range(len(data.tests))[: options.splits]
+    validate = Trainer(Parts.of(data, [data.validation(split) for split in splits]), data.hidden, options, name)
+
+    def refit(grid: list[Setting], members: int, learned_noise: bool = False) -> Refit:
+        return Refit(data, Choice.among(grid, validate, learned_noise), members, options, name)
+
+    def row(network: str, of: Refit, found: list[dict[str, float]]) -> dict[str, Any]:
+        settings = Counter(map(str, of.choice.settings))
+        figures = {metric: [round(each[metric], 5) for each in found] for metric in METRICS}
+        return {"data": name, "network": network} | figures | {"settings": dict(settings)}
+
+    plain = refit(PLAIN, options.members)
+    yield row("deterministic", plain, plain.scores(1))
+    yield row("deterministic, ensemble", plain, plain.scores(options.members))
+    yield row("bnnify, converted, tune_std", plain, plain.tuned(validate))
+    grid = [Setting(False, decay, prior_std=std) for decay, std in product(ELBO_DECAYS, options.prior_stds)]
+    tuned = refit(grid, options.members, learned_noise=True)
+    yield row("bnnify, ELBO", tuned, tuned.scores(1, learned_noise=True))
+    yield row("bnnify, ELBO, noise of validation", tuned, tuned.scores(1))
+    yield row("bnnify, ELBO, ensemble", tuned, tuned.scores(options.members, learned_noise=True))
+
+
+def table(rows: list[dict[str, Any]], names: list[str]) -> Table:
+    """A section for each data set; what a network gains on the deterministic one is the mean over the same splits."""
+    cells: list[list[str]] = []
+    for name in names:
+        found = {row["network"]: row for row in rows if row["data"] == name}
+        if not found:
+            continue
+        count = len(found["deterministic"]["LL"])
+        cells += [[f"{name}, {count} splits"], ["MC dropout, published", *PUBLISHED[name], "", ""]]
+        for network, row in found.items():
+            gain = [ours - plain for ours, plain in zip(row["LL"], found["deterministic"]["LL"], strict=True)]
+            coverage = f"{100 * fmean(row['coverage']):.1f}"
+            gained = "" if network == "deterministic" else _mean(gain)
+            cells.append(
+                [network, _mean(row["RMSE"], 4 if fmean(row["RMSE"]) < 0.2 else 2), _mean(row["LL"]), gained, coverage]
+            )
+    headings = ["network", "RMSE", "log-likelihood", "LL gained on\ndeterministic", "coverage of\n90 % intervals"]
+    return Table("UCI regression, mean ± standard error over splits", headings, cells)
+
+
+def main() -> None:
+    options = _options()
+    names = options.data_sets or list(NAMES if options.full else QUICK)
+    if options.from_files:
+        kept = [results.load(path) for path in options.from_files]
+        report.show(table([row for each in kept for row in each.rows], list(NAMES)), options.markdown)
+        print("\n".join(line for each in kept for line in each.notes()))
+        return
+    run = Run(options, LIBRARIES)
+    rows: list[dict[str, Any]] = []
+    for name in names:
+        rows += compare(name, options)
+        if options.output:
+            settings = {
+                name: getattr(options, name) for name in ("steps", "members", "samples", "prior_stds", "initial_std")
+            }
+            results.save(options.output, settings, rows, LIBRARIES)
+    run.show(table(rows, names))
+
+
+def _mean(values: list[float], places: int = 2) -> str:
+    error = stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+    return f"{fmean(values):.{places}f} ± {error:.{places}f}"
+
+
+def _options() -> argparse.Namespace:
+    parser = report.parser(__doc__)
+    add = parser.add_argument
+    add("--data", type=Path, help="folder with uci_regression.zip")
+    add("--data-sets", nargs="+", choices=NAMES, help=f"Default: {', '.join(QUICK)}; with --full all nine")
+    add("--full", action="store_true", help="all data sets and all splits")
+    add("--splits", type=int, help="the first so many splits. Default: 5; with --full all")
+    add("--steps", type=int, default=6_000, help="of each training; the ELBO gets half of them")
+    add("--prior-stds", type=float, nargs=3, default=[0.01, 0.03, 0.1], help="of the prior, around the trained weights")
+    add("--initial-std", type=float, default=0.002, help="σ as the ELBO begins; 0.02 undoes the most exact networks")
+    add("--members", type=int, default=3, help="networks in an ensemble")
+    add("--samples", type=int, default=100, help="draws of the weights per prediction")
+    add("--from", dest="from_files", nargs="+", type=Path, help="print the table of these results, and run nothing")
+    options = parser.parse_args()
+    if not (options.data or options.from_files):
+        parser.error("--data is missing: benchmarks/README.md tells where uci_regression.zip comes from")
+    if not (options.full or options.splits):
+        options.splits = 5
+    return options
+
+
+if __name__ == "__main__":
+    main()

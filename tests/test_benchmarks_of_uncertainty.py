@@ -1,0 +1,113 @@
+"""The regressions side by side, and active learning: who is trained on what, and what is chosen by what."""
+
+import argparse
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from torch.distributions import Categorical, MixtureSameFamily, Normal
+
+pytest.importorskip("rich")
+pytest.importorskip("torchmetrics")
+pytest.importorskip("torchvision")
+
+import bnnify
+from benchmarks.harness.data import Images
+from benchmarks.quality import active_learning, uci_regression
+from benchmarks.quality.uci_data import Parts, Regression, read
+from benchmarks.quality.uci_networks import Networks, fitted_noise, outputs, scores, train
+
+
+@pytest.fixture
+def yacht(tmp_path):
+    """A folder with an archive of the form of the real one, of 60 data and two splits."""
+    random = np.random.default_rng(0)
+    table = random.normal(size=(60, 4))
+    files = {"data": table, "index_features": [[0], [1], [2]], "index_target": [3], "n_splits": [2], "n_hidden": [5]}
+    files |= {f"index_test_{split}": random.permutation(60)[:6] for split in range(2)}
+    with zipfile.ZipFile(tmp_path / "uci_regression.zip", "w") as archive:
+        for name, values in files.items():
+            with archive.open(f"yacht/{name}.txt", "w") as file:
+                np.savetxt(file, values)
+    return tmp_path
+
+
+def parts(networks=2):
+    torch.manual_seed(0)
+    data = Regression(torch.randn(40, 3), torch.randn(40), [], 5)
+    rows = [torch.randperm(40) for _ in range(networks)]
+    return Parts.of(data, [(order[:30], order[30:]) for order in rows])
+
+
+@pytest.mark.parametrize("bayesian", [False, True])
+def test_networks_side_by_side_learn_nothing_from_each_other(bayesian):
+    found = []
+    for factor in (1.0, -3.0):
+        data = parts()
+        data.targets[1] *= factor
+        torch.manual_seed(1)
+        model = Networks(2, 3, 5)
+        nll = bnnify.GaussianNLL(std=torch.full((2, 1, 1), 0.5), learned=True)
+        if bayesian:
+            model = bnnify.convert(model, select=["w*", "b*"], prior=bnnify.Pretrained(std=0.1), posterior_std=0.02)
+        train(model, nll, data, steps=5, batch_size=10)
+        found.append((outputs(model, data.held_inputs, 2), nll.std.detach()))
+    (first, noise), (second, other_noise) = found
+    torch.testing.assert_close(first[:, 0], second[:, 0])
+    torch.testing.assert_close(noise[0], other_noise[0])
+    assert not torch.allclose(first[:, 1], second[:, 1])
+
+
+def test_the_score_is_the_density_of_the_mixture_in_the_units_of_the_data():
+    data, drawn = parts(), torch.randn(7, 2, 10, 1)
+    noise = torch.tensor([0.5, 2.0]).view(2, 1, 1)
+    found = scores(drawn, noise, data)
+    scale = data.scale[:, None]
+    means = drawn[..., 0].movedim(0, -1) * scale[..., None]
+    mixture = MixtureSameFamily(Categorical(torch.ones(7)), Normal(means, noise * scale[..., None]))
+    torch.testing.assert_close(found["LL"], mixture.log_prob(data.held_targets[..., 0] * scale).mean(1))
+    errors = data.held_targets[..., 0] * scale - mixture.mean
+    torch.testing.assert_close(found["RMSE"], errors.square().mean(1).sqrt())
+    torch.testing.assert_close(found["coverage"], (errors.abs() < 1.6449 * mixture.stddev).float().mean(1))
+
+
+def test_the_noise_fitted_to_one_network_is_its_error():
+    targets, drawn = torch.randn(2, 500, 1), torch.zeros(1, 2, 500, 1)
+    rmse = targets.square().mean(1, keepdim=True).sqrt()
+    torch.testing.assert_close(fitted_noise(drawn, targets), rmse, rtol=0.05, atol=0.0)
+
+
+def test_settings_are_chosen_without_the_test_part(yacht):
+    data = read(yacht, "yacht")
+    for split in range(2):
+        rows = torch.cat([*data.validation(split), data.tests[split]])
+        assert sorted(rows.tolist()) == list(range(60))
+
+
+def test_all_networks_of_a_data_set_have_a_row_of_the_table(yacht):
+    options = argparse.Namespace(
+        data=yacht, splits=None, steps=4, members=2, samples=3, prior_stds=[0.1], initial_std=0.01
+    )
+    rows = list(uci_regression.compare("yacht", options))
+    assert all(len(row[metric]) == 2 for row in rows for metric in uci_regression.METRICS)
+    table = uci_regression.table(rows, ["boston", "yacht"])
+    assert [row[0] for row in table.rows] == ["yacht, 2 splits", "MC dropout, published", *(r["network"] for r in rows)]
+
+
+@pytest.mark.parametrize("rule", active_learning.RULES)
+def test_each_round_labels_the_images_of_the_highest_score(rule, monkeypatch):
+    images = Images(torch.randint(256, (60, 1, 28, 28), dtype=torch.uint8), torch.arange(60) % 10)
+    labelled, chosen = [], []
+
+    def scored(model, known, others, options):
+        scores = wanted(model, known, others, options)
+        labelled.append(known.pixels)
+        chosen.append(others.pixels[scores.argsort(descending=True)[:10]])
+        return scores
+
+    wanted = active_learning.RULES[rule]
+    monkeypatch.setitem(active_learning.RULES, rule, scored)
+    options = argparse.Namespace(pool=50, first=10, each=10, rounds=2, steps=2, tuning_steps=2, fraction=0.1, samples=2)
+    assert len(active_learning.learn(rule, 0, images, images, options)) == 3
+    assert torch.equal(labelled[1], torch.cat([labelled[0], chosen[0]]))
