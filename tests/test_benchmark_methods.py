@@ -171,7 +171,7 @@ def test_the_tables_are_printed_from_a_file(tmp_path, monkeypatch, capsys):
     shown = capsys.readouterr().out
     assert "| deterministic | 50.0 ± 0.0 | 0.250 ± 0.000 |" in shown
     assert "| deterministic | 75 ± 0 / 20 ± 0 |  |" in shown
-    assert "| deterministic | 0.1 | 3 | 2 | 1.00 | 1.0 |" in shown
+    assert "| deterministic | 0.1 | 2 | 3 | 2 | 1.00 | 1.0 |" in shown
     assert "steps 7" in shown
 
 

@@ -38,7 +38,7 @@ def tables(rows: Rows) -> list[Table]:
         Table("AUROC / FPR95, %: foreign images told from the test images", headings, told),
         Table(
             "Costs, in seconds and milliseconds of one core",
-            ["", "setting", "training", "networks", "ms per image", "x deterministic"],
+            ["", "setting", "seeds", "training", "networks", "ms per image", "x deterministic"],
             _costs(groups),
             names=2,
         ),
@@ -70,6 +70,7 @@ def _costs(groups: dict[str, Rows]) -> list[list[str]]:
         [
             row,
             runs[0]["setting"],
+            str(len(runs)),
             f"{sum(run['training s'] for run in runs) / len(runs):.0f}",
             str(runs[0]["networks"]),
             f"{means[row]:.2f}",

@@ -23,8 +23,12 @@ from ..harness.networks.cifar_resnet import inputs
 
 FULL_STEPS = 780
 """Two epochs, as in `cifar10_resnet20`."""
-PRECISIONS = (1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
+PRECISIONS = (1e5, 1e4, 1e3, 100.0, 10.0, 1.0, 0.1, 0.01, 1e-3)
 """Of Laplace's prior."""
+STARTS = ("response", "tuned", 0.2, 0.4)
+"""What σ bnnify is fine-tuned from: `ResponseStd(0.1)`, that one tuned, and multiples of the rms of the weights."""
+RATES = (0.05, 0.1, 0.2, 0.4)
+"""Of dropout, and σ relative to each weight in bayesian-torch."""
 
 
 @dataclass(frozen=True)
@@ -76,11 +80,11 @@ class Methods:
             "fine-tuned, temperature": lambda: self.tempered(self.ensemble(own[:1])),
             "bnnify, converted": lambda: Made(methods.posterior(bnnify.convert(self.network), count)),
             "bnnify, tuned": self.tuned,
-            "bnnify, fine-tuned": lambda: self.best("bnnify, fine-tuned", self.elbo, ("response", "rms", "tuned")),
-            "MC dropout": lambda: self.best("MC dropout", self.dropout, (0.05, 0.1, 0.2)),
+            "bnnify, fine-tuned": lambda: self.best("bnnify, fine-tuned", self.elbo, STARTS),
+            "MC dropout": lambda: self.best("MC dropout", self.dropout, RATES),
             "SWAG": self.swag,
-            "IVON": lambda: self.best("IVON", self.ivon, (1.0, 0.5, 0.1)),
-            "bayesian-torch": lambda: self.best("bayesian-torch", self.bayesian_torch, (0.05, 0.1, 0.2)),
+            "IVON": lambda: self.best("IVON", self.ivon, (16.0, 4.0, 1.0, 0.25)),
+            "bayesian-torch": lambda: self.best("bayesian-torch", self.bayesian_torch, RATES),
             "Laplace, last layer": lambda: self.laplace("Laplace, last layer", "last_layer", "full", "glm"),
             "Laplace, diagonal, sampled": lambda: self.laplace("Laplace, diagonal, sampled", "all", "diag", "nn"),
             f"ensemble of {size}": lambda: self.ensemble(own),
@@ -94,7 +98,10 @@ class Methods:
         return found
 
     def best(self, row: str, make: Callable[[Any], Made], candidates: tuple[Any, ...], step: int = 1) -> Made:
-        """What has the lowest NLL on every ``step``-th validation image."""
+        """What has the lowest NLL on every ``step``-th validation image.
+
+        The candidates come in the order of growing noise, and none is tried after one that was worse than that before.
+        """
         if row in self.chosen:
             each = next(each for each in candidates if str(each) == self.chosen[row])
             return replace(make(each), setting=str(each))
@@ -104,6 +111,8 @@ class Methods:
             made = make(each)
             nll = scores.nll(_logits(made, part), part.labels)
             print(f"{row}, {each}: NLL {nll:.4f} on validation images", flush=True)
+            if found and nll > min(found):
+                break
             found[nll] = each, made
         each, made = found[min(found)]
         self.chosen[row] = str(each)
@@ -168,8 +177,8 @@ class Methods:
         bnn, setting, cost = self._tuned_network
         return Made(methods.posterior(bnn, self.options.samples), setting, cost)
 
-    def elbo(self, start: str) -> Made:
-        std: Any = bnnify.Relative(0.2, full_width=32) if start == "rms" else self._response()
+    def elbo(self, start: str | float) -> Made:
+        std: Any = self._response() if isinstance(start, str) else bnnify.Relative(start, full_width=32)
         made = peers.variant("bnnify", self.network, channels_last=True, posterior_std=std)
         if start == "tuned":
             bnn = copy.deepcopy(self._tuned_network[0]).to(memory_format=torch.channels_last)
@@ -209,7 +218,7 @@ class Methods:
             drawn = swag.networks(made.model, self.options.samples, scale, self.train)
             return Made(methods.together(*drawn), training=cost)
 
-        return self.best("SWAG", drawn, (0.5, 1.0, 2.0))
+        return self.best("SWAG", drawn, (1.0, 2.0, 4.0, 8.0, 16.0, 32.0))
 
     @functools.cache  # noqa: B019  # one object lives as long as the script
     def _fitted_laplace(self, which: str, structure: str) -> tuple[Any, float]:
