@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ def fit(
     schedule: LRScheduler | None = None,
     draws: int = 1,
     after_step: Callable[[nn.Module], None] = lambda model: None,
+    around: Callable[[], AbstractContextManager[object]] = nullcontext,
     steps: int | None = None,
     description: str = "training",
 ) -> None:
@@ -46,6 +48,7 @@ def fit(
         schedule: The learning rate, step by step; its ``last_epoch`` counts the steps. Default: constant.
         draws: How many times the loss is computed in each step; the gradient is their mean's. Default: ``1``.
         after_step: Called with the model after each step.
+        around: Makes the context in which each loss and its gradient are computed. Default: none.
         steps: How many batches there are, for the display of progress.
         description: For the display of progress.
     """
@@ -55,7 +58,8 @@ def fit(
         batch = prepare(inputs[index])
         optimizer.zero_grad()
         for _ in range(draws):
-            (loss(model, batch, labels[index]) / draws).backward()
+            with around():
+                (loss(model, batch, labels[index]) / draws).backward()
         optimizer.step()
         if schedule:
             schedule.step()

@@ -52,8 +52,8 @@ def linear_layers(name: str, module: nn.Module) -> bool:
     return type(module) is nn.Linear
 
 
-def bayesian_torch(kind: str) -> Callable[..., Bayesian]:
-    """bayesian-torch with layers of this kind.
+def bayesian_torch(kind: str, delta: float = 0.2) -> Callable[..., Bayesian]:
+    """bayesian-torch with layers of this kind, and σ of this share of each weight (MOPED).
 
     The layers are made by its own functions, one by one: `dnn_to_bnn` fails on the output projection of attention.
     """
@@ -61,7 +61,7 @@ def bayesian_torch(kind: str) -> Callable[..., Bayesian]:
     def make(network: nn.Module, only: str | None = None) -> Bayesian:
         from bayesian_torch.models.dnn_to_bnn import bnn_conv_layer, bnn_linear_layer, get_kl_loss
 
-        settings = bayesian_torch_settings(kind)
+        settings = bayesian_torch_settings(kind, delta)
 
         def layer(plain: nn.Linear | nn.Conv2d) -> nn.Module:
             return (bnn_linear_layer if isinstance(plain, nn.Linear) else bnn_conv_layer)(settings, plain)
@@ -72,9 +72,9 @@ def bayesian_torch(kind: str) -> Callable[..., Bayesian]:
     return make
 
 
-def bayesian_torch_settings(kind: str) -> dict[str, Any]:
+def bayesian_torch_settings(kind: str, delta: float = 0.2) -> dict[str, Any]:
     settings = {"prior_mu": 0.0, "prior_sigma": 1.0, "posterior_mu_init": 0.0, "posterior_rho_init": RHO}
-    return settings | {"type": kind, "moped_enable": True, "moped_delta": 0.2}
+    return settings | {"type": kind, "moped_enable": True, "moped_delta": delta}
 
 
 def torchbnn(network: nn.Module, only: str | None = None) -> Bayesian:

@@ -9,16 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torchvision.transforms import v2
 
 import bnnify
 
 from ..harness import peers, report
 from ..harness.data import Images, cifar10, cifar10_jpeg
 from ..harness.evaluation import Result, cross_fitted_temperature, evaluate, grouped, logits, score_cells
-from ..harness.fit import fit, shuffled
+from ..harness.fine_tuning import AUGMENTATION, BATCH_SIZE, fine_tune
 from ..harness.networks.cifar_resnet import inputs, pretrained
 from ..harness.progress import track
 from ..harness.report import Run, Table, spread
@@ -27,17 +24,7 @@ LIBRARIES = ("torch", "torchvision", "torchmetrics", "bayesian-torch")
 LEARNING_RATE = 0.05
 AVERAGING = 0.98
 """Decay of the exponential moving average of the weights, which is what gets evaluated."""
-BATCH_SIZE = 128
 TRIAL_IMAGES = 64
-AUGMENTATION = v2.Compose(
-    [
-        v2.RandomCrop(32, padding=4),
-        v2.RandomHorizontalFlip(),
-        # Blur and noise leave the network something to be uncertain about in images that it has fitted to 99.8 %.
-        v2.RandomApply([v2.GaussianBlur(5, sigma=(0.1, 1.0))], p=0.1),
-        v2.RandomApply([v2.GaussianNoise(sigma=0.03)], p=0.1),
-    ]
-)
 
 
 def main() -> None:
@@ -95,44 +82,18 @@ def compare(
                 yield from measure(made.model, f"{kind}, converted", seed)
             # The documentation of bayesian-torch divides its KL, a sum over tensors of means over their weights, so.
             num_data = BATCH_SIZE if kind == "bayesian-torch" else len(train.labels)
-            model = fine_tune(made, num_data, train, options, f"fine-tuning with {kind}, seed {seed}")
+            model = fine_tune(
+                made,
+                num_data,
+                train,
+                steps=options.steps or round(options.epochs * len(train.labels) / BATCH_SIZE),
+                lr=LEARNING_RATE,
+                decay=AVERAGING,
+                rho_lr=options.rho_lr,
+                draws=options.samples,
+                description=f"fine-tuning with {kind}, seed {seed}",
+            )
             yield from measure(model, f"{kind}, fine-tuned", seed)
-
-
-def fine_tune(
-    made: peers.Bayesian, num_data: int, train: Images, options: argparse.Namespace, description: str
-) -> nn.Module:
-    """Minimises the negative ELBO by SGD with a cosine schedule; returns the network of the averaged weights.
-
-    Forward and backward run in bfloat16 where autocast thinks it safe, at half the time; evaluation is in float32.
-    Batch norm goes on following the batches.
-    """
-    steps = options.steps or round(options.epochs * len(train.labels) / BATCH_SIZE)
-    groups = peers.parameter_groups(made.model, LEARNING_RATE, options.rho_lr)
-    optimizer = torch.optim.SGD(groups, momentum=0.9, nesterov=True)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    average = AveragedModel(made.model, multi_avg_fn=get_ema_multi_avg_fn(AVERAGING), use_buffers=True)
-
-    def loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            output, kl = made.forward(images)
-            nll = F.cross_entropy(output, labels)
-            return nll if kl is None else bnnify.elbo(nll, kl, num_data)
-
-    fit(
-        made.model,
-        optimizer,
-        train,
-        shuffled(len(train.labels), BATCH_SIZE, steps),
-        loss,
-        prepare=lambda pixels: inputs(torch.stack([AUGMENTATION(image) for image in pixels])),
-        schedule=schedule,
-        draws=options.samples,
-        after_step=average.update_parameters,
-        steps=steps,
-        description=description,
-    )
-    return average.module
 
 
 def _start(train: Images, fraction: float | None) -> Any:

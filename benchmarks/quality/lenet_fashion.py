@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from torchmetrics.functional.classification import binary_auroc
 
 import bnnify
 
-from ..harness import peers, report
+from ..harness import methods, peers, report, scores
 from ..harness.data import Images, fashion_mnist, mnist
 from ..harness.evaluation import Result, cross_fitted_temperature, evaluate, grouped, logits, score_cells
 from ..harness.fit import Loss, cross_entropy, fit, shuffled
@@ -40,7 +41,7 @@ PUBLISHED = {
 
 def main() -> None:
     options = _options()
-    run = Run(options, ("torch", "torchvision", "torchmetrics"))
+    run = Run(options, ("torch", "torchvision", "torchmetrics", "ivon-opt"))
     results = run.collect(
         result for name in options.data_sets for seed in range(options.seeds) for result in compare(name, seed, options)
     )
@@ -72,11 +73,38 @@ def compare(name: str, seed: int, options: argparse.Namespace) -> Iterator[Resul
             bnn.predict(DataLoader(_inputs(some.pixels), 500), options.predict_samples, likelihood="logits")
             for some in (test, strange)
         )
+        return sampled(row, own, foreign)
+
+    def sampled(row: str, own: bnnify.Prediction, foreign: bnnify.Prediction) -> Result:
         auroc = _auroc(
             entropy=(own.predictive_entropy, foreign.predictive_entropy),
             mutual_information=(own.mutual_information, foreign.mutual_information),
         )
         return Result(name, row, evaluate(own.mean, test.labels), seed, auroc)
+
+    def by_ivon() -> Result:
+        from ivon import IVON
+
+        torch.manual_seed(seed)
+        model = copy.deepcopy(network)
+        optimizer = IVON(model.parameters(), lr=options.ivon_lr, ess=NUM_TRAIN, hess_init=options.ivon_hess_init)
+        description = f"{name}, seed {seed}: IVON"
+        _fit(
+            model,
+            cross_entropy,
+            train,
+            options.tuning_epochs,
+            description,
+            decay=True,
+            optimizer=optimizer,
+            around=lambda: optimizer.sampled_params(train=True),
+        )
+        networks = methods.ivon_networks(model, optimizer, options.predict_samples)
+        predictions = [
+            scores.prediction(methods.predicted(networks, _inputs(some.pixels), description))
+            for some in (test, strange)
+        ]
+        return sampled("IVON, fine-tuned", *predictions)
 
     def fine_tune(model: nn.Module, loss: Loss, row: str) -> None:
         description = f"{name}, seed {seed}: {row}"
@@ -90,6 +118,7 @@ def compare(name: str, seed: int, options: argparse.Namespace) -> Iterator[Resul
     yield from deterministic(tuned, row, f"{row}, temperature")
     yield bayesian("bnnify, converted", None)
     yield bayesian("bnnify, fine-tuned by the ELBO", elbo(options.samples))
+    yield by_ivon()
     yield bayesian("loss of the averaged logits (not an ELBO)", elbo(options.samples, average_first=True))
 
 
@@ -145,9 +174,12 @@ def _fit(
     description: str,
     decay: bool = False,
     rho_lr: float = 0.0,
+    optimizer: torch.optim.Optimizer | None = None,
+    around: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> None:
-    """Minimises the loss by Adam, with learning rates that are constant or decay to zero along a cosine."""
-    optimizer = torch.optim.Adam(peers.parameter_groups(model, LEARNING_RATE, rho_lr), fused=True)
+    """Minimises the loss, by Adam as a rule, with learning rates that are constant or decay to zero along a cosine."""
+    if optimizer is None:
+        optimizer = torch.optim.Adam(peers.parameter_groups(model, LEARNING_RATE, rho_lr), fused=True)
     size = len(train.labels)
     steps = epochs * -(-size // BATCH_SIZE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps) if decay else None
@@ -160,6 +192,7 @@ def _fit(
         loss,
         prepare=_inputs,
         schedule=schedule,
+        around=around,
         steps=steps,
         description=description,
     )
@@ -196,6 +229,8 @@ def _options() -> argparse.Namespace:
     add("--fraction", type=float, default=0.2, help="σ as converted, relative to the rms of the weights")
     add("--samples", type=int, default=2, help="draws of the weights per training step")
     add("--predict-samples", type=int, default=10, help="draws of the weights per prediction")
+    add("--ivon-lr", type=float, default=0.1, help="learning rate of IVON")
+    add("--ivon-hess-init", type=float, default=0.5, help="curvature at which IVON starts: the larger, the smaller σ")
     add("--validate", action="store_true", help="judge by the last 10,000 training images instead of the test images")
     return parser.parse_args()
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -25,6 +23,7 @@ from ..harness.networks.larger_networks import LARGER_NETWORKS
 from ..harness.networks.small_networks import NETWORKS, trained
 from ..harness.progress import track
 from ..harness.report import Run, Table
+from ..harness.shifted_images import as_cifar, corrupted, jpeg_places, noise
 
 FITTING = 500
 """Clean images, unseen in training, for the temperature and for σ."""
@@ -41,11 +40,14 @@ def main() -> None:
     run = Run(options, ("bnnify", "torch", "torchmetrics", "imagecorruptions"))
     clean = cifar10(False, options.data).take(slice(1000))
     fitting, test = clean.take(slice(0, None, 2)), clean.take(slice(1, None, 2)).take(slice(options.images))
-    sets = {"clean": [test], "JPEG": [_jpeg(options.data, clean.labels, options.images)]}
-    sets |= {f"severity {severity}": list(_corrupted(test, severity)) for severity in SEVERITIES}
+    sets = {
+        "clean": [test],
+        "JPEG": [cifar10_jpeg(options.data).take(jpeg_places(clean.labels)[1::2][: options.images])],
+    }
+    sets |= {f"severity {severity}": [part for _, part in corrupted(test, severity)] for severity in SEVERITIES}
     odd = {
-        "Fashion-MNIST": _as_cifar(fashion_mnist(False, options.data), options.images),
-        "noise": _noise(options.images),
+        "Fashion-MNIST": as_cifar(fashion_mnist(False, options.data), options.images),
+        "noise": noise(options.images),
     }
     results: dict[str, dict[str, Any]] = {}
     for name, model, inputs in networks(options):
@@ -150,47 +152,6 @@ def measure(
 def _over(predict: Predict, x: Tensor) -> dict[str, Tensor]:
     parts = [predict(batch) for batch in x.split(100)]
     return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-
-
-def _corrupted(test: Images, severity: int) -> Iterator[Images]:
-    """The images under each corruption that the installed version of imagecorruptions can make."""
-    import imagecorruptions
-
-    np.random.seed(0)
-    for name in imagecorruptions.get_corruption_names():
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                images = [
-                    imagecorruptions.corrupt(np.ascontiguousarray(image), severity=severity, corruption_name=name)
-                    for image in test.pixels.permute(0, 2, 3, 1).numpy()
-                ]
-        except (AttributeError, TypeError) as error:
-            print(f"left out {name}: {error}")
-            continue
-        yield Images(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), test.labels)
-
-
-def _jpeg(data: Path, labels: Tensor, count: int) -> Images:
-    """The JPEGs of the images with these labels, the first of the test set; the files are numbered within classes."""
-    jpeg = cifar10_jpeg(data)
-    seen = dict.fromkeys(range(10), 0)
-    places = []
-    for label in labels.tolist():
-        places.append(1000 * label + seen[label])
-        seen[label] += 1
-    return jpeg.take(torch.tensor(places[1::2][:count]))
-
-
-def _as_cifar(images: Images, count: int) -> Images:
-    grey = F.pad(images.pixels[:count], (2, 2, 2, 2))
-    return Images(grey.expand(-1, 3, -1, -1).contiguous(), images.labels[:count])
-
-
-def _noise(count: int) -> Images:
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
-    return Images(pixels, torch.zeros(count, dtype=torch.long))
 
 
 def tables(results: dict[str, dict[str, Any]]) -> list[Table]:

@@ -1,0 +1,136 @@
+"""A pretrained ResNet-20 beside every method that people would use to have its uncertainty, on CIFAR-10 and off it.
+
+Fine-tuning has the same steps and augmentation for all. Every second of the first 1,000 test images is for choosing:
+a temperature, and one setting of each method out of a few. Judged are the others, their corruptions, and JPEGs of other
+test images: the published checkpoint has seen all training images, which tell nothing about its confidence any more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..harness import methods, report, results, scores
+from ..harness.data import Images, cifar10, fashion_mnist, mnist
+from ..harness.networks.cifar_resnet import inputs, pretrained
+from ..harness.shifted_images import as_cifar, corrupted, noise, other_jpegs, photographs
+from .cifar10_methods_report import tables
+from .cifar10_rows import FULL_STEPS, Made, Methods
+
+LIBRARIES = (
+    *("torch", "torchvision", "torchmetrics", "laplace-torch", "ivon-opt", "bayesian-torch", "imagecorruptions"),
+    *("numpy", "scikit-image", "scikit-learn"),
+)
+SEVERITIES = (1, 3, 5)
+FULL = {"steps": FULL_STEPS, "lr": 0.05, "images": 500, "jpegs": 9000, "odd": 2000, "seeds": 3, "linearised": True}
+
+
+def main() -> None:
+    options = _options()
+    torch.set_num_threads(options.threads)
+    if options.earlier:
+        found = results.load(options.earlier)
+    else:
+        found = run(options)
+    for table in tables(found.rows):
+        report.show(table, options.markdown)
+    print("\n".join(found.notes()))
+
+
+def run(options: argparse.Namespace) -> results.Results:
+    """Measures the methods, seed by seed; rows that lie in the output already are not measured again."""
+    clean = cifar10(False, options.data).take(slice(1000))
+    validation, test = clean.take(slice(0, None, 2)), clean.take(slice(1, None, 2))
+    known, odd = image_sets(options, clean, test)
+    earlier = options.output and options.output.exists()
+    rows = results.load(options.output).rows if earlier else []
+    chosen = {row["row"]: row["setting"] for row in rows}
+    network = pretrained(options.data, options.checkpoint)
+    makers = Methods(network, cifar10(True, options.data), validation, options, chosen)
+    paths = ("data", "checkpoint", "output", "earlier", "markdown", "full", "rows")
+    settings = {name: value for name, value in vars(options).items() if name not in paths}
+    for seed in range(options.seeds):
+        for name, make in makers.rows(seed).items():
+            if (name, seed) in {(row["row"], row["seed"]) for row in rows}:
+                continue
+            if options.rows and name not in options.rows:
+                continue
+            torch.manual_seed(seed)
+            row = {"row": name, "seed": seed} | measure(make(), validation, known, odd, f"{name}, seed {seed}")
+            rows.append(row)
+            if options.output:
+                results.save(options.output, settings, rows, LIBRARIES)
+    return results.Results(settings, rows, report.versions(LIBRARIES), report.machine())
+
+
+def image_sets(options: argparse.Namespace, clean: Images, test: Images) -> tuple[dict[str, Images], dict[str, Images]]:
+    """Images of the ten classes, and others."""
+    known = {"test": test, "JPEG": other_jpegs(options.data, clean.labels, options.jpegs)}
+    for severity in SEVERITIES:
+        parts = [part for _, part in corrupted(test, severity, options.images)]
+        known[f"severity {severity}"] = Images(*map(torch.cat, zip(*parts, strict=True)))
+    odd = {
+        "Fashion-MNIST": as_cifar(fashion_mnist(False, options.data), options.odd),
+        "MNIST": as_cifar(mnist(False, options.data), options.odd),
+        "noise": noise(options.odd),
+        "photographs": photographs(options.odd),
+    }
+    return known, odd
+
+
+def measure(
+    made: Made, validation: Images, known: dict[str, Images], odd: dict[str, Images], description: str
+) -> dict[str, Any]:
+    """All figures of a method, from one prediction for each image."""
+    started = time.process_time()
+    with methods.bfloat16():
+        logits = {
+            name: methods.predicted(made.networks, inputs(images.pixels), f"{description}, {name}") / made.temperature
+            for name, images in {"validation": validation, **known, **odd}.items()
+        }
+    seconds = time.process_time() - started
+    temperature = scores.temperature(logits["validation"], validation.labels)
+    return {
+        "setting": made.setting,
+        "training s": made.training,
+        "networks": len(logits["test"]),
+        "prediction ms": 1000 * seconds / sum(each.shape[1] for each in logits.values()),
+        "temperature": temperature,
+        "known": {name: scores.scores(logits[name], images.labels, temperature) for name, images in known.items()},
+        "odd": {name: scores.separations(logits["test"], logits[name]) for name in odd},
+    }
+
+
+def _options() -> argparse.Namespace:
+    parser = report.parser(__doc__)
+    add = parser.add_argument
+    add("--data", type=Path, help="folder as in benchmarks/README.md")
+    add("--from", dest="earlier", type=Path, help="print the tables of a file that --output has written")
+    add("--checkpoint", type=Path, help="the pretrained weights; else those in --data")
+    add("--full", action="store_true", help=f"hours: {', '.join(f'{name} {value}' for name, value in FULL.items())}")
+    add("--rows", nargs="+", help="only these rows")
+    add("--steps", type=int, default=60, help="batches of the fine-tuning")
+    add("--lr", type=float, default=0.01, help="learning rate of SGD; ten times as much for IVON")
+    add("--seeds", type=int, default=1, help="how often all that is random is done")
+    add("--samples", type=int, default=10, help="networks per prediction")
+    add("--members", type=int, default=5, help="networks of the ensemble")
+    add("--images", type=int, default=40, help="images under each corruption and severity")
+    add("--jpegs", type=int, default=500, help="JPEGs")
+    add("--odd", type=int, default=250, help="images of each foreign set")
+    add("--laplace-images", type=int, default=300, help="training images for Laplace; ten times as many for one layer")
+    add("--linearised", action="store_true", help="add the linearised diagonal Laplace: 75 ms of one core an image")
+    options = parser.parse_args()
+    if not options.data and not options.earlier:
+        parser.error("--data is needed, unless tables are printed --from a file")
+    if options.full:
+        parser.set_defaults(**FULL)
+        options = parser.parse_args()
+    return options
+
+
+if __name__ == "__main__":
+    main()
