@@ -36,6 +36,7 @@ def in_processes(tmp_path):
 
 def _process(rank, ranks, rendezvous, function, arguments):
     torch.set_num_threads(1)
+    torch.manual_seed(0)  # the ranks build the same model
     limit = datetime.timedelta(seconds=60)
     dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=ranks, timeout=limit)
     function(rank, *arguments)
