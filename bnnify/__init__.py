@@ -97,7 +97,6 @@ from .modules.adapters import orthogonalize_adapters
 from .modules.lora_std import LoraStd
 from .modules.mean_field import MeanField
 from .modules.point import Point
-from .modules.posterior_of import posterior_of
 from .modules.registry import register_layer
 from .prediction.averages import Prediction
 from .report import ConversionReport
@@ -105,6 +104,7 @@ from .training.avuc import avuc_loss, uncertainty_threshold
 from .training.elbo import elbo, geometric_weight, linear_warmup
 from .training.fisher_std import FisherStd
 from .training.nll import BernoulliNLL, CategoricalNLL, GaussianNLL, HeteroscedasticGaussianNLL
+from .training.posterior_of import posterior_of
 from .training.response_std import ResponseStd
 from .training.tune_std import tune_std
 from .training.tuned_std import TunedStd

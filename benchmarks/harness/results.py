@@ -49,6 +49,18 @@ def save(
     return results
 
 
+def collect(
+    rows: Iterable[dict[str, Any]], path: Path | None, settings: dict[str, Any], libraries: Iterable[str]
+) -> list[dict[str, Any]]:
+    """The rows as a list; if a file is named, each is written as soon as it is there."""
+    found: list[dict[str, Any]] = []
+    for row in rows:
+        found.append(row)
+        if path:
+            save(path, settings, found, libraries)
+    return found
+
+
 def load(path: Path) -> Results:
     """The figures that :func:`save` has written."""
     return Results(**json.loads(path.read_text()))

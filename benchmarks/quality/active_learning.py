@@ -114,12 +114,7 @@ def main() -> None:
         results.show(options.from_file, table, options.markdown)
         return
     run = Run(options, LIBRARIES)
-    rows: list[dict[str, Any]] = []
-    for row in compare(options):
-        rows.append(row)
-        if options.output:
-            results.save(options.output, _settings(options), rows, LIBRARIES)
-    run.show(table(rows))
+    run.show(table(results.collect(compare(options), options.output, _settings(options), LIBRARIES)))
 
 
 def compare(options: argparse.Namespace) -> Iterator[dict[str, Any]]:

@@ -36,13 +36,8 @@ def main() -> None:
         results.show(options.from_file, _table, options.markdown)
         return
     run = Run(options, ("torch", "bnnify"))
-    found = []
-    for row in compare(options):
-        found.append(row)
-        if options.output:
-            settings = {name: getattr(options, name) for name in ("tasks", "images", "epochs", "seeds")}
-            results.save(options.output, settings, found, run.libraries)
-    run.show(_table(found))
+    settings = {name: getattr(options, name) for name in ("tasks", "images", "epochs", "seeds")}
+    run.show(_table(results.collect(compare(options), options.output, settings, run.libraries)))
 
 
 def compare(options: argparse.Namespace) -> Iterator[dict[str, Any]]:

@@ -38,12 +38,8 @@ def main() -> None:
         results.show(options.from_file, _table, options.markdown)
         return
     run = Run(options, ("torch", "bnnify"))
-    found = []
-    for row in compare(options):
-        found.append(row)
-        if options.output:
-            results.save(options.output, {"networks": options.networks, "seeds": options.seeds}, found, run.libraries)
-    run.show(_table(found))
+    settings = {"networks": options.networks, "seeds": options.seeds}
+    run.show(_table(results.collect(compare(options), options.output, settings, run.libraries)))
 
 
 def compare(options: argparse.Namespace) -> Iterator[dict[str, Any]]:

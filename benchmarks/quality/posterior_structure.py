@@ -41,12 +41,9 @@ def main() -> None:
         results.show(options.from_file, _table, options.markdown)
         return
     run = Run(options, ("torch", "bnnify"))
-    rows: list[dict[str, Any]] = []
-    for name in options.data_sets:
-        rows += compare(name, options)
-        if options.output:
-            results.save(options.output, {"steps": options.steps, "splits": options.splits}, rows, run.libraries)
-    run.show(_table(rows))
+    settings = {"steps": options.steps, "splits": options.splits}
+    rows = (row for name in options.data_sets for row in compare(name, options))
+    run.show(_table(results.collect(rows, options.output, settings, run.libraries)))
 
 
 def compare(name: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:

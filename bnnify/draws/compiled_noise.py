@@ -5,7 +5,7 @@ __all__ = ["compiled_noise"]
 import torch
 from torch import Tensor
 
-from .processes import num_ranks, place_of_process
+from .processes import num_ranks, seed_of_process
 
 
 def compiled_noise(tensor: Tensor) -> Tensor:
@@ -22,7 +22,7 @@ def compiled_noise(tensor: Tensor) -> Tensor:
 
 @torch.library.custom_op("bnnify::noise", mutates_args=())
 def _noise(like: Tensor, seed: Tensor) -> Tensor:
-    generator = torch.Generator(like.device).manual_seed(hash((int(seed), place_of_process())) % 2**62)
+    generator = torch.Generator(like.device).manual_seed(seed_of_process(int(seed)))
     return torch.empty(like.shape, dtype=like.dtype, device=like.device).normal_(generator=generator)
 
 

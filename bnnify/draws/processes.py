@@ -10,7 +10,15 @@ Ranks that compute one network together (tensor parallelism) have one data-paral
 first of them.
 """
 
-__all__ = ["Together", "generator_of_process", "next_seed", "num_ranks", "place_of_process", "together"]
+__all__ = [
+    "Together",
+    "generator_of_process",
+    "next_seed",
+    "num_ranks",
+    "place_of_process",
+    "seed_of_process",
+    "together",
+]
 
 import itertools
 import os
@@ -76,13 +84,18 @@ def place_of_process() -> Hashable:
     return (forks, ranks) if forks or ranks else None
 
 
+def seed_of_process(seed: int) -> int:
+    """The seed of this process, and of those that compute with it, from one that others may have too."""
+    place = place_of_process()
+    return seed if place is None else hash((seed, place)) % 2**62
+
+
 def next_seed(generator: torch.Generator | None = None) -> int:
     """A seed drawn from ``generator``. Default: ``None``, the program's own; other processes get different ones."""
     seed = int(torch.randint(2**62, (), generator=generator))
     if generator is not None:
         return seed
-    place = place_of_process()
-    return seed if place is None else hash((_agreed(seed), place)) % 2**62
+    return seed if place_of_process() is None else seed_of_process(_agreed(seed))
 
 
 def generator_of_process(device: torch.device) -> torch.Generator | None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..torch_internals import fsdp_gradient_divisors
-from .processes import place_of_process
+from .processes import seed_of_process
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -58,8 +58,8 @@ def sharded_noise(tensor: Tensor, generator: torch.Generator | None = None) -> T
     # Neither may hang on how the ranks were seeded. On a CPU mesh DTensor's own generators give shards equal noise when
     # the seeds are equal; on any mesh they give replicas unequal noise when the seeds differ, and ρ would drift apart.
     seed, shard = torch.randint(2**62, (), generator=generator, device=generator.device if generator else None), 0
-    if generator is None and (place := place_of_process()) is not None:
-        seed = torch.tensor(hash((int(seed), place)) % 2**62)
+    if generator is None:
+        seed = torch.tensor(seed_of_process(int(seed)))
     for dim, placement in enumerate(tensor.placements):
         if not placement.is_replicate():
             shard = shard * mesh.size(dim) + mesh.get_local_rank(dim)

@@ -89,6 +89,12 @@ def test_what_is_new_gets_the_default_or_what_is_added():
     torch.testing.assert_close(_parameters(bnn)["b.weight"].prior_mean.data, old.module["b"].weight.data)
 
 
+def test_a_part_that_is_called_module_is_a_part():
+    whole = bnnify.convert(nn.ModuleDict({"module": nn.Linear(4, 4), "head": nn.Linear(4, 2)}))
+    assert list(bnnify.posterior_of(whole.module)) == list(bnnify.posterior_of(whole))
+    assert "module.weight" in bnnify.posterior_of(whole)
+
+
 @pytest.mark.parametrize("ending", [".bnn.pt", ".safetensors", ""])
 def test_a_file_has_the_prior(ending, tmp_path):
     model, _ = zoo.build("residual_block")

@@ -3,18 +3,19 @@
 __all__ = ["posterior_of"]
 
 import glob
-from typing import Any
 
 import torch
+from torch import nn
 
 from ..distributions.elementwise import Elementwise
 from ..distributions.gaussian import std
 from ..errors import ConversionError, check_module
-from .parameters import bayesian_parameters
+from ..model import BayesianModel
+from ..modules.parameters import bayesian_parameters
 
 
 @torch.no_grad()
-def posterior_of(bnn: Any) -> dict[str, Elementwise]:
+def posterior_of(bnn: nn.Module) -> dict[str, Elementwise]:
     """Return the posterior of ``bnn`` as a prior: N(μ, σ²) of each weight as it is now.
 
     It is a mapping from names to priors, as ``convert(prior=...)`` takes it, so that what was learned of one task holds
@@ -39,7 +40,7 @@ def posterior_of(bnn: Any) -> dict[str, Elementwise]:
     """
     check_module("posterior_of(bnn)", bnn)
     found = {}
-    for parameter in bayesian_parameters(getattr(bnn, "module", bnn)):
+    for parameter in bayesian_parameters(bnn.module if isinstance(bnn, BayesianModel) else bnn):
         if not parameter.has_rho or parameter.has_pruned:
             has = "weights that were pruned" if parameter.has_pruned else f"posterior={parameter.posterior}"
             raise ConversionError(
