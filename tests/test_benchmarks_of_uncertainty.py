@@ -38,7 +38,7 @@ def yacht(tmp_path):
 
 def parts(networks=2):
     torch.manual_seed(0)
-    data = Regression(torch.randn(40, 3), torch.randn(40), [], 5)
+    data = Regression("noise", torch.randn(40, 3), torch.randn(40), [], 5)
     rows = [torch.randperm(40) for _ in range(networks)]
     return Parts.of(data, [(order[:30], order[30:]) for order in rows])
 
@@ -90,7 +90,7 @@ def test_settings_are_chosen_without_the_test_part(yacht):
 
 def test_all_networks_of_a_data_set_have_a_row_of_the_table(yacht):
     options = argparse.Namespace(
-        data=yacht, splits=None, steps=4, members=2, samples=3, prior_stds=[0.1], initial_std=0.01
+        data=yacht, splits=None, epochs=1, steps=[2, 5], members=2, samples=3, initial_std=0.01
     )
     rows = list(uci_regression.compare("yacht", options))
     assert all(len(row[metric]) == 2 for row in rows for metric in uci_regression.METRICS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -22,21 +23,24 @@ SMALL, LARGE = 32, 128
 class Setting:
     """How a network is made: as a rule of all that stands here only some is used."""
 
-    long: bool = True
+    share: float = 1.0
+    """Of the steps, in which the likelihood alone is maximised; where there is a prior the others are of the ELBO."""
     weight_decay: float = 0.0
     prior_std: float = 0.0
 
     def __str__(self) -> str:
-        given = {name: value for name, value in dataclasses.asdict(self).items() if name != "long" and value}
-        return ", ".join([*(["half the steps"] if not self.long else []), *(f"{k} {v}" for k, v in given.items())])
+        return ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(self).items() if value)
 
 
 class Trainer:
-    """Trains networks on the same parts; what is trained alike is trained once."""
+    """Trains networks on the same parts of a data set; what is trained alike is trained once."""
 
-    def __init__(self, parts: Parts, hidden: int, options: argparse.Namespace, what: str) -> None:
-        self.parts, self.hidden, self.options, self.what = parts, hidden, options, what
-        self.batch_size = SMALL if parts.inputs.shape[1] <= 2000 else LARGE
+    def __init__(self, data: Regression, pairs: Sequence[tuple[Tensor, Tensor]], options: argparse.Namespace) -> None:
+        self.parts, self.hidden, self.options, self.what = Parts.of(data, pairs), data.hidden, options, data.name
+        size = len(data.train(0))
+        self.batch_size = SMALL if size <= 2000 else LARGE
+        fewest, most = options.steps
+        self.steps = min(max(options.epochs * (size // self.batch_size), fewest), most)
         self._trained: dict[Setting, tuple[Networks, bnnify.GaussianNLL]] = {}
 
     def plain(self, setting: Setting) -> tuple[Networks, bnnify.GaussianNLL]:
@@ -45,7 +49,7 @@ class Trainer:
             count, _, features = self.parts.inputs.shape
             networks = Networks(count, features, self.hidden)
             nll = bnnify.GaussianNLL(std=torch.full((count, 1, 1), 0.5), learned=True)
-            self._train(networks, nll, setting, 2 if setting.long else 1)
+            self._train(networks, nll, setting, setting.share)
             self._trained[setting] = networks, nll
         return self._trained[setting]
 
@@ -56,12 +60,12 @@ class Trainer:
         if setting.prior_std:
             prior, nll = bnnify.Pretrained(std=setting.prior_std), copy.deepcopy(nll)
             model = bnnify.convert(model, select=["w*", "b*"], prior=prior, posterior_std=self.options.initial_std)
-            self._train(model, nll, dataclasses.replace(setting, weight_decay=0.0), 1)
+            self._train(model, nll, dataclasses.replace(setting, weight_decay=0.0), 1 - setting.share)
         torch.manual_seed(1)
         return outputs(model, self.parts.held_inputs, self.options.samples), nll.std.detach()
 
-    def _train(self, model: nn.Module, nll: bnnify.GaussianNLL, setting: Setting, halves: int) -> None:
-        steps = halves * self.options.steps // 2
+    def _train(self, model: nn.Module, nll: bnnify.GaussianNLL, setting: Setting, share: float) -> None:
+        steps = round(share * self.steps)
         train(model, nll, self.parts, steps, self.batch_size, setting.weight_decay, f"{self.what}: {setting}")
 
 
@@ -89,14 +93,14 @@ class Choice:
 class Refit:
     """Networks with the chosen settings, trained on the whole training part of each split, with several seeds."""
 
-    def __init__(self, data: Regression, choice: Choice, members: int, options: argparse.Namespace, what: str) -> None:
+    def __init__(self, data: Regression, choice: Choice, members: int, options: argparse.Namespace) -> None:
         self.choice = choice
         self.trainers: dict[int, tuple[Trainer, int]] = {}
         self.found: dict[int, tuple[Tensor, Tensor]] = {}
         for setting in dict.fromkeys(choice.settings):
             splits = [split for split, chosen in enumerate(choice.settings) if chosen == setting]
             pairs = [(data.train(split), data.tests[split]) for split in splits for _ in range(members)]
-            trainer = Trainer(Parts.of(data, pairs), data.hidden, options, what)
+            trainer = Trainer(data, pairs, options)
             drawn, noise = trainer(setting)
             for number, split in enumerate(splits):
                 own = slice(number * members, (number + 1) * members)

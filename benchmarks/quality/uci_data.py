@@ -30,6 +30,7 @@ NAMES = {
 class Regression:
     """A data set, and which of its rows are the test part of each split; the others are its training part."""
 
+    name: str
     inputs: Tensor
     targets: Tensor
     tests: list[Tensor]
@@ -90,4 +91,4 @@ def read(folder: Path, name: str) -> Regression:
         features, (target,) = (numbers(f"index_{part}").astype(int) for part in ("features", "target"))
         count, hidden = int(numbers("n_splits")[0]), int(numbers("n_hidden")[0])
         tests = [torch.tensor(numbers(f"index_test_{split}")).long() for split in range(count)]
-    return Regression(table[:, features], table[:, target], tests, hidden)
+    return Regression(name, table[:, features], table[:, target], tests, hidden)

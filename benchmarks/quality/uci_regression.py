@@ -18,7 +18,7 @@ from typing import Any
 from ..harness import report, results
 from ..harness.report import Run, Table
 from .uci_choice import Choice, Refit, Setting, Trainer
-from .uci_data import NAMES, Parts, read
+from .uci_data import NAMES, read
 
 PUBLISHED = {
     "boston": ("2.90 ± 0.18", "-2.40 ± 0.04"),
@@ -36,19 +36,22 @@ METRICS = ("RMSE", "LL", "coverage")
 LIBRARIES = ("torch", "bnnify")
 QUICK = ("boston", "energy", "yacht", "wine")
 
-PLAIN = [Setting(long, decay) for long, decay in product((False, True), (0.0, 0.1, 0.5))]
-ELBO_DECAYS = (0.0, 0.1)
-"""Weight decays of the first half of the steps, which trains the network; the other half trains its posterior."""
+PLAIN = [Setting(share, decay) for share, decay in product((0.5, 1.0), (0.0, 0.1, 0.5))]
+SHARES = (0.5, 0.8)
+"""Of the steps, before those of the ELBO."""
+POSTERIORS = ((0.0, 0.03), (0.0, 0.1), (0.1, 0.1))
+"""The weight decay before the ELBO, and the std of its prior around the trained weights."""
+BAYESIAN = [Setting(share, *rest) for share, rest in product(SHARES, POSTERIORS)]
 
 
 def compare(name: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """All networks on one data set, as rows of the results."""
     data = read(options.data, name)
     splits = range(len(data.tests))[: options.splits]
-    validate = Trainer(Parts.of(data, [data.validation(split) for split in splits]), data.hidden, options, name)
+    validate = Trainer(data, [data.validation(split) for split in splits], options)
 
     def refit(grid: list[Setting], members: int, learned_noise: bool = False) -> Refit:
-        return Refit(data, Choice.among(grid, validate, learned_noise), members, options, name)
+        return Refit(data, Choice.among(grid, validate, learned_noise), members, options)
 
     def row(network: str, of: Refit, found: list[dict[str, float]]) -> dict[str, Any]:
         settings = Counter(map(str, of.choice.settings))
@@ -59,8 +62,7 @@ def compare(name: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     yield row("deterministic", plain, plain.scores(1))
     yield row("deterministic, ensemble", plain, plain.scores(options.members))
     yield row("bnnify, converted, tune_std", plain, plain.tuned(validate))
-    grid = [Setting(False, decay, prior_std=std) for decay, std in product(ELBO_DECAYS, options.prior_stds)]
-    tuned = refit(grid, options.members, learned_noise=True)
+    tuned = refit(BAYESIAN, options.members, learned_noise=True)
     yield row("bnnify, ELBO", tuned, tuned.scores(1, learned_noise=True))
     yield row("bnnify, ELBO, noise of validation", tuned, tuned.scores(1))
     yield row("bnnify, ELBO, ensemble", tuned, tuned.scores(options.members, learned_noise=True))
@@ -99,7 +101,7 @@ def main() -> None:
         rows += compare(name, options)
         if options.output:
             settings = {
-                name: getattr(options, name) for name in ("steps", "members", "samples", "prior_stds", "initial_std")
+                name: getattr(options, name) for name in ("epochs", "steps", "members", "samples", "initial_std")
             }
             results.save(options.output, settings, rows, LIBRARIES)
     run.show(table(rows, names))
@@ -117,9 +119,9 @@ def _options() -> argparse.Namespace:
     add("--data-sets", nargs="+", choices=NAMES, help=f"Default: {', '.join(QUICK)}; with --full all nine")
     add("--full", action="store_true", help="all data sets and all splits")
     add("--splits", type=int, help="the first so many splits. Default: 5; with --full all")
-    add("--steps", type=int, default=6_000, help="of each training; the ELBO gets half of them")
-    add("--prior-stds", type=float, nargs=3, default=[0.01, 0.03, 0.1], help="of the prior, around the trained weights")
-    add("--initial-std", type=float, default=0.002, help="σ as the ELBO begins; 0.02 undoes the most exact networks")
+    add("--epochs", type=int, default=400, help="of each training")
+    add("--steps", type=int, nargs=2, default=[6_000, 24_000], help="the fewest and the most, whatever the epochs")
+    add("--initial-std", type=float, default=0.002, help="σ as the ELBO begins")
     add("--members", type=int, default=3, help="networks in an ensemble")
     add("--samples", type=int, default=100, help="draws of the weights per prediction")
     add("--from", dest="from_files", nargs="+", type=Path, help="print the table of these results, and run nothing")
