@@ -69,7 +69,7 @@ def _costs(groups: dict[str, Rows]) -> list[list[str]]:
     return [
         [
             row,
-            runs[0]["setting"],
+            _setting(runs[0]),
             str(len(runs)),
             f"{sum(run['training s'] for run in runs) / len(runs):.0f}",
             str(runs[0]["networks"]),
@@ -78,3 +78,8 @@ def _costs(groups: dict[str, Rows]) -> list[list[str]]:
         ]
         for row, runs in groups.items()
     ]
+
+
+def _setting(run: dict[str, Any]) -> str:
+    temperature = run.get("divided by", 1.0)
+    return ", ".join(filter(None, [run["setting"], f"T {temperature:.2f}" if temperature != 1 else ""]))
