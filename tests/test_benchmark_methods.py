@@ -142,16 +142,18 @@ def test_the_jpegs_of_the_first_images_are_found_by_their_labels():
 def test_a_setting_is_chosen_on_validation_images_once_and_kept_for_later_seeds(network, images):
     images = images.take(slice(100))  # one batch
     rows = cifar10_rows.Methods(network, images, images, SimpleNamespace(samples=1, members=1), {})
-    tried = []
+    tried, random = [], []
 
     def make(scale):
         tried.append(scale)
+        random.append(torch.rand(()).item())
         wrong = F.one_hot((images.labels + 1) % 10, 10).float()
         return cifar10_rows.Made(lambda x: scale * wrong[None, : len(x)])
 
     assert rows.best("row", make, (1.0, 2.0)).setting == "1.0"
     assert rows.best("row", make, (1.0, 2.0)).setting == "1.0"
     assert tried == [1.0, 2.0, 1.0]
+    assert len(set(random)) == 1  # the row is the same, whether it is chosen now or was before
 
 
 def test_the_temperature_of_each_network_is_that_of_the_likeliest_average():
