@@ -22,7 +22,8 @@ def tables(rows: Rows) -> list[Table]:
     groups: dict[str, Rows] = {}
     for row in rows:
         groups.setdefault(row["row"], []).append(row)
-    seeds = "mean ± standard deviation over seeds"
+    several = any(len(runs) > 1 for runs in groups.values())
+    seeds = "mean ± standard deviation over seeds" if several else "one seed"
     known = [
         Table(f"{name}: {seeds}", ["", *(HEADINGS.get(each, each) for each in scores)], _scored(groups, name))
         for name, scores in rows[0]["known"].items()
