@@ -16,8 +16,8 @@ import bnnify
 from benchmarks.harness import methods, peers, results, scores, shifted_images
 from benchmarks.harness.data import Images
 from benchmarks.harness.fine_tuning import run_steps
-from benchmarks.harness.networks.cifar_resnet import ResNet, inputs
-from benchmarks.quality import cifar10_methods, cifar10_rows
+from benchmarks.harness.networks.cifar_resnet import ResNet, inputs, pretrained
+from benchmarks.quality import cifar10_methods, cifar10_rows, cifar10_train_resnet
 
 
 @pytest.fixture
@@ -142,16 +142,70 @@ def test_the_jpegs_of_the_first_images_are_found_by_their_labels():
 def test_a_setting_is_chosen_on_validation_images_once_and_kept_for_later_seeds(network, images):
     images = images.take(slice(100))  # one batch
     rows = cifar10_rows.Methods(network, images, images, SimpleNamespace(samples=1, members=1), {})
-    tried = []
+    tried, random = [], []
 
     def make(scale):
         tried.append(scale)
+        random.append(torch.rand(()).item())
         wrong = F.one_hot((images.labels + 1) % 10, 10).float()
         return cifar10_rows.Made(lambda x: scale * wrong[None, : len(x)])
 
     assert rows.best("row", make, (1.0, 2.0)).setting == "1.0"
     assert rows.best("row", make, (1.0, 2.0)).setting == "1.0"
     assert tried == [1.0, 2.0, 1.0]
+    assert len(set(random)) == 1  # the row is the same, whether it is chosen now or was before
+
+
+def test_the_temperature_of_each_network_is_that_of_the_likeliest_average():
+    torch.manual_seed(0)
+    logits, labels = 5 * torch.randn(3, 50, 4), torch.randint(4, (50,))
+    found = scores.common_temperature(logits, labels)
+    assert found > 2
+    for other in (0.9 * found, 1.1 * found):
+        assert scores.nll(logits / found, labels) < scores.nll(logits / other, labels)
+    assert scores.common_temperature(logits[:1], labels) == pytest.approx(scores.temperature(logits[:1], labels))
+
+
+def test_a_multiple_of_the_std_leaves_the_means_and_the_original_alone(network):
+    bnn = bnnify.convert(network)
+    before = {name: each.clone() for name, each in bnn.state_dict().items()}
+    after = methods.with_std_times(bnn, 0.5).state_dict()
+    for name, each in before.items():
+        assert torch.equal(bnn.state_dict()[name], each)
+        if name.endswith("_rho"):
+            assert torch.allclose(F.softplus(after[name]), F.softplus(each) / 2, rtol=1e-4)
+        else:
+            assert torch.equal(after[name], each)
+
+
+def test_a_row_and_the_one_with_a_temperature_have_the_same_networks(network, images):
+    options = SimpleNamespace(samples=2, members=1, linearised=False)
+    rows = cifar10_rows.Methods(network, images, images, options, {}).rows(0)
+    plain, tempered = rows["deterministic"](), rows["temperature"]()
+    assert tempered.networks is plain.networks
+    assert (plain.temperature, tempered.temperature > 0) == (1.0, True)
+
+
+def test_bnnify_takes_the_std_and_the_temperature_that_go_together(network, images):
+    images = images.take(slice(100))
+    options = SimpleNamespace(samples=2, members=1, linearised=False)
+    makers = cifar10_rows.Methods(network, images, images, options, {"bnnify, σ and temperature": "0.5"})
+    found = makers.rows(1)["bnnify, σ and temperature"]()
+    assert found.setting == "0.5"
+    assert found.temperature > 1  # labels at random ask for no confidence at all
+    again = makers.rows(1)["bnnify, σ and temperature"]()
+    assert again.temperature == pytest.approx(found.temperature, rel=0.5)
+
+
+def test_a_deeper_network_is_read_from_its_checkpoint(images, tmp_path, monkeypatch):
+    path = tmp_path / "deeper.pt"
+    options = SimpleNamespace(blocks=2, epochs=1, lr=0.1, checkpoint=path)
+    trained = cifar10_train_resnet.train_epochs(images, options)
+    read = pretrained(checkpoint=path)
+    assert len(read.layer1) == 2
+    assert all(map(torch.equal, read.state_dict().values(), trained.state_dict().values()))
+    again = cifar10_train_resnet.train_epochs(images, options)  # finished: nothing is left to do
+    assert torch.equal(again.conv1.weight, trained.conv1.weight)
 
 
 def test_the_tables_are_printed_from_a_file(tmp_path, monkeypatch, capsys):
@@ -191,7 +245,7 @@ def test_a_run_goes_on_where_it_stopped(data_folder, tmp_path, monkeypatch, caps
     assert rows[:1] == first
     plain, tempered, ensemble = (row["known"]["test"] for row in rows)
     assert plain["accuracy"] == tempered["accuracy"] == pytest.approx(0.915, abs=0.01)
-    assert tempered["NLL"] == pytest.approx(plain["tempered NLL"])
+    assert tempered["NLL"] == pytest.approx(plain["tempered NLL"], rel=1e-4)
     assert tempered["NLL"] < plain["NLL"]
     assert ensemble["accuracy"] > 0.88
     assert "mutual information" in rows[2]["odd"]["noise"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import fmean
 
@@ -88,7 +89,7 @@ def calibration_error(probabilities: Tensor, labels: Tensor) -> float:
     return multiclass_calibration_error(probabilities, labels, probabilities.shape[1], BINS, norm="l1").item()
 
 
-def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+def fit_temperature(logits: Tensor, labels: Tensor, nll: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy) -> float:
     """The temperature that minimises the negative log likelihood of softmax(logits / temperature)."""
     logits = logits.double()
     log_temperature = torch.zeros((), dtype=torch.float64, requires_grad=True)
@@ -96,7 +97,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = F.cross_entropy(logits / log_temperature.exp(), labels)
+        loss = nll(logits / log_temperature.exp(), labels)
         loss.backward()
         return loss
 

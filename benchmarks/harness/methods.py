@@ -12,10 +12,11 @@ from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader, TensorDataset
 
 import bnnify
+from bnnify.distributions.gaussian import rho_from_std, std
 
 from . import peers
 from .data import Images
-from .fine_tuning import BATCH_SIZE, augmented, run_steps
+from .fine_tuning import BATCH_SIZE, augmented, bfloat16, run_steps
 from .fit import shuffled
 from .networks.cifar_resnet import inputs
 from .progress import track
@@ -46,6 +47,16 @@ def posterior(bnn: bnnify.BayesianModel, count: int) -> Networks:
     return lambda x: bnn.sample(x, num_samples=count)
 
 
+@torch.no_grad()
+def with_std_times(bnn: bnnify.BayesianModel, factor: float) -> bnnify.BayesianModel:
+    """A copy with so many times each σ."""
+    bnn = copy.deepcopy(bnn)
+    for name, parameter in bnn.named_parameters():
+        if name.endswith("_rho"):
+            parameter.copy_(rho_from_std(factor * std(parameter)))
+    return bnn
+
+
 class Dropout(nn.Dropout):
     """Dropout that evaluation mode leaves on."""
 
@@ -73,16 +84,16 @@ class Swag:
     def networks(self, network: nn.Module, count: int, scale: float, train: Images) -> list[nn.Module]:
         """Draws networks; batch norm gets the statistics of each from augmented training images."""
         weights = torch.stack(self.weights)
-        mean, std = weights.mean(0), weights.std(0, correction=0)
+        mean, spread = weights.mean(0), weights.std(0, correction=0)
         deviations = (weights - mean)[-SWAG_RANK:]
         drawn = []
         for _ in range(count):
-            alone = std * torch.randn_like(std) / 2**0.5
+            alone = spread * torch.randn_like(spread) / 2**0.5
             joint = torch.randn(len(deviations)) @ deviations / (2 * (len(deviations) - 1)) ** 0.5
             drawn.append(copy.deepcopy(network))
             write(drawn[-1], mean + scale * (alone + joint))
             batches = shuffled(len(train.labels), BATCH_SIZE, SWAG_BATCHES)
-            with torch.autocast("cpu", torch.bfloat16):
+            with bfloat16():
                 update_bn((augmented(train.pixels[index]) for index in batches), drawn[-1])
         return drawn
 
@@ -169,11 +180,6 @@ def laplace_networks(made: Any, precision: float, kind: str, count: int, batch: 
         return torch.cat(drawn, 1).clamp_min(torch.finfo(torch.float32).tiny).log()
 
     return sample
-
-
-def bfloat16() -> torch.autocast:
-    """At half the time, for every method that can."""
-    return torch.autocast("cpu", torch.bfloat16)
 
 
 @torch.no_grad()

@@ -24,12 +24,17 @@ def log_probabilities(logits: Tensor) -> Tensor:
 
 
 def nll(logits: Tensor, labels: Tensor) -> float:
-    return torch.nn.functional.nll_loss(log_probabilities(logits), labels).item()
+    return _nll(logits, labels).item()
 
 
 def temperature(logits: Tensor, labels: Tensor) -> float:
     """The temperature of the networks' average that these labels ask for."""
     return fit_temperature(log_probabilities(logits), labels)
+
+
+def common_temperature(logits: Tensor, labels: Tensor) -> float:
+    """That of each network for which these labels are likeliest under the networks' average."""
+    return fit_temperature(logits, labels, _nll)
 
 
 def scores(logits: Tensor, labels: Tensor, temperature: float) -> dict[str, float]:
@@ -59,6 +64,10 @@ def prediction(logits: Tensor) -> Prediction:
     for each in logits.float():
         averages.add(each)
     return averages.prediction()
+
+
+def _nll(logits: Tensor, labels: Tensor) -> Tensor:
+    return torch.nn.functional.nll_loss(log_probabilities(logits), labels)
 
 
 def _outcomes(logits: Tensor, labels: Tensor) -> Outcomes:

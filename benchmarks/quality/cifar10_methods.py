@@ -8,14 +8,18 @@ test images: the published checkpoint has seen all training images, which tell n
 from __future__ import annotations
 
 import argparse
+import functools
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..harness import methods, report, results, scores
 from ..harness.data import Images, cifar10, fashion_mnist, mnist
+from ..harness.fine_tuning import HAS_BFLOAT16, bfloat16
+from ..harness.methods import Networks
 from ..harness.networks.cifar_resnet import inputs, pretrained
 from ..harness.shifted_images import as_cifar, corrupted, noise, other_jpegs, photographs
 from .cifar10_methods_report import tables
@@ -48,20 +52,33 @@ def run(options: argparse.Namespace) -> results.Results:
     known, odd = image_sets(options, clean, test)
     earlier = options.output and options.output.exists()
     rows = results.load(options.output).rows if earlier else []
-    chosen = {row["row"]: row["setting"] for row in rows}
+    others = results.load(options.settings).rows if options.settings else []
+    chosen = {row["row"]: row["setting"] for row in [*others, *rows]}
     network = pretrained(options.data, options.checkpoint)
     makers = Methods(network, cifar10(True, options.data), validation, options, chosen)
-    paths = ("data", "checkpoint", "output", "earlier", "markdown", "full", "rows")
+    paths = ("data", "checkpoint", "output", "earlier", "settings", "markdown", "full", "rows")
     settings = {name: value for name, value in vars(options).items() if name not in paths}
+    settings |= {"blocks": len(network.layer1), "bfloat16": HAS_BFLOAT16}
+    sets = {"validation": validation, **known, **odd}
+
+    @functools.lru_cache(maxsize=1)  # the row with a temperature comes after the one with the same networks
+    def predict(networks: Networks, description: str) -> tuple[dict[str, Tensor], float]:
+        return predictions(networks, sets, description)
+
     for seed in range(options.seeds):
         for name, make in makers.rows(seed).items():
             if (name, seed) in {(row["row"], row["seed"]) for row in rows}:
                 continue
             if options.rows and name not in options.rows:
                 continue
+            # No figure depends on what else is measured in this run.
             torch.manual_seed(seed)
-            row = {"row": name, "seed": seed} | measure(make(), validation, known, odd, f"{name}, seed {seed}")
-            rows.append(row)
+            made = make()
+            torch.manual_seed(seed)
+            logits, cost = predict(made.networks, f"seed {seed}")
+            rows.append(
+                {"row": name, "seed": seed, "prediction ms": cost} | measure(made, logits, validation, known, odd)
+            )
             if options.output:
                 results.save(options.output, settings, rows, LIBRARIES)
     return results.Results(settings, rows, report.versions(LIBRARIES), report.machine())
@@ -82,23 +99,29 @@ def image_sets(options: argparse.Namespace, clean: Images, test: Images) -> tupl
     return known, odd
 
 
-def measure(
-    made: Made, validation: Images, known: dict[str, Images], odd: dict[str, Images], description: str
-) -> dict[str, Any]:
-    """All figures of a method, from one prediction for each image."""
+def predictions(networks: Networks, sets: dict[str, Images], description: str) -> tuple[dict[str, Tensor], float]:
+    """The logits of all images, and how many milliseconds one takes."""
     started = time.process_time()
-    with methods.bfloat16():
+    with bfloat16():
         logits = {
-            name: methods.predicted(made.networks, inputs(images.pixels), f"{description}, {name}") / made.temperature
-            for name, images in {"validation": validation, **known, **odd}.items()
+            name: methods.predicted(networks, inputs(images.pixels), f"{description}, {name}")
+            for name, images in sets.items()
         }
     seconds = time.process_time() - started
+    return logits, 1000 * seconds / sum(len(images.labels) for images in sets.values())
+
+
+def measure(
+    made: Made, predicted: dict[str, Tensor], validation: Images, known: dict[str, Images], odd: dict[str, Images]
+) -> dict[str, Any]:
+    """All figures of a method, from the logits of each image and of those for validation."""
+    logits = {name: each / made.temperature for name, each in predicted.items()}
     temperature = scores.temperature(logits["validation"], validation.labels)
     return {
         "setting": made.setting,
+        "divided by": made.temperature,
         "training s": made.training,
         "networks": len(logits["test"]),
-        "prediction ms": 1000 * seconds / sum(each.shape[1] for each in logits.values()),
         "temperature": temperature,
         "known": {name: scores.scores(logits[name], images.labels, temperature) for name, images in known.items()},
         "odd": {name: scores.separations(logits["test"], logits[name]) for name in odd},
@@ -111,6 +134,7 @@ def _options() -> argparse.Namespace:
     add("--data", type=Path, help="folder as in benchmarks/README.md")
     add("--from", dest="earlier", type=Path, help="print the tables of a file that --output has written")
     add("--checkpoint", type=Path, help="the pretrained weights; else those in --data")
+    add("--settings", type=Path, help="take the settings that were chosen in this file of another run")
     add("--full", action="store_true", help=f"hours: {', '.join(f'{name} {value}' for name, value in FULL.items())}")
     add("--rows", nargs="+", help="only these rows")
     add("--steps", type=int, default=60, help="batches of the fine-tuning")
@@ -118,9 +142,9 @@ def _options() -> argparse.Namespace:
     add("--seeds", type=int, default=1, help="how often all that is random is done")
     add("--samples", type=int, default=10, help="networks per prediction")
     add("--members", type=int, default=5, help="networks of the ensemble")
-    add("--images", type=int, default=40, help="images under each corruption and severity")
+    add("--images", type=int, default=30, help="images under each corruption and severity")
     add("--jpegs", type=int, default=500, help="JPEGs")
-    add("--odd", type=int, default=250, help="images of each foreign set")
+    add("--odd", type=int, default=200, help="images of each foreign set")
     add("--laplace-images", type=int, default=300, help="training images for Laplace; ten times as many for one layer")
     add("--linearised", action="store_true", help="add the linearised diagonal Laplace: 75 ms of one core an image")
     options = parser.parse_args()

@@ -22,7 +22,8 @@ def tables(rows: Rows) -> list[Table]:
     groups: dict[str, Rows] = {}
     for row in rows:
         groups.setdefault(row["row"], []).append(row)
-    seeds = "mean ± standard deviation over seeds"
+    several = any(len(runs) > 1 for runs in groups.values())
+    seeds = "mean ± standard deviation over seeds" if several else "one seed"
     known = [
         Table(f"{name}: {seeds}", ["", *(HEADINGS.get(each, each) for each in scores)], _scored(groups, name))
         for name, scores in rows[0]["known"].items()
@@ -69,7 +70,7 @@ def _costs(groups: dict[str, Rows]) -> list[list[str]]:
     return [
         [
             row,
-            runs[0]["setting"],
+            _setting(runs[0]),
             str(len(runs)),
             f"{sum(run['training s'] for run in runs) / len(runs):.0f}",
             str(runs[0]["networks"]),
@@ -78,3 +79,8 @@ def _costs(groups: dict[str, Rows]) -> list[list[str]]:
         ]
         for row, runs in groups.items()
     ]
+
+
+def _setting(run: dict[str, Any]) -> str:
+    temperature = run.get("divided by", 1.0)
+    return ", ".join(filter(None, [run["setting"], f"T {temperature:.2f}" if temperature != 1 else ""]))

@@ -17,7 +17,7 @@ import bnnify
 
 from ..harness import methods, peers, scores
 from ..harness.data import Images
-from ..harness.fine_tuning import BATCH_SIZE, fine_tune, run_steps
+from ..harness.fine_tuning import BATCH_SIZE, bfloat16, fine_tune, run_steps
 from ..harness.methods import Networks
 from ..harness.networks.cifar_resnet import inputs
 
@@ -27,6 +27,8 @@ PRECISIONS = (1e5, 1e4, 1e3, 100.0, 10.0, 1.0, 0.1, 0.01, 1e-3)
 """Of Laplace's prior."""
 STARTS = ("response", "tuned", 0.2, 0.4)
 """What σ bnnify is fine-tuned from: `ResponseStd(0.1)`, that one tuned, and multiples of the rms of the weights."""
+FACTORS = (0.35, 0.5, 0.7, 1.0, 1.4)
+"""Of bnnify's tuned σ, where a temperature is fitted with it."""
 RATES = (0.05, 0.1, 0.2, 0.4)
 """Of dropout, and σ relative to each weight in bayesian-torch."""
 
@@ -39,7 +41,7 @@ class Made:
         networks: How it predicts.
         setting: What was chosen on the validation images.
         training: Seconds of the processor for the training, without the trials of other settings.
-        temperature: By which the logits are divided. Default: ``1.0``.
+        temperature: By which the logits of each network are divided. Default: ``1.0``.
     """
 
     networks: Networks
@@ -72,15 +74,20 @@ class Methods:
         self.members: dict[int, tuple[nn.Module, float]] = {}
 
     def rows(self, seed: int) -> dict[str, Callable[[], Made]]:
-        """The methods by name; those without randomness only for the first seed."""
+        """The methods by name; those without randomness only for the first seed.
+
+        A row and the one with a temperature on top of it have the same networks, which are made once.
+        """
         count, size = self.options.samples, self.options.members
         own = range(seed * size, (seed + 1) * size)
         found: dict[str, Callable[[], Made]] = {
             "fine-tuned": lambda: self.ensemble(own[:1]),
-            "fine-tuned, temperature": lambda: self.tempered(self.ensemble(own[:1])),
+            "fine-tuned, temperature": lambda: self.tempered(made("fine-tuned")),
             "bnnify, converted": lambda: Made(methods.posterior(bnnify.convert(self.network), count)),
             "bnnify, tuned": self.tuned,
+            "bnnify, σ and temperature": lambda: self.best("bnnify, σ and temperature", self.scaled, FACTORS),
             "bnnify, fine-tuned": lambda: self.best("bnnify, fine-tuned", self.elbo, STARTS),
+            "bnnify, fine-tuned, temperature": lambda: self.tempered(made("bnnify, fine-tuned")),
             "MC dropout": lambda: self.best("MC dropout", self.dropout, RATES),
             "SWAG": self.swag,
             "IVON": lambda: self.best("IVON", self.ivon, (16.0, 4.0, 1.0, 0.25)),
@@ -88,6 +95,7 @@ class Methods:
             "Laplace, last layer": lambda: self.laplace("Laplace, last layer", "last_layer", "full", "glm"),
             "Laplace, diagonal, sampled": lambda: self.laplace("Laplace, diagonal, sampled", "all", "diag", "nn"),
             f"ensemble of {size}": lambda: self.ensemble(own),
+            f"ensemble of {size}, temperature": lambda: self.tempered(made(f"ensemble of {size}")),
         }
         if seed == 0:
             plain = Made(methods.together(self.network))
@@ -95,21 +103,26 @@ class Methods:
             if self.options.linearised:
                 row = "Laplace, diagonal, linearised"
                 found[row] = lambda: self.laplace(row, "all", "diag", "glm")
-        return found
+        made = functools.lru_cache(maxsize=1)(lambda name: found[name]())
+        return {name: functools.partial(made, name) for name in found}
 
     def best(self, row: str, make: Callable[[Any], Made], candidates: tuple[Any, ...], step: int = 1) -> Made:
         """What has the lowest NLL on every ``step``-th validation image.
 
         The candidates come in the order of growing noise, and none is tried after one that was worse than that before.
+        Each has the random numbers that it has where it is chosen already, in a run that goes on.
         """
+        seed = torch.initial_seed()
         if row in self.chosen:
             each = next(each for each in candidates if str(each) == self.chosen[row])
+            torch.manual_seed(seed)
             return replace(make(each), setting=str(each))
         part = self.validation.take(slice(None, None, step))
         found: dict[float, tuple[Any, Made]] = {}
         for each in candidates:
+            torch.manual_seed(seed)
             made = make(each)
-            nll = scores.nll(_logits(made, part), part.labels)
+            nll = scores.nll(_logits(made, part) / made.temperature, part.labels)
             print(f"{row}, {each}: NLL {nll:.4f} on validation images", flush=True)
             if found and nll > min(found):
                 break
@@ -119,8 +132,8 @@ class Methods:
         return replace(made, setting=str(each))
 
     def tempered(self, made: Made) -> Made:
-        temperature = scores.temperature(_logits(made, self.validation), self.validation.labels)
-        return replace(made, temperature=temperature, setting=f"{temperature:.2f}")
+        temperature = scores.common_temperature(_logits(made, self.validation), self.validation.labels)
+        return replace(made, temperature=temperature)
 
     def _fine_tuned(self, made: peers.Bayesian, num_data: int, description: str) -> tuple[nn.Module, float]:
         """The network after the fine-tuning that all rows have, and how long it took."""
@@ -168,14 +181,21 @@ class Methods:
     @functools.cached_property
     def _tuned_network(self) -> tuple[bnnify.BayesianModel, str, float]:
         started = time.process_time()
-        bnn = bnnify.convert(self.network, posterior_std=self._response())
-        with methods.bfloat16():
+        with torch.random.fork_rng(), bfloat16():
+            torch.manual_seed(0)  # whichever row asks first
+            bnn = bnnify.convert(self.network, posterior_std=self._response())
             found = bnnify.tune_std(bnn, self._batches(), likelihood="logits")
         return bnn, f"σ x {found.factor:.2f}", time.process_time() - started
 
     def tuned(self) -> Made:
         bnn, setting, cost = self._tuned_network
         return Made(methods.posterior(bnn, self.options.samples), setting, cost)
+
+    def scaled(self, factor: float) -> Made:
+        """A multiple of the tuned σ, and the temperature that goes with it."""
+        bnn, _, cost = self._tuned_network
+        networks = methods.posterior(methods.with_std_times(bnn, factor), self.options.samples)
+        return self.tempered(Made(networks, training=cost))
 
     def elbo(self, start: str | float) -> Made:
         std: Any = self._response() if isinstance(start, str) else bnnify.Relative(start, full_width=32)
@@ -240,5 +260,5 @@ class Methods:
 
 
 def _logits(made: Made, images: Images) -> Tensor:
-    with methods.bfloat16():
+    with bfloat16():
         return methods.predicted(made.networks, inputs(images.pixels))

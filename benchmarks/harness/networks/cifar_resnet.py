@@ -70,9 +70,12 @@ def resnet20(checkpoint: Path | None = None) -> ResNet:
 
 
 def pretrained(data: Path | None = None, checkpoint: Path | None = None) -> ResNet:
-    """ResNet-20 with published weights: those of the checkpoint, else those in the data folder, else downloaded."""
+    """The network of the checkpoint, of any depth; else the published ResNet-20, in the data folder or downloaded."""
     found = checkpoint or (in_folder(data, f"checkpoints/{CHECKPOINT}") if data else _downloaded())
-    return resnet20(found).to(memory_format=torch.channels_last)
+    state = _state_dict(found)
+    model = ResNet(blocks=sum(name.startswith("layer1.") and name.endswith(".conv1.weight") for name in state))
+    model.load_state_dict(state)
+    return model.eval().to(memory_format=torch.channels_last)
 
 
 def inputs(pixels: Tensor) -> Tensor:
