@@ -92,8 +92,9 @@ def _weight(node: Node, varying: set[Node]) -> tuple[Node, QuantizationSpec] | N
     weight = node.args[position]
     if not isinstance(weight, Node) or weight in varying:
         return None
-    kwargs: dict[str, Any] = {"quant_min": -127, "quant_max": 127, "qscheme": torch.per_channel_symmetric}
-    return weight, QuantizationSpec(torch.int8, PerChannelMinMaxObserver, ch_axis=channels, **kwargs)
+    # Unsigned: where x86 lacks VNNI, onnxruntime's sums of unsigned inputs times signed weights saturate.
+    kwargs: dict[str, Any] = {"quant_min": 0, "quant_max": 255, "qscheme": torch.per_channel_symmetric}
+    return weight, QuantizationSpec(torch.uint8, PerChannelMinMaxObserver, ch_axis=channels, **kwargs)
 
 
 def _inputs(node: Node, varying: set[Node]) -> list[Node]:

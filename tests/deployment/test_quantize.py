@@ -72,7 +72,7 @@ def test_all_networks_share_the_scale_of_each_activation_and_have_their_own_weig
     # The image, the outputs of both convolutions, the sum, and the mean.
     assert len(scales) == 5
     assert sum(scales.values()) == 1 + activations
-    assert [weight.dtype for weight in weights(quantized)] == [torch.int8] * held
+    assert [weight.dtype for weight in weights(quantized)] == [torch.uint8] * held
 
 
 @torch.no_grad()
