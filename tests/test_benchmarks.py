@@ -194,7 +194,7 @@ def test_a_recipe_is_chosen_on_training_data_that_are_not_trained_on(data_folder
     pytest.importorskip("timm")
     from benchmarks.quality import from_scratch
 
-    network = next(network for network in from_scratch.NETWORKS if network.name == from_scratch.NAMES[0])
+    network = next(network for network in from_scratch.NETWORKS if network.name == "MLP 2x400, MNIST")
     options = argparse.Namespace(images=50, validate=True, data=data_folder)
     train, judged = from_scratch.halves(network, options)
     assert len(train[0]) == len(judged[0]) == 50

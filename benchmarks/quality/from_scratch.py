@@ -1,4 +1,4 @@
-"""Trains fresh networks by the ELBO, with the default prior and with a Gaussian one, beside ordinary training."""
+"""Trains fresh networks by the ELBO, by the loop of the README and by that of the recipes, beside ordinary training."""
 
 from __future__ import annotations
 
@@ -37,11 +37,13 @@ class Method:
     """The weight of the KL after that."""
 
 
-NAMES = ("MLP 2x400, MNIST", "batch-norm CNN, CIFAR-10", "LSTM, SST-2", "transformer, Fashion")
+EPOCHS = {"MLP 2x400, MNIST": 10, "batch-norm CNN, CIFAR-10": 8, "LSTM, SST-2": 1, "transformer, Fashion": 6}
+"""The networks, and how long each is trained: as long as the time allowed."""
 METHODS: dict[str, Method | None] = {
     "ordinary training": None,
-    "ELBO, default": Method(),
-    "ELBO, recipe": Method({"prior": bnnify.Pretrained(std="learned")}, warmup=0.5),
+    "ELBO, as in the README": Method(),
+    "ELBO, recipe": Method(rho_lr=1.0, warmup=0.5),
+    "ELBO, recipe, tempered": Method(rho_lr=1.0, warmup=0.5, beta=0.1),
 }
 JUDGED = 2_000
 
@@ -52,7 +54,8 @@ def main() -> None:
         results.show(options.from_file, _table, options.markdown)
         return
     run = Run(options, ("torch", "bnnify"))
-    settings = {"networks": options.networks, "seeds": options.seeds}
+    names = ("seeds", "images", "epochs", "validate", "networks")
+    settings = {name: getattr(options, name) for name in names}
     run.show(_table(results.collect(compare(options), options.output, settings, run.libraries)))
 
 
@@ -63,13 +66,14 @@ def compare(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         for name in options.only:
             network = networks[name]
             train, judged = halves(network, options)
-            for label, method in METHODS.items():
+            for label in options.methods:
+                method = METHODS[label]
                 torch.manual_seed(seed)
                 model = network.build()
                 if method is not None:
                     model = bnnify.convert(model, **method.conversion)
                 started = time.perf_counter()
-                _train(model, method, network, train, options.epochs or network.epochs)
+                _train(model, method, network, train, options.epochs or EPOCHS[name])
                 minutes = (time.perf_counter() - started) / 60
                 metrics = evaluate(_probabilities(model, judged[0], options.networks), judged[1], resamples=1)
                 scores = {"accuracy": 100 * metrics.accuracy, "NLL": metrics.nll, "ECE": metrics.ece}
@@ -131,10 +135,15 @@ _SCORES = {"accuracy": 1, "NLL": 3, "ECE": 3}
 def _options() -> argparse.Namespace:
     parser = report.parser(__doc__)
     parser.add_argument("--data", type=Path, help="folder of the archives; default: what torchvision downloads")
-    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, metavar="NETWORK", help="which networks")
+    parser.add_argument(
+        "--only", nargs="+", choices=EPOCHS, default=list(EPOCHS), metavar="NETWORK", help="which networks"
+    )
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD", help="ways to train"
+    )
     parser.add_argument("--seeds", type=int, default=1, help="initialisations and trainings")
     parser.add_argument("--images", type=int, help="to train on; default: those of each network")
-    parser.add_argument("--epochs", type=int, help="default: those of each network")
+    parser.add_argument("--epochs", type=int, help="default: 10, 8, 1 and 6")
     parser.add_argument("--validate", action="store_true", help="judge by training data that are not trained on")
     parser.add_argument("--networks", type=int, default=20, help="networks that a prediction averages over")
     parser.add_argument("--from", dest="from_file", type=Path, help="print the table of kept figures instead")
