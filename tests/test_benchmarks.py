@@ -188,3 +188,14 @@ def test_a_script_prints_from_its_kept_figures_what_it_printed_when_it_found_the
         printed.append(capsys.readouterr().out.partition("\n\n")[2].partition("\n\n")[0])
     assert printed[0] == printed[1]
     assert len(printed[0].splitlines()) > 2
+
+
+def test_a_recipe_is_chosen_on_training_data_that_are_not_trained_on(data_folder):
+    pytest.importorskip("timm")
+    from benchmarks.quality import from_scratch
+
+    network = next(network for network in from_scratch.NETWORKS if network.name == "MLP 2x400, MNIST")
+    options = argparse.Namespace(images=50, validate=True, data=data_folder)
+    train, judged = from_scratch.halves(network, options)
+    assert len(train[0]) == len(judged[0]) == 50
+    assert torch.equal(torch.cat([train[0], judged[0]]), network.images(True, data_folder, 100)[0])

@@ -17,7 +17,7 @@ pytest.importorskip("torchvision")
 import benchmarks
 import bnnify
 from benchmarks.harness.data import Images
-from benchmarks.quality import active_learning, uci_regression
+from benchmarks.quality import active_learning, lenet_fashion, uci_regression
 from benchmarks.quality.uci_data import Parts, Regression, read
 from benchmarks.quality.uci_networks import Networks, fitted_noise, outputs, scores, train
 
@@ -124,3 +124,38 @@ def test_each_round_labels_the_images_of_the_highest_score(rule, monkeypatch):
     options = argparse.Namespace(pool=50, first=10, each=10, rounds=2, steps=2, tuning_steps=2, fraction=0.1, samples=2)
     assert len(active_learning.learn(rule, 0, images, images, options)) == 3
     assert torch.equal(labelled[1], torch.cat([labelled[0], chosen[0]]))
+
+
+def test_images_are_drawn_in_proportion_to_their_scores():
+    torch.manual_seed(0)
+    rule = active_learning.drawn(lambda model, labelled, others, options: torch.tensor([0.0, 1.0, 3.0]))
+    first = torch.stack([rule(None, None, None, None) for _ in range(4_000)]).argmax(1)
+    torch.testing.assert_close(first.bincount(minlength=3) / 4_000, torch.tensor([0, 0.25, 0.75]), atol=0.03, rtol=0)
+
+
+def test_of_two_images_that_are_alike_only_one_is_chosen_before_another(monkeypatch):
+    logits = torch.tensor([[2.0, 0.0], [2.0, 0.0], [0.0, 1.5]])  # of two networks, for three images
+    outputs = torch.stack([logits.T, -logits.T]).movedim(1, 0).reshape(4, 3, 1) * torch.tensor([1.0, -1.0])
+    monkeypatch.setattr(
+        active_learning, "_fine_tuned", lambda *_: argparse.Namespace(sample=lambda x, num_samples: outputs)
+    )
+    images = Images(torch.zeros(3, 1, 28, 28, dtype=torch.uint8), torch.zeros(3))
+    options = argparse.Namespace(samples=4, each=3)
+    scores = active_learning.one_after_another(None, images, images, options)
+    assert scores.argsort(descending=True).tolist() == [0, 2, 1]
+
+
+def test_the_rows_of_lenet_are_printed_from_what_was_kept(monkeypatch, tmp_path, capsys):
+    pytest.importorskip("ivon")
+    images = Images(torch.randint(256, (40, 1, 28, 28), dtype=torch.uint8), torch.arange(40) % 10)
+    monkeypatch.setattr(lenet_fashion, "DATA", dict.fromkeys(lenet_fashion.DATA, lambda train, data: images))
+    monkeypatch.setattr(lenet_fashion, "NUM_TRAIN", 30)
+    kept = tmp_path / "kept.json"
+    printed = []
+    rows = ["deterministic", "elbo", "ivon"]
+    for arguments in (["--validate", "--predict-samples=2", f"--output={kept}", "--rows", *rows], [f"--from={kept}"]):
+        monkeypatch.setattr(sys, "argv", ["lenet_fashion", "--markdown", "--threads=1", *arguments])
+        lenet_fashion.main()
+        printed.append(capsys.readouterr().out.partition("\n\n")[2].partition("\n\n")[0])
+    assert printed[0] == printed[1]
+    assert printed[0].count("IVON") == 2

@@ -58,10 +58,50 @@ def predictive_entropy(model: nn.Module, labelled: Images, others: Images, optio
     return _bayesian(model, labelled, others, options).predictive_entropy
 
 
+def drawn(rule: Rule) -> Rule:
+    """Images are drawn without replacement, in proportion to their scores, instead of taking the highest.
+
+    The highest of ``log score + Gumbel noise`` are such a draw. Kirsch et al. 2021, "Stochastic Batch Acquisition".
+    """
+
+    def noisy(model: nn.Module, labelled: Images, others: Images, options: argparse.Namespace) -> Tensor:
+        scores = rule(model, labelled, others, options)
+        return scores.clamp_min(torch.finfo(scores.dtype).tiny).log() - torch.empty_like(scores).exponential_().log()
+
+    return noisy
+
+
+def one_after_another(model: nn.Module, labelled: Images, others: Images, options: argparse.Namespace) -> Tensor:
+    """Each image is the one of which the networks differ most, given the labels of those chosen before it.
+
+    Their probabilities count as Gaussian, with the covariance between images that the networks have, summed over the
+    classes. MaxDet in Holzmüller et al. 2023, "A Framework and Benchmark for Deep Batch Active Learning for
+    Regression"; a greedy BatchBALD, if that were true.
+    """
+    bnn = _fine_tuned(model, labelled, options)
+    with torch.no_grad():
+        probabilities = bnn.sample(inputs(others.pixels), num_samples=options.samples).softmax(-1)
+    features = (probabilities - probabilities.mean(0)).double().movedim(1, 0).flatten(1)
+    noise = features.square().sum(1).mean()  # of a label
+    scores = torch.full((len(features),), -torch.inf)
+    for place in range(options.each):
+        variances = features.square().sum(1).where(scores.isinf(), 0.0)
+        best = variances.argmax()
+        scores[best] = -place
+        # The covariance of Gaussians given what was seen of one: K - K_b K_bᵀ / (K_bb + noise), for its root.
+        direction = features[best] / variances[best].sqrt()
+        known = 1 - (noise / (noise + variances[best])).sqrt()
+        features = features - known * (features @ direction).outer(direction)
+    return scores
+
+
 RULES: dict[str, Rule] = {
     "random": at_random,
     "entropy of the deterministic network": entropy,
+    "entropy of the deterministic network, drawn": drawn(entropy),
     "mutual information, bnnify": mutual_information,
+    "mutual information, bnnify, drawn": drawn(mutual_information),
+    "variance, one after another, bnnify": one_after_another,
     "entropy of the average, bnnify": predictive_entropy,
 }
 
@@ -134,6 +174,11 @@ def inputs(pixels: Tensor) -> Tensor:
 
 def _bayesian(model: nn.Module, labelled: Images, others: Images, options: argparse.Namespace) -> Any:
     """The prediction of the network made Bayesian and fine-tuned by the ELBO on the labelled images."""
+    bnn = _fine_tuned(model, labelled, options)
+    return bnn.predict(inputs(others.pixels), options.samples, likelihood="logits")
+
+
+def _fine_tuned(model: nn.Module, labelled: Images, options: argparse.Namespace) -> bnnify.BayesianModel:
     bnn = bnnify.convert(model, posterior_std=bnnify.Relative(options.fraction))
     nll, size = bnnify.CategoricalNLL(), len(labelled.labels)
 
@@ -142,7 +187,7 @@ def _bayesian(model: nn.Module, labelled: Images, others: Images, options: argpa
         return bnnify.elbo(nll(output, labels), kl, num_data=size)
 
     _fit(bnn, labelled, loss, options.tuning_steps, bayesian=True)
-    return bnn.predict(inputs(others.pixels), options.samples, likelihood="logits")
+    return bnn
 
 
 def _fit(model: Any, images: Images, loss: Any, steps: int, bayesian: bool) -> None:

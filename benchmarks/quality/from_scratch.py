@@ -1,11 +1,11 @@
-"""Trains fresh networks by the ELBO, with the default prior and with a Gaussian one, beside ordinary training."""
+"""Trains fresh networks by the ELBO, by the loop of the README and by that of the recipes, beside ordinary training."""
 
 from __future__ import annotations
 
 import argparse
 import time
 from collections.abc import Iterator
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -23,13 +23,29 @@ from ..harness.networks.larger_networks import LARGER_NETWORKS
 from ..harness.networks.small_networks import BATCH_SIZE, NETWORKS, Network
 from ..harness.report import Run, Table, spread
 
-NAMES = ("MLP 2x400, MNIST", "batch-norm CNN, CIFAR-10", "LSTM, SST-2", "transformer, Fashion")
-METHODS: dict[str, dict[str, Any] | None] = {
+
+@dataclass(frozen=True)
+class Method:
+    """How a fresh network is converted, and trained by the ELBO."""
+
+    conversion: dict[str, Any] = field(default_factory=dict)
+    rho_lr: float = 10.0
+    """The learning rate of ρ, as a multiple of that of the means."""
+    warmup: float = 0.0
+    """Share of the training in which the weight of the KL rises from 0."""
+    beta: float = 1.0
+    """The weight of the KL after that."""
+
+
+EPOCHS = {"MLP 2x400, MNIST": 10, "batch-norm CNN, CIFAR-10": 8, "LSTM, SST-2": 1, "transformer, Fashion": 6}
+"""The networks, and how long each is trained: as long as the time allowed."""
+METHODS: dict[str, Method | None] = {
     "ordinary training": None,
-    "ELBO, default": {},
-    "ELBO, Gaussian(std=0.1)": {"prior": bnnify.Gaussian(std=0.1)},
+    "ELBO, as in the README": Method(),
+    "ELBO, recipe": Method(rho_lr=1.0, warmup=0.5),
+    "ELBO, recipe, tempered": Method(rho_lr=1.0, warmup=0.5, beta=0.1),
 }
-TEST = 2_000
+JUDGED = 2_000
 
 
 def main() -> None:
@@ -38,7 +54,8 @@ def main() -> None:
         results.show(options.from_file, _table, options.markdown)
         return
     run = Run(options, ("torch", "bnnify"))
-    settings = {"networks": options.networks, "seeds": options.seeds}
+    names = ("seeds", "images", "epochs", "validate", "networks")
+    settings = {name: getattr(options, name) for name in names}
     run.show(_table(results.collect(compare(options), options.output, settings, run.libraries)))
 
 
@@ -48,41 +65,50 @@ def compare(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for seed in range(options.seeds):
         for name in options.only:
             network = networks[name]
-            count = options.images or network.num_train
-            train, test = (
-                network.images(True, options.data, count),
-                network.images(False, options.data, min(count, TEST)),
-            )
-            for method, conversion in METHODS.items():
+            train, judged = halves(network, options)
+            for label in options.methods:
+                method = METHODS[label]
                 torch.manual_seed(seed)
                 model = network.build()
-                if conversion is not None:
-                    model = bnnify.convert(model, **conversion)
+                if method is not None:
+                    model = bnnify.convert(model, **method.conversion)
                 started = time.perf_counter()
-                _train(model, network, train, options.epochs or network.epochs)
+                _train(model, method, network, train, options.epochs or EPOCHS[name])
                 minutes = (time.perf_counter() - started) / 60
-                metrics = evaluate(_probabilities(model, test[0], options.networks), test[1], resamples=1)
+                metrics = evaluate(_probabilities(model, judged[0], options.networks), judged[1], resamples=1)
                 scores = {"accuracy": 100 * metrics.accuracy, "NLL": metrics.nll, "ECE": metrics.ece}
-                yield {"network": name, "method": method, "seed": seed, "minutes": minutes} | scores
+                yield {"network": name, "method": label, "seed": seed, "minutes": minutes} | scores
 
 
-def _train(model: nn.Module, network: Network, data: tuple[Tensor, Tensor], epochs: int) -> None:
-    """Adam with one cycle of the learning rate, that of ρ ten times as high, without early stopping."""
+def halves(network: Network, options: argparse.Namespace) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """What is trained on, and what is judged by: test data, or the training data after those that are trained on."""
+    count = options.images or network.num_train
+    more = min(count, JUDGED)
+    if not options.validate:
+        return network.images(True, options.data, count), network.images(False, options.data, more)
+    inputs, labels = network.images(True, options.data, count + more)
+    return (inputs[:count], labels[:count]), (inputs[count:], labels[count:])
+
+
+def _train(model: nn.Module, method: Method | None, network: Network, data: tuple[Tensor, Tensor], epochs: int) -> None:
+    """Adam with one cycle of the learning rates, without early stopping."""
     steps = epochs * (len(data[0]) // BATCH_SIZE)
-    if isinstance(model, bnnify.BayesianModel):
-        groups, loss = model.parameter_groups(lr=network.lr, rho_lr=10 * network.lr), partial(_elbo, len(data[0]))
+    if method is None:
+        optimizer, rates = torch.optim.Adam(model.parameters(), fused=True), [network.lr]
     else:
-        groups, loss = [{"params": list(model.parameters()), "lr": network.lr}], cross_entropy
-    optimizer = torch.optim.Adam(groups)
-    rates = [group["lr"] for group in groups]
+        rates = [network.lr, method.rho_lr * network.lr]
+        optimizer = torch.optim.Adam(model.parameter_groups(lr=rates[0], rho_lr=rates[1]), fused=True)
+        rates = [group["lr"] for group in optimizer.param_groups]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps, pct_start=0.1)
+
+    def elbo(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+        output, kl = model(inputs)
+        beta = bnnify.linear_warmup(schedule.last_epoch, round(method.warmup * steps), method.beta)
+        return bnnify.elbo(F.cross_entropy(output, labels), kl, num_data=len(data[0]), beta=beta)
+
+    loss = cross_entropy if method is None else elbo
     indices = shuffled(len(data[0]), BATCH_SIZE, steps)
     fit(model, optimizer, data, indices, loss, schedule=schedule, steps=steps, description=network.name)
-
-
-def _elbo(num_data: int, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
-    output, kl = model(inputs)
-    return bnnify.elbo(F.cross_entropy(output, labels), kl, num_data=num_data)
 
 
 def _probabilities(model: nn.Module, inputs: Tensor, networks: int) -> Tensor:
@@ -109,10 +135,16 @@ _SCORES = {"accuracy": 1, "NLL": 3, "ECE": 3}
 def _options() -> argparse.Namespace:
     parser = report.parser(__doc__)
     parser.add_argument("--data", type=Path, help="folder of the archives; default: what torchvision downloads")
-    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, metavar="NETWORK", help="which networks")
+    parser.add_argument(
+        "--only", nargs="+", choices=EPOCHS, default=list(EPOCHS), metavar="NETWORK", help="which networks"
+    )
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD", help="ways to train"
+    )
     parser.add_argument("--seeds", type=int, default=1, help="initialisations and trainings")
     parser.add_argument("--images", type=int, help="to train on; default: those of each network")
-    parser.add_argument("--epochs", type=int, help="default: those of each network")
+    parser.add_argument("--epochs", type=int, help="default: 10, 8, 1 and 6")
+    parser.add_argument("--validate", action="store_true", help="judge by training data that are not trained on")
     parser.add_argument("--networks", type=int, default=20, help="networks that a prediction averages over")
     parser.add_argument("--from", dest="from_file", type=Path, help="print the table of kept figures instead")
     return parser.parse_args()

@@ -10,7 +10,9 @@ import argparse
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +21,9 @@ from torchmetrics.functional.classification import binary_auroc
 
 import bnnify
 
-from ..harness import methods, peers, report, scores
+from ..harness import methods, peers, report, results, scores
 from ..harness.data import Images, fashion_mnist, mnist
-from ..harness.evaluation import Result, cross_fitted_temperature, evaluate, grouped, logits, score_cells
+from ..harness.evaluation import Metrics, Result, cross_fitted_temperature, evaluate, grouped, logits, score_cells
 from ..harness.fit import Loss, cross_entropy, fit, shuffled
 from ..harness.networks.small_networks import cached, lenet5
 from ..harness.report import Run, Table, spread
@@ -30,8 +32,15 @@ DATA = {"MNIST": mnist, "Fashion-MNIST": fashion_mnist}
 EPOCHS = {"MNIST": 8, "Fashion-MNIST": 15}
 """Length of the deterministic training. Theirs is 25 on both."""
 NUM_TRAIN = 50_000
+STRANGE = 2_000
+"""Images of the other data set, to be told from those of the own."""
+ROWS = ("deterministic", "fine-tuned", "converted", "elbo", "ivon", "averaged")
 BATCH_SIZE = 256
 LEARNING_RATE = 1e-3
+SETTINGS = (
+    *("seeds", "tuning_epochs", "rho_lr", "fraction", "samples", "predict_samples"),
+    *("ivon_lr", "ivon_hess_init", "validate"),
+)
 PUBLISHED = {
     "MNIST": {"deterministic": ("99.1", "0.037", ""), "variational": ("98.5", "0.048", "0.010")},
     "Fashion-MNIST": {"deterministic": ("91.0", "0.321", ""), "variational": ("89.5", "0.292", "0.011")},
@@ -41,12 +50,18 @@ PUBLISHED = {
 
 def main() -> None:
     options = _options()
-    run = Run(options, ("torch", "torchvision", "torchmetrics", "ivon-opt"))
-    results = run.collect(
-        result for name in options.data_sets for seed in range(options.seeds) for result in compare(name, seed, options)
+    if options.from_file:
+        results.show(options.from_file, table, options.markdown)
+        return
+    run = Run(options, ("torch", "torchvision", "torchmetrics", "ivon-opt", "bnnify"))
+    settings = {name: getattr(options, name) for name in SETTINGS} | {"epochs": EPOCHS}
+    rows = (
+        asdict(result)
+        for seed in range(options.seeds)
+        for name in options.data_sets
+        for result in compare(name, seed, options)
     )
-    lengths = ", ".join(f"{count} on {name}" for name, count in EPOCHS.items())
-    run.show(table(results, options), notes=[f"epochs: {lengths}"])
+    run.show(table(results.collect(rows, options.output, settings, run.libraries)))
 
 
 def compare(name: str, seed: int, options: argparse.Namespace) -> Iterator[Result]:
@@ -54,7 +69,7 @@ def compare(name: str, seed: int, options: argparse.Namespace) -> Iterator[Resul
     images = DATA[name](True, options.data)
     train = images.take(slice(NUM_TRAIN))
     test = images.take(slice(NUM_TRAIN, None)) if options.validate else DATA[name](False, options.data)
-    strange = next(DATA[other] for other in DATA if other != name)(False, options.data)
+    strange = next(DATA[other] for other in DATA if other != name)(False, options.data).evenly(STRANGE)
 
     def deterministic(network: nn.Module, row: str, scaled_row: str) -> Iterator[Result]:
         own, foreign = (logits(network, _inputs(some.pixels)) for some in (test, strange))
@@ -64,7 +79,7 @@ def compare(name: str, seed: int, options: argparse.Namespace) -> Iterator[Resul
         scaled = cross_fitted_temperature(own, test.labels)
         yield Result(name, scaled_row, evaluate(scaled, test.labels), seed)
 
-    def bayesian(row: str, loss: Loss | None) -> Result:
+    def bayesian(row: str, loss: Loss | None) -> Iterator[Result]:
         torch.manual_seed(seed)
         bnn = bnnify.convert(network, posterior_std=bnnify.Relative(options.fraction, full_width=32))
         if loss:
@@ -73,7 +88,7 @@ def compare(name: str, seed: int, options: argparse.Namespace) -> Iterator[Resul
             bnn.predict(DataLoader(_inputs(some.pixels), 500), options.predict_samples, likelihood="logits")
             for some in (test, strange)
         )
-        return sampled(row, own, foreign)
+        yield sampled(row, own, foreign)
 
     def sampled(row: str, own: bnnify.Prediction, foreign: bnnify.Prediction) -> Result:
         auroc = _auroc(
@@ -82,7 +97,7 @@ def compare(name: str, seed: int, options: argparse.Namespace) -> Iterator[Resul
         )
         return Result(name, row, evaluate(own.mean, test.labels), seed, auroc)
 
-    def by_ivon() -> Result:
+    def by_ivon() -> Iterator[Result]:
         from ivon import IVON
 
         torch.manual_seed(seed)
@@ -104,22 +119,31 @@ def compare(name: str, seed: int, options: argparse.Namespace) -> Iterator[Resul
             scores.prediction(methods.predicted(networks, _inputs(some.pixels), description))
             for some in (test, strange)
         ]
-        return sampled("IVON, fine-tuned", *predictions)
+        yield sampled("IVON, fine-tuned", *predictions)
 
     def fine_tune(model: nn.Module, loss: Loss, row: str) -> None:
         description = f"{name}, seed {seed}: {row}"
         _fit(model, loss, train, options.tuning_epochs, description, decay=True, rho_lr=options.rho_lr)
 
+    def fine_tuned_alike() -> Iterator[Result]:
+        tuned = copy.deepcopy(network)
+        fine_tune(tuned, cross_entropy, "fine-tuning")
+        row = "deterministic, fine-tuned alike"
+        yield from deterministic(tuned, row, f"{row}, temperature")
+
     network = trained(name, train, seed, options.cache)
-    yield from deterministic(network, "deterministic", "deterministic, temperature scaling")
-    tuned = copy.deepcopy(network)
-    fine_tune(tuned, cross_entropy, "fine-tuning")
-    row = "deterministic, fine-tuned alike"
-    yield from deterministic(tuned, row, f"{row}, temperature")
-    yield bayesian("bnnify, converted", None)
-    yield bayesian("bnnify, fine-tuned by the ELBO", elbo(options.samples))
-    yield by_ivon()
-    yield bayesian("loss of the averaged logits (not an ELBO)", elbo(options.samples, average_first=True))
+    rows: dict[str, Callable[[], Iterator[Result]]] = {
+        "deterministic": lambda: deterministic(network, "deterministic", "deterministic, temperature scaling"),
+        "fine-tuned": fine_tuned_alike,
+        "converted": lambda: bayesian("bnnify, converted", None),
+        "elbo": lambda: bayesian("bnnify, fine-tuned by the ELBO", elbo(options.samples)),
+        "ivon": by_ivon,
+        "averaged": lambda: bayesian(
+            "loss of the averaged logits (not an ELBO)", elbo(options.samples, average_first=True)
+        ),
+    }
+    for row in options.rows:
+        yield from rows[row]()
 
 
 def trained(name: str, train: Images, seed: int, cache: Path | None) -> nn.Module:
@@ -146,18 +170,17 @@ def elbo(samples: int, average_first: bool = False) -> Loss:
     return loss
 
 
-def table(results: list[Result], options: argparse.Namespace) -> Table:
+def table(kept: list[dict[str, Any]]) -> Table:
     rows: list[list[str]] = []
-    groups = grouped(results)
-    for name in options.data_sets:
+    groups = grouped([Result(**row | {"metrics": Metrics(**row["metrics"])}) for row in kept])
+    for name in dict.fromkeys(data for data, _ in groups):
         rows.append([name])
         rows += [[f"uncertainty-baselines, {row}", *cells, "", ""] for row, cells in PUBLISHED[name].items()]
         for (data, network), runs in groups.items():
             if data == name:
                 auroc = [_areas(runs, uncertainty) for uncertainty in ("entropy", "mutual_information")]
                 rows.append([network, *score_cells(runs, interval=False), *auroc])
-    judged = "validation" if options.validate else "test"
-    title = f"LeNet-5 on 10,000 {judged} images. AUROC: the other data set's test images told from them"
+    title = f"LeNet-5 on 10,000 images. AUROC: {STRANGE:,} test images of the other data set told from them"
     return Table(title, ["network", "accuracy %", "NLL", "ECE", "AUROC\nentropy", "AUROC\nmutual inf."], rows)
 
 
@@ -222,6 +245,7 @@ def _options() -> argparse.Namespace:
     add = parser.add_argument
     add("--data", type=Path, help="folder of archives with MNIST and FashionMNIST; else torchvision downloads them")
     add("--data-sets", nargs="+", choices=DATA, default=list(DATA), help="on which to train")
+    add("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="what to make of each network")
     add("--cache", type=Path, help="folder where the trained deterministic networks are kept and found again")
     add("--seeds", type=int, default=1, help="how many networks to train on each")
     add("--tuning-epochs", type=int, default=1, help="length of the fine-tuning")
@@ -232,6 +256,7 @@ def _options() -> argparse.Namespace:
     add("--ivon-lr", type=float, default=0.1, help="learning rate of IVON")
     add("--ivon-hess-init", type=float, default=0.5, help="curvature at which IVON starts: the larger, the smaller σ")
     add("--validate", action="store_true", help="judge by the last 10,000 training images instead of the test images")
+    add("--from", dest="from_file", type=Path, help="print the table of these results, and run nothing")
     return parser.parse_args()
 
 
