@@ -196,6 +196,6 @@ def test_a_recipe_is_chosen_on_training_data_that_are_not_trained_on(data_folder
 
     network = next(network for network in from_scratch.NETWORKS if network.name == "MLP 2x400, MNIST")
     options = argparse.Namespace(images=50, validate=True, data=data_folder)
-    train, judged = from_scratch.halves(network, options)
+    train, judged = from_scratch.parts(network, options)
     assert len(train[0]) == len(judged[0]) == 50
     assert torch.equal(torch.cat([train[0], judged[0]]), network.images(True, data_folder, 100)[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -26,9 +26,8 @@ from ..harness.report import Run, Table, spread
 
 @dataclass(frozen=True)
 class Method:
-    """How a fresh network is converted, and trained by the ELBO."""
+    """How a converted network is trained by the ELBO."""
 
-    conversion: dict[str, Any] = field(default_factory=dict)
     rho_lr: float = 10.0
     """The learning rate of ρ, as a multiple of that of the means."""
     warmup: float = 0.0
@@ -65,13 +64,13 @@ def compare(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for seed in range(options.seeds):
         for name in options.only:
             network = networks[name]
-            train, judged = halves(network, options)
+            train, judged = parts(network, options)
             for label in options.methods:
                 method = METHODS[label]
                 torch.manual_seed(seed)
                 model = network.build()
                 if method is not None:
-                    model = bnnify.convert(model, **method.conversion)
+                    model = bnnify.convert(model)
                 started = time.perf_counter()
                 _train(model, method, network, train, options.epochs or EPOCHS[name])
                 minutes = (time.perf_counter() - started) / 60
@@ -80,7 +79,7 @@ def compare(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 yield {"network": name, "method": label, "seed": seed, "minutes": minutes} | scores
 
 
-def halves(network: Network, options: argparse.Namespace) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def parts(network: Network, options: argparse.Namespace) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """What is trained on, and what is judged by: test data, or the training data after those that are trained on."""
     count = options.images or network.num_train
     more = min(count, JUDGED)
