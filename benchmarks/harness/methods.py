@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader, TensorDataset
 
 import bnnify
-from bnnify.distributions.gaussian import rho_from_std, std
+from bnnify.training.scaled_std import layers_of
 
 from . import peers
 from .data import Images
@@ -51,9 +53,8 @@ def posterior(bnn: bnnify.BayesianModel, count: int) -> Networks:
 def with_std_times(bnn: bnnify.BayesianModel, factor: float) -> bnnify.BayesianModel:
     """A copy with so many times each σ."""
     bnn = copy.deepcopy(bnn)
-    for name, parameter in bnn.named_parameters():
-        if name.endswith("_rho"):
-            parameter.copy_(rho_from_std(factor * std(parameter)))
+    for scaled in chain.from_iterable(layers_of(bnn.module, keep_priors=True).values()):
+        scaled.multiply(math.log(factor))
     return bnn
 
 
@@ -84,11 +85,11 @@ class Swag:
     def networks(self, network: nn.Module, count: int, scale: float, train: Images) -> list[nn.Module]:
         """Draws networks; batch norm gets the statistics of each from augmented training images."""
         weights = torch.stack(self.weights)
-        mean, spread = weights.mean(0), weights.std(0, correction=0)
+        mean, std = weights.mean(0), weights.std(0, correction=0)
         deviations = (weights - mean)[-SWAG_RANK:]
         drawn = []
         for _ in range(count):
-            alone = spread * torch.randn_like(spread) / 2**0.5
+            alone = std * torch.randn_like(std) / 2**0.5
             joint = torch.randn(len(deviations)) @ deviations / (2 * (len(deviations) - 1)) ** 0.5
             drawn.append(copy.deepcopy(network))
             write(drawn[-1], mean + scale * (alone + joint))
