@@ -19,7 +19,15 @@ import bnnify
 from benchmarks.harness.data import Images
 from benchmarks.quality import active_learning, lenet_fashion, uci_regression
 from benchmarks.quality.uci_data import Parts, Regression, read
-from benchmarks.quality.uci_networks import Networks, fitted_noise, outputs, scores, train
+from benchmarks.quality.uci_networks import (
+    Networks,
+    NoisyNetworks,
+    densities,
+    fitted_factor,
+    fitted_noise,
+    scores,
+    train,
+)
 
 
 @pytest.fixture
@@ -43,32 +51,32 @@ def parts(networks=2):
     return Parts.of(data, [(order[:30], order[30:]) for order in rows])
 
 
+@pytest.mark.parametrize("kind", [Networks, NoisyNetworks])
 @pytest.mark.parametrize("bayesian", [False, True])
-def test_networks_side_by_side_learn_nothing_from_each_other(bayesian):
+def test_networks_side_by_side_learn_nothing_from_each_other(bayesian, kind):
     found = []
     for factor in (1.0, -3.0):
         data = parts()
         data.targets[1] *= factor
         torch.manual_seed(1)
-        model = Networks(2, 3, 5)
-        nll = bnnify.GaussianNLL(std=torch.full((2, 1, 1), 0.5), learned=True)
+        model = kind(2, 3, 5)
+        nll = model.nll()
         if bayesian:
             model = bnnify.convert(model, select=["w*", "b*"], prior=bnnify.Pretrained(std=0.1), posterior_std=0.02)
         train(model, nll, data, steps=5, batch_size=10)
-        found.append((outputs(model, data.held_inputs, 2), nll.std.detach()))
-    (first, noise), (second, other_noise) = found
-    torch.testing.assert_close(first[:, 0], second[:, 0])
-    torch.testing.assert_close(noise[0], other_noise[0])
-    assert not torch.allclose(first[:, 1], second[:, 1])
+        found.append(torch.stack(densities(model, nll, data.held_inputs, 2)))
+    first, second = found
+    torch.testing.assert_close(first[:, :, 0], second[:, :, 0])
+    assert not torch.allclose(first[:, :, 1], second[:, :, 1])
 
 
 def test_the_score_is_the_density_of_the_mixture_in_the_units_of_the_data():
     data, drawn = parts(), torch.randn(7, 2, 10, 1)
-    noise = torch.tensor([0.5, 2.0]).view(2, 1, 1)
+    noise = torch.rand(7, 2, 10, 1) + 0.5
     found = scores(drawn, noise, data)
     scale = data.scale[:, None]
-    means = drawn[..., 0].movedim(0, -1) * scale[..., None]
-    mixture = MixtureSameFamily(Categorical(torch.ones(7)), Normal(means, noise * scale[..., None]))
+    means, stds = (each[..., 0].movedim(0, -1) * scale[..., None] for each in (drawn, noise))
+    mixture = MixtureSameFamily(Categorical(torch.ones(7)), Normal(means, stds))
     torch.testing.assert_close(found["LL"], mixture.log_prob(data.held_targets[..., 0] * scale).mean(1))
     errors = data.held_targets[..., 0] * scale - mixture.mean
     torch.testing.assert_close(found["RMSE"], errors.square().mean(1).sqrt())
@@ -79,6 +87,13 @@ def test_the_noise_fitted_to_one_network_is_its_error():
     targets, drawn = torch.randn(2, 500, 1), torch.zeros(1, 2, 500, 1)
     rmse = targets.square().mean(1, keepdim=True).sqrt()
     torch.testing.assert_close(fitted_noise(drawn, targets), rmse, rtol=0.05, atol=0.0)
+
+
+def test_noise_that_is_too_small_everywhere_gets_the_factor_that_it_lacks():
+    noise = torch.rand(1, 2, 5000, 1) + 0.1
+    targets = 3.0 * noise[0] * torch.randn(2, 5000, 1)
+    found = fitted_factor(torch.zeros(1, 2, 5000, 1), noise, targets)
+    torch.testing.assert_close(found, torch.full((2, 1, 1), 3.0), rtol=0.06, atol=0.0)
 
 
 def test_settings_are_chosen_without_the_test_part(yacht):
@@ -92,6 +107,7 @@ def test_all_networks_of_a_data_set_have_a_row_of_the_table(yacht):
     options = argparse.Namespace(
         data=yacht, splits=None, epochs=1, steps=[2, 5], members=2, samples=3, initial_std=0.01
     )
+    options.rows = uci_regression.ROWS
     rows = list(uci_regression.compare("yacht", options))
     assert all(len(row[metric]) == 2 for row in rows for metric in uci_regression.METRICS)
     table = uci_regression.table(rows, ["boston", "yacht"])

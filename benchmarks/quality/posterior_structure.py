@@ -20,13 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import bnnify
-
 from ..harness import report, results
 from ..harness.report import Run, Table
 from .uci_choice import LARGE, SMALL
 from .uci_data import NAMES, Parts, read
-from .uci_networks import Networks, fitted_noise, outputs, train
+from .uci_networks import Networks, fitted_noise, train
 from .uci_regression import QUICK, mean_and_error
 
 POSTERIORS = ("none", "diagonal", "last layer", "whole")
@@ -53,7 +51,7 @@ def compare(name: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     choosing = Parts.of(data, [data.validation(split) for split in splits])
     judging = Parts.of(data, [(data.train(split), data.tests[split]) for split in splits])
     first, second = (_trained(parts, data.hidden, options.steps, name) for parts in (choosing, judging))
-    noises = fitted_noise(outputs(first, choosing.held_inputs, 1), choosing.held_targets)
+    noises = fitted_noise(first(choosing.held_inputs).detach()[None], choosing.held_targets)
     found: dict[str, list[float]] = {posterior: [] for posterior in POSTERIORS}
     for split in splits:
         parts, noise = choosing.only(split), noises[split].item()
@@ -74,8 +72,7 @@ def _trained(parts: Parts, hidden: int, steps: int, name: str) -> Networks:
     torch.manual_seed(0)
     count, size, features = parts.inputs.shape
     networks = Networks(count, features, hidden)
-    nll = bnnify.GaussianNLL(std=torch.full((count, 1, 1), 0.5), learned=True)
-    train(networks, nll, parts, steps, SMALL if size <= 2000 else LARGE, weight_decay=0.1, description=name)
+    train(networks, networks.nll(), parts, steps, SMALL if size <= 2000 else LARGE, weight_decay=0.1, description=name)
     return networks
 
 

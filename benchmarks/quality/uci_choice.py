@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import bnnify
 
 from .uci_data import Parts, Regression
-from .uci_networks import Networks, fitted_noise, outputs, scores, train
+from .uci_networks import NLL, Networks, NoisyNetworks, densities, fitted_factor, fitted_noise, scores, train
 
 SMALL, LARGE = 32, 128
 """Batch sizes, for up to and above 2,000 data."""
@@ -33,28 +33,34 @@ class Setting:
 
 
 class Trainer:
-    """Trains networks on the same parts of a data set; what is trained alike is trained once."""
+    """Trains networks on the same parts of a data set; what is trained alike is trained once.
 
-    def __init__(self, data: Regression, pairs: Sequence[tuple[Tensor, Tensor]], options: argparse.Namespace) -> None:
+    Those that are ``noisy`` predict the noise of each target; the others have one std for all.
+    """
+
+    def __init__(
+        self, data: Regression, pairs: Sequence[tuple[Tensor, Tensor]], options: argparse.Namespace, noisy: bool
+    ) -> None:
         self.parts, self.hidden, self.options, self.what = Parts.of(data, pairs), data.hidden, options, data.name
+        self.noisy = noisy
         size = len(data.train(0))
         self.batch_size = SMALL if size <= 2000 else LARGE
         fewest, most = options.steps
         self.steps = min(max(options.epochs * (size // self.batch_size), fewest), most)
-        self._trained: dict[Setting, tuple[Networks, bnnify.GaussianNLL]] = {}
+        self._trained: dict[Setting, tuple[Networks, NLL]] = {}
 
-    def plain(self, setting: Setting) -> tuple[Networks, bnnify.GaussianNLL]:
+    def plain(self, setting: Setting) -> tuple[Networks, NLL]:
         if setting not in self._trained:
             torch.manual_seed(0)
             count, _, features = self.parts.inputs.shape
-            networks = Networks(count, features, self.hidden)
-            nll = bnnify.GaussianNLL(std=torch.full((count, 1, 1), 0.5), learned=True)
+            networks = (NoisyNetworks if self.noisy else Networks)(count, features, self.hidden)
+            nll = networks.nll()
             self._train(networks, nll, setting, setting.share)
             self._trained[setting] = networks, nll
         return self._trained[setting]
 
     def __call__(self, setting: Setting) -> tuple[Tensor, Tensor]:
-        """What networks make of the held-out part, and the std of their noise as it was learned."""
+        """What networks make of the held-out part, and the noise as they have learned it, both (K, S, N, 1)."""
         model: nn.Module
         model, nll = self.plain(dataclasses.replace(setting, prior_std=0.0))
         if setting.prior_std:
@@ -62,50 +68,62 @@ class Trainer:
             model = bnnify.convert(model, select=["w*", "b*"], prior=prior, posterior_std=self.options.initial_std)
             self._train(model, nll, dataclasses.replace(setting, weight_decay=0.0), 1 - setting.share)
         torch.manual_seed(1)
-        return outputs(model, self.parts.held_inputs, self.options.samples), nll.std.detach()
+        return densities(model, nll, self.parts.held_inputs, self.options.samples)
 
-    def _train(self, model: nn.Module, nll: bnnify.GaussianNLL, setting: Setting, share: float) -> None:
+    def fit(self, found: Tensor, learned: Tensor) -> Tensor:
+        """What the held-out part asks for, (S, 1, 1): a std or, where networks predict the noise, a factor on it."""
+        targets = self.parts.held_targets
+        return fitted_factor(found, learned, targets) if self.noisy else fitted_noise(found, targets)
+
+    def noise(self, fit: Tensor, learned: Tensor) -> Tensor:
+        """The noise with what was fitted to the held-out part."""
+        return fit * learned if self.noisy else fit.expand_as(learned)
+
+    def _train(self, model: nn.Module, nll: NLL, setting: Setting, share: float) -> None:
         steps = round(share * self.steps)
         train(model, nll, self.parts, steps, self.batch_size, setting.weight_decay, f"{self.what}: {setting}")
 
 
 @dataclasses.dataclass
 class Choice:
-    """For each split the setting with the largest log-likelihood of its validation part, and the noise fitted there.
+    """For each split the setting with the largest log-likelihood of its validation part, and what `fit` makes of it.
 
     With ``learned_noise`` it is the likelihood with the noise that was learned in training.
     """
 
     settings: list[Setting]
-    noise: Tensor
+    fit: Tensor
 
     @classmethod
     def among(cls, grid: list[Setting], validate: Trainer, learned_noise: bool) -> Choice:
-        found, noises = [], []
+        found, fits = [], []
         for setting in grid:
             drawn, learned = validate(setting)
-            noises.append(fitted_noise(drawn, validate.parts.held_targets))
-            found.append(scores(drawn, learned if learned_noise else noises[-1], validate.parts)["LL"])
+            fits.append(validate.fit(drawn, learned))
+            noise = learned if learned_noise else validate.noise(fits[-1], learned)
+            found.append(scores(drawn, noise, validate.parts)["LL"])
         best = torch.stack(found).argmax(0)
-        return cls([grid[number] for number in best], torch.stack(noises)[best, torch.arange(len(best))])
+        return cls([grid[number] for number in best], torch.stack(fits)[best, torch.arange(len(best))])
 
 
 class Refit:
     """Networks with the chosen settings, trained on the whole training part of each split, with several seeds."""
 
-    def __init__(self, data: Regression, choice: Choice, members: int, options: argparse.Namespace) -> None:
+    def __init__(
+        self, data: Regression, choice: Choice, members: int, options: argparse.Namespace, noisy: bool
+    ) -> None:
         self.choice = choice
         self.trainers: dict[int, tuple[Trainer, int]] = {}
         self.found: dict[int, tuple[Tensor, Tensor]] = {}
         for setting in dict.fromkeys(choice.settings):
             splits = [split for split, chosen in enumerate(choice.settings) if chosen == setting]
             pairs = [(data.train(split), data.tests[split]) for split in splits for _ in range(members)]
-            trainer = Trainer(data, pairs, options)
+            trainer = Trainer(data, pairs, options, noisy)
             drawn, noise = trainer(setting)
             for number, split in enumerate(splits):
                 own = slice(number * members, (number + 1) * members)
                 self.trainers[split] = trainer, own.start
-                self.found[split] = drawn[:, own], noise[own]
+                self.found[split] = drawn[:, own], noise[:, own]
 
     def scores(self, members: int, learned_noise: bool = False) -> list[dict[str, float]]:
         """Of the first members of each split together, as one mixture."""
@@ -119,16 +137,15 @@ class Refit:
         return [self._tuned(split, validate) for split in sorted(self.found)]
 
     def _scores(self, split: int, members: int, learned_noise: bool) -> dict[str, float]:
-        drawn, learned = (tensor[..., :members, :, :] for tensor in self.found[split])
-        noise = learned if learned_noise else self.choice.noise[split].expand_as(learned)
-        together = drawn.flatten(0, 1).unsqueeze(1)
-        return self._judged(split, together, noise.repeat(len(drawn), 1, 1).unsqueeze(1))
+        drawn, learned = (tensor[:, :members].flatten(0, 1).unsqueeze(1) for tensor in self.found[split])
+        noise = learned if learned_noise else self.trainers[split][0].noise(self.choice.fit[split], learned)
+        return self._judged(split, drawn, noise)
 
     def _tuned(self, split: int, validate: Trainer) -> dict[str, float]:
         networks, nll = validate.plain(self.choice.settings[split])
         held_out = [(validate.parts.held_inputs[split, None], validate.parts.held_targets[split, None])]
         tuned = {}
-        for noise in (nll.std[split].item(), self.choice.noise[split].item()):
+        for noise in (nll.std[split].item(), self.choice.fit[split].item()):
             known = bnnify.GaussianNLL(noise)
             tuned[noise] = bnnify.tune_std(
                 _converted(networks.alone(split)), held_out, likelihood=known, num_samples=32
@@ -137,8 +154,9 @@ class Refit:
         trainer, number = self.trainers[split]
         bnn = _converted(trainer.plain(self.choice.settings[split])[0].alone(number), tuned[noise].factor)
         torch.manual_seed(1)
-        drawn = outputs(bnn, trainer.parts.held_inputs[number, None], trainer.options.samples)
-        return self._judged(split, drawn, torch.full((1, 1, 1), noise))
+        nll = bnnify.GaussianNLL(noise)
+        found = densities(bnn, nll, trainer.parts.held_inputs[number, None], trainer.options.samples)
+        return self._judged(split, *found)
 
     def _judged(self, split: int, drawn: Tensor, noise: Tensor) -> dict[str, float]:
         trainer, number = self.trainers[split]

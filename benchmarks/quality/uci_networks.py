@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,10 @@ from .uci_data import Parts
 LEARNING_RATE = 1e-2
 TUNING_RATE = 3e-3
 RHO_RATE = 2e-2
+FIRST_NOISE = 0.5
+"""The std of the noise as a training begins, with targets of the std 1."""
+
+NLL = bnnify.GaussianNLL | bnnify.HeteroscedasticGaussianNLL
 
 
 class Networks(nn.Module):
@@ -24,35 +29,59 @@ class Networks(nn.Module):
     Side by side they take a fraction of the time that they would one after the other.
     """
 
+    outputs = 1
+
     def __init__(self, count: int, features: int, hidden: int) -> None:
         super().__init__()
         self.w1 = _uniform(count, features, hidden, fan_in=features)
         self.b1 = _uniform(count, 1, hidden, fan_in=features)
-        self.w2 = _uniform(count, hidden, 1, fan_in=hidden)
-        self.b2 = _uniform(count, 1, 1, fan_in=hidden)
+        self.w2 = _uniform(count, hidden, self.outputs, fan_in=hidden)
+        self.b2 = _uniform(count, 1, self.outputs, fan_in=hidden)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         hidden = torch.baddbmm(self.b1, x, self.w1).relu()
         return torch.baddbmm(self.b2, hidden, self.w2)
+
+    def nll(self) -> NLL:
+        """What they are trained by: each has one std for the noise of its data, which it learns."""
+        return bnnify.GaussianNLL(std=torch.full((len(self.w1), 1, 1), FIRST_NOISE), learned=True)
 
     def alone(self, number: int) -> Networks:
         """One of them."""
         features, hidden = self.w1.shape[1:]
-        one = Networks(1, features, hidden)
+        one = type(self)(1, features, hidden)
         one.load_state_dict({name: value[number : number + 1] for name, value in self.state_dict().items()})
         return one
 
 
+class NoisyNetworks(Networks):
+    """Networks that predict how noisy each target is: a pair of means and variances, both of the shape (S, N, 1)."""
+
+    outputs = 2
+
+    def __init__(self, count: int, features: int, hidden: int) -> None:
+        super().__init__(count, features, hidden)
+        with torch.no_grad():
+            self.b2[..., 1] = 2 * math.log(FIRST_NOISE)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_variance = super().forward(x).split(1, -1)
+        return mean, log_variance.exp()
+
+    def nll(self) -> NLL:
+        return bnnify.HeteroscedasticGaussianNLL()
+
+
 def train(
     model: nn.Module,
-    nll: bnnify.GaussianNLL,
+    nll: NLL,
     parts: Parts,
     steps: int,
     batch_size: int,
     weight_decay: float = 0.0,
     description: str = "training",
 ) -> None:
-    """Trains networks and the std of their noise, by the likelihood or, if they are Bayesian, by the ELBO."""
+    """Trains networks and what they know of the noise, by the likelihood or, if they are Bayesian, by the ELBO."""
     networks, size, features = parts.inputs.shape
     noise = {"params": nll.parameters(), "lr": LEARNING_RATE, "weight_decay": 0.0}
     if isinstance(model, bnnify.BayesianModel):
@@ -75,15 +104,20 @@ def train(
 
 
 @torch.no_grad()
-def outputs(model: nn.Module, inputs: Tensor, count: int) -> Tensor:
-    """What ``count`` networks make of the inputs, (count, S, N, 1); of a deterministic model there is one."""
+def densities(model: nn.Module, nll: NLL, inputs: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Means and standard deviations of what each of ``count`` networks says of the targets, both (count, S, N, 1).
+
+    Of a deterministic model there is one network.
+    """
+    likelihood = nll.likelihood()
     if not isinstance(model, bnnify.BayesianModel):
-        return model(inputs)[None]
-    drawn = []
-    for _ in range(count):
-        with model.draw():
-            drawn.append(model.module(inputs))
-    return torch.stack(drawn)
+        normals = [likelihood.distribution(model(inputs))]
+    else:
+        normals = []
+        for _ in range(count):
+            with model.draw():
+                normals.append(likelihood.distribution(model.module(inputs)))
+    return torch.stack([normal.mean for normal in normals]), torch.stack([normal.stddev for normal in normals])
 
 
 def scores(found: Tensor, noise: Tensor, parts: Parts) -> dict[str, Tensor]:
@@ -91,11 +125,11 @@ def scores(found: Tensor, noise: Tensor, parts: Parts) -> dict[str, Tensor]:
 
     Args:
         found: The outputs of K networks, shape (K, S, N, 1), of which the predictive density is the average.
-        noise: The std of the noise, shape (S, 1, 1), or (K, S, 1, 1).
+        noise: The std of the noise of each, shape (K, S, N, 1).
         parts: The held-out targets.
     """
     error = parts.held_targets - found.mean(0)
-    std = (found.var(0, correction=0) + noise.square().expand(len(found), *noise.shape[-3:]).mean(0)).sqrt()
+    std = (found.var(0, correction=0) + noise.square().mean(0)).sqrt()
     return {
         "RMSE": error.square().mean((1, 2)).sqrt() * parts.scale,
         "LL": _log_likelihood(found, noise, parts.held_targets) - parts.scale.log(),
@@ -105,10 +139,15 @@ def scores(found: Tensor, noise: Tensor, parts: Parts) -> dict[str, Tensor]:
 
 def fitted_noise(found: Tensor, targets: Tensor) -> Tensor:
     """The std of the noise by which the average of K networks' densities is most likely, shape (S, 1, 1)."""
-    rmse = (targets - found.mean(0)).square().mean((1, 2)).sqrt()
-    candidates = [factor * rmse[:, None, None] for factor in torch.logspace(-1.5, 0.1, 81).tolist()]
-    best = torch.stack([_log_likelihood(found, noise, targets) for noise in candidates]).argmax(0)
-    return torch.stack(candidates)[best, torch.arange(len(rmse))]
+    rmse = (targets - found.mean(0)).square().mean((1, 2), keepdim=True).sqrt()
+    return rmse * fitted_factor(found, rmse, targets)
+
+
+def fitted_factor(found: Tensor, noise: Tensor, targets: Tensor) -> Tensor:
+    """The factor on the noise by which the average of K networks' densities is most likely, shape (S, 1, 1)."""
+    candidates = torch.logspace(-1.5, 1.0, 126)
+    likelihoods = [_log_likelihood(found, factor * noise, targets) for factor in candidates.tolist()]
+    return candidates[torch.stack(likelihoods).argmax(0)][:, None, None]
 
 
 def _log_likelihood(found: Tensor, noise: Tensor, targets: Tensor) -> Tensor:
