@@ -60,7 +60,7 @@ class Run:
         torch.set_num_threads(options.threads)
         self.options = options
         self.libraries = libraries
-        self.started = time.perf_counter()
+        self.started, self.used = time.perf_counter(), time.process_time()
 
     def record(self, results: Any, **facts: Any) -> None:
         """Writes what was found so far, if a file was named.
@@ -85,7 +85,8 @@ class Run:
         for table in tables:
             show(table, self.options.markdown)
         found = self._environment()
-        place = ", ".join([*filter(None, [found["machine"].get("gpu")]), machine(), f"{found['minutes']} minutes"])
+        took = f"{found['minutes']} minutes, {found['processor minutes']} of a processor"
+        place = ", ".join([*filter(None, [found["machine"].get("gpu")]), machine(), took])
         lines = [*notes, found["command"], _listed(found["options"]), _listed(found["versions"]), place]
         print("\n".join(filter(None, lines)))
 
@@ -97,6 +98,8 @@ class Run:
             "versions": versions(self.libraries),
             "machine": {"processor": _processor(), "threads": torch.get_num_threads()} | gpu,
             "minutes": round((time.perf_counter() - self.started) / 60, 1),
+            # What it would take by itself, with one thread: other work on the machine makes only the minutes more.
+            "processor minutes": round((time.process_time() - self.used) / 60, 1),
             "options": {name: value for name, value in vars(self.options).items() if not isinstance(value, Path)},
         }
 

@@ -29,6 +29,7 @@ LIBRARIES = (
     *("torch", "torchvision", "torchmetrics", "laplace-torch", "ivon-opt", "bayesian-torch", "imagecorruptions"),
     *("numpy", "scikit-image", "scikit-learn"),
 )
+KEPT = Path(__file__).parents[1] / "results" / "cifar10_methods.json"
 SEVERITIES = (1, 3, 5)
 FULL = {"steps": FULL_STEPS, "lr": 0.05, "images": 500, "jpegs": 9000, "odd": 2000, "seeds": 3, "linearised": True}
 
@@ -43,6 +44,8 @@ def main() -> None:
     for table in tables(found.rows):
         report.show(table, options.markdown)
     print("\n".join(found.notes()))
+    if not options.earlier:
+        print(f"{time.process_time() / 60:.1f} minutes of a processor")
 
 
 def run(options: argparse.Namespace) -> results.Results:
@@ -134,7 +137,8 @@ def _options() -> argparse.Namespace:
     add("--data", type=Path, help="folder as in benchmarks/README.md")
     add("--from", dest="earlier", type=Path, help="print the tables of a file that --output has written")
     add("--checkpoint", type=Path, help="the pretrained weights; else those in --data")
-    add("--settings", type=Path, help="take the settings that were chosen in this file of another run")
+    add("--settings", type=Path, default=KEPT, help="take the settings that were chosen in this file of another run")
+    add("--choose", dest="settings", action="store_const", const=None, help="choose settings anew, in twice the time")
     add("--full", action="store_true", help=f"hours: {', '.join(f'{name} {value}' for name, value in FULL.items())}")
     add("--rows", nargs="+", help="only these rows")
     add("--steps", type=int, default=60, help="batches of the fine-tuning")
