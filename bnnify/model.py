@@ -168,7 +168,8 @@ class BayesianModel(nn.Module):
 
         Args:
             lr: The learning rate of the means and of the deterministic parameters.
-            rho_lr: The learning rate of ρ. Default: ``lr``.
+            rho_lr: The learning rate of ρ. Default: ``lr``. Ten times as much suits a trained network; in one that
+                starts from scratch σ would grow faster than the means learn.
             weight_decay: For the deterministic parameters only. Default: ``0.0``.
 
         Returns:

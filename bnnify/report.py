@@ -123,10 +123,16 @@ class ConversionReport:
                 f"{len(self.bayesian)} of {len(self.entries)} parameters Bayesian, "
                 f"{count:,} of {total:,} weights ({self.share:.1%})",
                 f"memory of the parameters: {_size(self.memory_before)} before, {_size(self.memory_after)} after",
-                *([f"`{self.untrained}` looks untrained, so a Pretrained() prior is wide."] if self.untrained else []),
+                *([_FROM_SCRATCH.format(self.untrained)] if self.untrained else []),
                 *([f"tuned: {self.tuning}"] if self.tuning else []),
             ]
         )
+
+
+_FROM_SCRATCH = (
+    "`{}` looks untrained, so a Pretrained() prior is wide. From scratch, train ρ no faster than the means "
+    "(rho_lr=lr), and let the weight of the KL rise (linear_warmup)."
+)
 
 
 def _rows(entries: list[ReportEntry]) -> list[tuple[str, ...]]:

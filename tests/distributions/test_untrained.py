@@ -104,6 +104,7 @@ def test_a_new_head_makes_the_prior_of_the_whole_network_wide_and_the_report_say
     bnn = bnnify.convert(model)
     assert bnn.report.untrained == "2"
     assert "`2` looks untrained" in str(bnn.report)
+    assert "rho_lr=lr" in str(bnn.report)
     rms = [p.detach().square().mean().sqrt().item() for p in model.parameters()]
     assert scales(bnn) == pytest.approx([2 * size for size in rms], rel=1e-3)
     bnnify.tune_std(bnn, x, likelihood="logits", labels=False)
