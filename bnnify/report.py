@@ -130,8 +130,8 @@ class ConversionReport:
 
 
 _FROM_SCRATCH = (
-    "`{}` looks untrained, so a Pretrained() prior is wide. From scratch, train ρ no faster than the means "
-    "(rho_lr=lr), and let the weight of the KL rise (linear_warmup)."
+    "`{}` looks untrained, so a Pretrained() prior is wide.\n"
+    "From scratch, train ρ no faster than the means (rho_lr=lr), and let the weight of the KL rise (linear_warmup)."
 )
 
 

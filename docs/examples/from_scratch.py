@@ -2,9 +2,10 @@
 From scratch
 ============
 
-bnnify also trains a network that has learned nothing yet. What matters then is the
+bnnify also trains a network that has learned nothing yet. Two things matter then. The
 prior: one that is centred on the random weights of the start holds the network where it
-is.
+is. And the pace: σ must not grow faster than the means learn, so ρ gets their learning
+rate, and the weight of the KL rises during the first half of the training.
 """
 
 from importlib.resources import files
@@ -23,21 +24,21 @@ EPOCHS = 40
 
 
 def train(**conversion):
-    """Train a fresh network by the ELBO; return its accuracy after each epoch."""
+    """Train a fresh network by the ELBO; return it and its accuracies."""
     torch.manual_seed(0)
     network = nn.Sequential(
         nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)
     )
     bnn = bnnify.convert(network, **conversion)
-    optimizer = torch.optim.Adam(bnn.parameter_groups(lr=3e-3, rho_lr=1e-2))
+    optimizer = torch.optim.Adam(bnn.parameter_groups(lr=3e-3, rho_lr=3e-3))
     accuracies = []
-    for _ in range(EPOCHS):
+    for epoch in range(EPOCHS):
+        beta = bnnify.linear_warmup(epoch, warmup_steps=EPOCHS // 2)
         for batch in torch.randperm(len(x)).split(50):
             optimizer.zero_grad()
             logits, kl = bnn(x[batch])
-            bnnify.elbo(
-                F.cross_entropy(logits, y[batch]), kl, num_data=len(x)
-            ).backward()
+            nll = F.cross_entropy(logits, y[batch])
+            bnnify.elbo(nll, kl, num_data=len(x), beta=beta).backward()
             optimizer.step()
         mean = bnn.predict(test_x, num_samples=10, likelihood="logits").mean
         accuracies.append((mean.argmax(1) == test_y).float().mean().item())
