@@ -112,6 +112,9 @@ def test_all_networks_of_a_data_set_have_a_row_of_the_table(yacht):
     assert all(len(row[metric]) == 2 for row in rows for metric in uci_regression.METRICS)
     table = uci_regression.table(rows, ["boston", "yacht"])
     assert [row[0] for row in table.rows] == ["yacht, 2 splits", "MC dropout, published", *(r["network"] for r in rows)]
+    assert all(row[3] for row in table.rows[3:])
+    alone = uci_regression.table(rows[-1:], ["yacht"])  # of a run that left out what the others are measured against
+    assert alone.rows[-1][3] == ""
 
 
 @pytest.mark.parametrize(

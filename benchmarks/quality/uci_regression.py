@@ -90,12 +90,14 @@ def table(rows: list[dict[str, Any]], names: list[str]) -> Table:
         found = {row["network"]: row for row in rows if row["data"] == name}
         if not found:
             continue
-        count = len(found["deterministic"]["LL"])
+        count = len(next(iter(found.values()))["LL"])
         cells += [[f"{name}, {count} splits"], ["MC dropout, published", *PUBLISHED[name], "", ""]]
         for network, row in found.items():
-            gain = [ours - plain for ours, plain in zip(row["LL"], found["deterministic"]["LL"], strict=True)]
             coverage = f"{100 * fmean(row['coverage']):.1f}"
-            gained = "" if network == "deterministic" else mean_and_error(gain)
+            gained = ""
+            if "deterministic" in found and network != "deterministic":
+                plain = found["deterministic"]["LL"]
+                gained = mean_and_error([ours - theirs for ours, theirs in zip(row["LL"], plain, strict=True)])
             rmse = mean_and_error(row["RMSE"], 4 if fmean(row["RMSE"]) < 0.2 else 2)
             cells.append([network, rmse, mean_and_error(row["LL"]), gained, coverage])
     headings = ["network", "RMSE", "log-likelihood", "LL gained on\ndeterministic", "coverage of\n90 % intervals"]
