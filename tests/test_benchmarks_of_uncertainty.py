@@ -18,6 +18,7 @@ import benchmarks
 import bnnify
 from benchmarks.harness.data import Images
 from benchmarks.quality import active_learning, lenet_fashion, uci_regression
+from benchmarks.quality.uci_choice import Choice, Setting, Trainer
 from benchmarks.quality.uci_data import Parts, Regression, read
 from benchmarks.quality.uci_networks import (
     Networks,
@@ -94,6 +95,19 @@ def test_noise_that_is_too_small_everywhere_gets_the_factor_that_it_lacks():
     targets = 3.0 * noise[0] * torch.randn(2, 5000, 1)
     found = fitted_factor(torch.zeros(1, 2, 5000, 1), noise, targets)
     torch.testing.assert_close(found, torch.full((2, 1, 1), 3.0), rtol=0.06, atol=0.0)
+
+
+def test_a_training_that_went_astray_is_not_chosen(yacht):
+    options = argparse.Namespace(epochs=1, steps=[2, 5], samples=3, initial_std=0.01)
+    data = read(yacht, "yacht")
+    validate = Trainer(data, [data.validation(split) for split in range(2)], options, noisy=True)
+    astray, good = Setting(0.5), Setting(1.0)
+    for setting in (astray, good):
+        validate.plain(setting)
+    with torch.no_grad():
+        validate.plain(astray)[0].w1[1] = torch.nan
+    best = Choice.among([astray, good], validate, learned_noise=True).settings
+    assert best[1] == good
 
 
 def test_settings_are_chosen_without_the_test_part(yacht):

@@ -102,7 +102,7 @@ class Choice:
             fits.append(validate.fit(drawn, learned))
             noise = learned if learned_noise else validate.noise(fits[-1], learned)
             found.append(scores(drawn, noise, validate.parts)["LL"])
-        best = torch.stack(found).argmax(0)
+        best = torch.stack(found).nan_to_num(nan=-torch.inf).argmax(0)  # argmax would take NaN
         return cls([grid[number] for number in best], torch.stack(fits)[best, torch.arange(len(best))])
 
 

@@ -66,7 +66,8 @@ class NoisyNetworks(Networks):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         mean, log_variance = super().forward(x).split(1, -1)
-        return mean, log_variance.exp()
+        # Far beyond what any of them says: one step that goes wrong must not end in NaN for ever.
+        return mean, log_variance.clamp(-30.0, 30.0).exp()
 
     def nll(self) -> NLL:
         return bnnify.HeteroscedasticGaussianNLL()
