@@ -86,7 +86,7 @@ class Trainer:
 
 @dataclasses.dataclass
 class Choice:
-    """For each split the setting with the largest log-likelihood of its validation part, and what `fit` makes of it.
+    """For each split the setting with the largest log-likelihood of its validation part, and what was fitted there.
 
     With ``learned_noise`` it is the likelihood with the noise that was learned in training.
     """
