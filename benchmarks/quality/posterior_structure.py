@@ -25,7 +25,7 @@ from ..harness.report import Run, Table
 from .uci_choice import LARGE, SMALL
 from .uci_data import NAMES, Parts, read
 from .uci_networks import Networks, fitted_noise, train
-from .uci_regression import QUICK, mean_and_error
+from .uci_regression import mean_and_error
 
 POSTERIORS = ("none", "diagonal", "last layer", "whole")
 PRECISIONS = torch.logspace(-3, 3, 13).tolist()
@@ -134,7 +134,7 @@ def _options() -> argparse.Namespace:
     parser = report.parser(__doc__)
     add = parser.add_argument
     add("--data", type=Path, help="folder with uci_regression.zip")
-    add("--data-sets", nargs="+", choices=NAMES, default=[*QUICK, "concrete"], help="which")
+    add("--data-sets", nargs="+", choices=NAMES, default=["boston", "energy", "yacht", "wine", "concrete"], help="which")
     add("--splits", type=int, default=10, help="the first so many splits")
     add("--steps", type=int, default=4_000, help="of each training")
     add("--from", dest="from_file", type=Path, help="print the table of this file of results, and run nothing")

@@ -35,7 +35,7 @@ PUBLISHED = {
 """MC dropout by grid search: RMSE and log-likelihood, from the README of yaringal/DropoutUncertaintyExps."""
 METRICS = ("RMSE", "LL", "coverage")
 LIBRARIES = ("torch", "bnnify")
-QUICK = ("boston", "energy", "yacht", "wine")
+QUICK = ("boston", "yacht")
 
 PLAIN = [Setting(share, decay) for share, decay in product((0.5, 1.0), (0.0, 0.1, 0.5))]
 SHARES = (0.5, 0.8)
