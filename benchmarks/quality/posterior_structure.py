@@ -134,7 +134,9 @@ def _options() -> argparse.Namespace:
     parser = report.parser(__doc__)
     add = parser.add_argument
     add("--data", type=Path, help="folder with uci_regression.zip")
-    add("--data-sets", nargs="+", choices=NAMES, default=["boston", "energy", "yacht", "wine", "concrete"], help="which")
+    add(
+        "--data-sets", nargs="+", choices=NAMES, default=["boston", "energy", "yacht", "wine", "concrete"], help="which"
+    )
     add("--splits", type=int, default=10, help="the first so many splits")
     add("--steps", type=int, default=4_000, help="of each training")
     add("--from", dest="from_file", type=Path, help="print the table of this file of results, and run nothing")
