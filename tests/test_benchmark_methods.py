@@ -16,7 +16,7 @@ import bnnify
 from benchmarks.harness import methods, peers, results, scores, shifted_images
 from benchmarks.harness.data import Images
 from benchmarks.harness.fine_tuning import run_steps
-from benchmarks.harness.networks.cifar_resnet import ResNet, inputs, pretrained
+from benchmarks.harness.networks.cifar_resnet import ResNet, deepened, inputs, pretrained
 from benchmarks.quality import cifar10_methods, cifar10_rows, cifar10_train_resnet
 
 
@@ -197,9 +197,19 @@ def test_bnnify_takes_the_std_and_the_temperature_that_go_together(network, imag
     assert again.temperature == pytest.approx(found.temperature, rel=0.5)
 
 
+def test_a_network_that_is_made_deeper_computes_what_it_did(network, images):
+    deeper = deepened(network, 5)
+    x = inputs(images.pixels[:4])
+    with torch.no_grad():
+        assert torch.equal(deeper(x), network(x))
+    assert len(deeper.layer2) == 5
+    F.cross_entropy(deeper(x), images.labels[:4]).backward()
+    assert deeper.layer2[4].bn2.weight.grad.any()  # and can learn to do more
+
+
 def test_a_deeper_network_is_read_from_its_checkpoint(images, tmp_path, monkeypatch):
     path = tmp_path / "deeper.pt"
-    options = SimpleNamespace(blocks=2, epochs=1, lr=0.1, checkpoint=path)
+    options = SimpleNamespace(blocks=2, epochs=1, lr=0.1, checkpoint=path, start=None)
     trained = cifar10_train_resnet.train_epochs(images, options)
     read = pretrained(checkpoint=path)
     assert len(read.layer1) == 2

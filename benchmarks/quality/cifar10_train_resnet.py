@@ -1,4 +1,7 @@
-"""Trains a deeper ResNet on CIFAR-10 from scratch, for `cifar10_methods --checkpoint`; a stopped run goes on."""
+"""Trains a deeper ResNet on CIFAR-10 for `cifar10_methods --checkpoint`; a stopped run goes on.
+
+It begins with random weights or as the network of a checkpoint with more blocks, which is trained in a few epochs.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from ..harness.data import Images, cifar10
 from ..harness.evaluation import evaluate, logits
 from ..harness.fine_tuning import BATCH_SIZE, bfloat16
 from ..harness.fit import fit, shuffled
-from ..harness.networks.cifar_resnet import ResNet, inputs
+from ..harness.networks.cifar_resnet import ResNet, deepened, inputs, pretrained
 
 # As the published ResNet-20 was trained: no blur and no noise, which the fine-tuning of `cifar10_methods` adds.
 AUGMENTATION = v2.Compose([v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip()])
@@ -37,7 +40,10 @@ def main() -> None:
 def train_epochs(train: Images, options: argparse.Namespace) -> nn.Module:
     """SGD with a one-cycle learning rate; writes weights and state after each epoch, and goes on from there."""
     torch.manual_seed(0)
-    network = ResNet(options.blocks).to(memory_format=torch.channels_last)
+    network = ResNet(options.blocks)
+    if options.start:
+        network = deepened(pretrained(checkpoint=options.start), options.blocks)
+    network = network.to(memory_format=torch.channels_last)
     steps = len(train.labels) // BATCH_SIZE
     optimizer = torch.optim.SGD(network.parameters(), lr=options.lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.lr, total_steps=options.epochs * steps)
@@ -86,6 +92,7 @@ def _options() -> argparse.Namespace:
     add = parser.add_argument
     add("checkpoint", type=Path, help="the file to be written")
     add("--data", type=Path, help="folder as in benchmarks/README.md")
+    add("--start", type=Path, help="a checkpoint of a network with fewer blocks. Default: random weights")
     add("--blocks", type=int, default=5, help="blocks in each of the three stages; a ResNet-32 has five")
     add("--epochs", type=int, default=12, help="length of the training")
     add("--lr", type=float, default=0.2, help="largest learning rate")

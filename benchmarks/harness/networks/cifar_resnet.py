@@ -78,6 +78,20 @@ def pretrained(data: Path | None = None, checkpoint: Path | None = None) -> ResN
     return model.eval().to(memory_format=torch.channels_last)
 
 
+def deepened(network: ResNet, blocks: int) -> ResNet:
+    """A network of more blocks that computes what this one does (Chen et al. 2016, "Net2Net").
+
+    The blocks that come after those of each stage add nothing until their last batch norm has learned to.
+    """
+    deeper = ResNet(blocks, network.linear.out_features)
+    known = network.state_dict()
+    deeper.load_state_dict(deeper.state_dict() | known)
+    for name, module in deeper.named_modules():
+        if isinstance(module, BasicBlock) and f"{name}.conv1.weight" not in known:
+            nn.init.zeros_(module.bn2.weight)
+    return deeper.train(network.training)
+
+
 def inputs(pixels: Tensor) -> Tensor:
     """Images as the published network wants them."""
     return normalize(pixels, CHECKPOINT_MEAN, CHECKPOINT_STD).contiguous(memory_format=torch.channels_last)
