@@ -93,6 +93,8 @@ class Choice:
 
     settings: list[Setting]
     fit: Tensor
+    log_likelihood: list[float]
+    """Of the validation parts, with the chosen settings: by it kinds of networks are chosen among, too."""
 
     @classmethod
     def among(cls, grid: list[Setting], validate: Trainer, learned_noise: bool) -> Choice:
@@ -102,8 +104,9 @@ class Choice:
             fits.append(validate.fit(drawn, learned))
             noise = learned if learned_noise else validate.noise(fits[-1], learned)
             found.append(scores(drawn, noise, validate.parts)["LL"])
-        best = torch.stack(found).nan_to_num(nan=-torch.inf).argmax(0)  # argmax would take NaN
-        return cls([grid[number] for number in best], torch.stack(fits)[best, torch.arange(len(best))])
+        largest, best = torch.stack(found).nan_to_num(nan=-torch.inf).max(0)  # max would take NaN
+        fit = torch.stack(fits)[best, torch.arange(len(best))]
+        return cls([grid[number] for number in best], fit, largest.tolist())
 
 
 class Refit:

@@ -44,6 +44,11 @@ POSTERIORS = ((0.0, 0.03), (0.0, 0.1), (0.1, 0.1))
 """The weight decay before the ELBO, and the std of its prior around the trained weights."""
 BAYESIAN = [Setting(share, *rest) for share, rest in product(SHARES, POSTERIORS)]
 ROWS = ("deterministic", "elbo", "noisy")
+KINDS = {
+    "deterministic": "deterministic, noise of each input",
+    "bnnify, ELBO": "bnnify, ELBO, noise of each input",
+}
+"""Rows with one std for the noise, and what they are when they have one for each input."""
 
 
 def compare(name: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -56,7 +61,8 @@ def compare(name: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     def row(network: str, of: Refit, found: list[dict[str, float]]) -> dict[str, Any]:
         settings = Counter(map(str, of.choice.settings))
         figures = {metric: [round(each[metric], 5) for each in found] for metric in METRICS}
-        return {"data": name, "network": network} | figures | {"settings": dict(settings)}
+        held_out = [round(each, 5) for each in of.choice.log_likelihood]
+        return {"data": name, "network": network} | figures | {"validation LL": held_out, "settings": dict(settings)}
 
     def deterministic() -> Iterator[dict[str, Any]]:
         plain = Refit(data, Choice.among(PLAIN, validate, False), options.members, options, noisy=False)
@@ -90,6 +96,9 @@ def table(rows: list[dict[str, Any]], names: list[str]) -> Table:
         found = {row["network"]: row for row in rows if row["data"] == name}
         if not found:
             continue
+        for one, other in KINDS.items():
+            if "validation LL" in found.get(one, {}) and other in found:
+                found[f"{one}, noise chosen"] = chosen(found[one], found[other])
         count = len(next(iter(found.values()))["LL"])
         cells += [[f"{name}, {count} splits"], ["MC dropout, published", *PUBLISHED[name], "", ""]]
         for network, row in found.items():
@@ -102,6 +111,15 @@ def table(rows: list[dict[str, Any]], names: list[str]) -> Table:
             cells.append([network, rmse, mean_and_error(row["LL"]), gained, coverage])
     headings = ["network", "RMSE", "log-likelihood", "LL gained on\ndeterministic", "coverage of\n90 % intervals"]
     return Table("UCI regression, mean ± standard error over splits", headings, cells)
+
+
+def chosen(one: dict[str, Any], other: dict[str, Any]) -> dict[str, list[float]]:
+    """The figures of the row that has, split by split, the larger log-likelihood of the validation part."""
+    better = [b > a for a, b in zip(one["validation LL"], other["validation LL"], strict=True)]
+    return {
+        metric: [b if take else a for take, a, b in zip(better, one[metric], other[metric], strict=True)]
+        for metric in METRICS
+    }
 
 
 def main() -> None:
