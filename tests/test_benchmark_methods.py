@@ -1,5 +1,6 @@
 """The methods that the benchmarks compare, and what they are judged by."""
 
+import json
 import sys
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ pytest.importorskip("torchmetrics")
 pytest.importorskip("torchvision")
 
 import bnnify
-from benchmarks.harness import methods, peers, results, scores, shifted_images
+from benchmarks.harness import methods, peers, scores, shifted_images
 from benchmarks.harness.data import Images
 from benchmarks.harness.fine_tuning import run_steps
 from benchmarks.harness.networks.cifar_resnet import ResNet, deepened, inputs, pretrained
@@ -229,7 +230,8 @@ def test_the_tables_are_printed_from_a_file(tmp_path, monkeypatch, capsys):
         "odd": {"noise": {"entropy": {"AUROC": 0.75, "FPR95": 0.2}}},
     }
     rows = [row | {"row": "deterministic", "seed": seed} for seed in (0, 1)]
-    results.save(tmp_path / "run.json", {"steps": 7}, rows)
+    found = {"options": {"steps": 7}, "versions": {}, "machine": {"processor": "a processor", "threads": 1}}
+    (tmp_path / "run.json").write_text(json.dumps(found | {"results": rows}))
     monkeypatch.setattr(sys, "argv", ["run", "--from", str(tmp_path / "run.json"), "--markdown"])
     cifar10_methods.main()
     shown = capsys.readouterr().out
@@ -247,10 +249,10 @@ def test_a_run_goes_on_where_it_stopped(data_folder, tmp_path, monkeypatch, caps
     arguments = ["run", "--data", str(data_folder), "--threads", "1", "--output", str(output), *sizes, "--rows"]
     monkeypatch.setattr(sys, "argv", [*arguments, "deterministic"])
     cifar10_methods.main()
-    first = results.load(output).rows
+    first = json.loads(output.read_text())["results"]
     monkeypatch.setattr(sys, "argv", [*arguments, "deterministic", "temperature", "ensemble of 2"])
     cifar10_methods.main()
-    rows = results.load(output).rows
+    rows = json.loads(output.read_text())["results"]
     assert [row["row"] for row in rows] == ["deterministic", "temperature", "ensemble of 2"]
     assert rows[:1] == first
     plain, tempered, ensemble = (row["known"]["test"] for row in rows)

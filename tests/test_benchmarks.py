@@ -15,7 +15,7 @@ pytest.importorskip("rich")
 pytest.importorskip("torchmetrics")
 
 import benchmarks
-from benchmarks.harness import data, fetch, fit, interleaved, progress, report, results, saved_tensors
+from benchmarks.harness import data, fetch, fit, interleaved, progress, report, saved_tensors
 
 
 def test_no_folder_of_the_benchmarks_is_on_the_path_once_all_of_them_are_imported():
@@ -90,13 +90,22 @@ def test_an_interrupted_run_leaves_what_it_has_measured(tmp_path):
     assert found["versions"] | {"no-such-library": "not installed"} == found["versions"]
 
 
-def test_the_figures_of_a_run_are_read_back_as_they_were_written(tmp_path):
+def test_figures_are_printed_again_with_how_they_were_found(tmp_path, capsys):
     path = tmp_path / "made" / "figures.json"
-    saved = results.save(path, {"epochs": 3}, [{"network": "plain", "nll": 0.25}], ["torch"])
-    assert results.load(path) == saved
-    assert saved.notes()[0] == "epochs 3"
-    assert saved.versions["torch"] in torch.__version__
+    for kept, output in ((None, path), (path, None)):
+        options = argparse.Namespace(threads=1, output=output, kept=kept, markdown=True, epochs=3)
+        report.run(options, ["torch"], lambda _: [{"nll": 0.25}], lambda rows: [report.Table(str(rows), ["nll"], [])])
+    first, again = capsys.readouterr().out.split("[{'nll': 0.25}]")[1:]
+    assert first == again
+    assert "epochs 3" in first
+    assert torch.__version__.partition("+")[0] in first
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_run_that_goes_on_keeps_what_is_there_already(tmp_path):
+    options = argparse.Namespace(threads=1, output=tmp_path / "run.json")
+    report.Run(options, []).collect([{"ms": 2}], already=[{"ms": 1}])
+    assert json.loads(options.output.read_text())["results"] == [{"ms": 1}, {"ms": 2}]
 
 
 def test_a_table_in_markdown_has_headings_for_the_rows_that_follow(capsys):

@@ -124,14 +124,14 @@ def test_all_networks_of_a_data_set_have_a_row_of_the_table(yacht):
         data=yacht, splits=None, epochs=1, steps=[2, 5], members=2, samples=3, initial_std=0.01
     )
     options.rows = uci_regression.ROWS
-    rows = list(uci_regression.compare("yacht", options))
+    rows = list(uci_regression.measured("yacht", options))
     assert all(len(row[metric]) == 2 for row in rows for metric in uci_regression.METRICS)
-    table = uci_regression.table(rows, ["boston", "yacht"])
+    [table] = uci_regression.tables(rows)
     both = ["deterministic, noise chosen", "bnnify, ELBO, noise chosen"]
     networks = [*(row["network"] for row in rows), *both]
     assert [row[0] for row in table.rows] == ["yacht, 2 splits", "MC dropout, published", *networks]
     assert all(row[3] for row in table.rows[3:])
-    alone = uci_regression.table(rows[-1:], ["yacht"])  # of a run that left out what the others are measured against
+    [alone] = uci_regression.tables(rows[-1:])  # of a run that left out what the others are measured against
     assert alone.rows[-1][3] == ""
 
 

@@ -8,7 +8,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,14 +20,17 @@ import torch
 from rich.console import Console
 
 T = TypeVar("T")
+Rows = list[dict[str, Any]]
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
-    """With the options that all of the scripts have."""
+def parser(description: str | None, kept: bool = False) -> argparse.ArgumentParser:
+    """With the options that all of the scripts have, and ``--from`` for those whose figures are ``kept``."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     made.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of the CPU")
     made.add_argument("--output", type=Path, help="where to write the results as JSON")
     made.add_argument("--markdown", action="store_true", help="print the tables in Markdown")
+    if kept:
+        made.add_argument("--from", dest="kept", type=Path, help="run nothing, print the tables of an --output")
     return made
 
 
@@ -70,11 +73,13 @@ class Run:
         if self.options.output:
             self.options.output.parent.mkdir(parents=True, exist_ok=True)
             report = self._environment() | facts | {"results": results}
-            self.options.output.write_text(json.dumps(report, indent=1, default=asdict) + "\n")
+            whole = self.options.output.with_suffix(".part")
+            whole.write_text(json.dumps(report, indent=1, default=asdict) + "\n")
+            whole.replace(self.options.output)  # a run that is stopped while it writes leaves the file as it was
 
-    def collect(self, results: Iterable[T], **facts: Any) -> list[T]:
-        """The results as a list; each is recorded as soon as it is there."""
-        found: list[T] = []
+    def collect(self, results: Iterable[T], already: Iterable[T] = (), **facts: Any) -> list[T]:
+        """The results as a list, after those that are there ``already``; each is recorded as soon as it is found."""
+        found = list(already)
         for result in results:
             found.append(result)
             self.record(found, **facts)
@@ -84,11 +89,7 @@ class Run:
         """Prints the tables, and under them what they were measured on."""
         for table in tables:
             show(table, self.options.markdown)
-        found = self._environment()
-        took = f"{found['minutes']} minutes, {found['processor minutes']} of a processor"
-        place = ", ".join([*filter(None, [found["machine"].get("gpu")]), machine(), took])
-        lines = [*notes, found["command"], _listed(found["options"]), _listed(found["versions"]), place]
-        print("\n".join(filter(None, lines)))
+        print("\n".join([*notes, *_circumstances(self._environment())]))
 
     def _environment(self) -> dict[str, Any]:
         device = torch.device(getattr(self.options, "device", "cpu"))
@@ -104,10 +105,31 @@ class Run:
         }
 
 
+def run(
+    options: argparse.Namespace,
+    libraries: Iterable[str],
+    compare: Callable[[argparse.Namespace], Iterable[dict[str, Any]]],
+    tables: Callable[[Rows], list[Table]],
+) -> None:
+    """Measures row by row and prints the tables or, if ``--from`` names a file, prints those of an earlier run."""
+    if options.kept:
+        show_kept(options, tables)
+        return
+    made = Run(options, libraries)
+    made.show(*tables(made.collect(compare(options))))
+
+
+def show_kept(options: argparse.Namespace, tables: Callable[[Rows], list[Table]]) -> None:
+    """Prints the tables of the figures that an earlier run has written, and under them how they were found."""
+    found = json.loads(options.kept.read_text())
+    for table in tables(found["results"]):
+        show(table, options.markdown)
+    print("\n".join(_circumstances(found)))
+
+
 def machine() -> str:
     """The processor and how many threads of it are used, in plain words."""
-    threads = torch.get_num_threads()
-    return f"{threads} thread{'s' * (threads != 1)} of {_processor()}"
+    return _in_words({"processor": _processor(), "threads": torch.get_num_threads()})
 
 
 def digits(value: float) -> str:
@@ -156,6 +178,20 @@ def _markdown(table: Table) -> str:
 def _command() -> str:
     spec = sys.modules["__main__"].__spec__
     return shlex.join(["python", *(["-m", spec.name] if spec else sys.argv[:1]), *sys.argv[1:]])
+
+
+def _circumstances(found: dict[str, Any]) -> list[str]:
+    """Lines on how figures were found. Those that are put together from several runs have no command and no time."""
+    place = [found["machine"].get("gpu"), _in_words(found["machine"])]
+    if "minutes" in found:
+        place += [f"{found['minutes']} minutes", f"{found['processor minutes']} of a processor"]
+    lines = [found.get("command"), *map(_listed, (found["options"], found["versions"])), ", ".join(filter(None, place))]
+    return list(filter(None, lines))
+
+
+def _in_words(machine: dict[str, Any]) -> str:
+    threads = machine["threads"]
+    return f"{threads} thread{'s' * (threads != 1)} of {machine['processor']}"
 
 
 def _listed(values: dict[str, Any]) -> str:

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 import bnnify
 
-from ..harness import report, results
+from ..harness import report
 from ..harness.data import Images, fashion_mnist
 from ..harness.evaluation import logits
 from ..harness.fit import cross_entropy, fit, shuffled
 from ..harness.progress import track
-from ..harness.report import Run, Table, spread
+from ..harness.report import Rows, Table, spread
 
 LIBRARIES = ("torch", "torchvision", "bnnify")
 BATCH_SIZE = 50
@@ -125,7 +125,7 @@ def learn(rule: str, seed: int, images: Images, judged: Images, options: argpars
     return accuracies
 
 
-def table(rows: list[dict[str, Any]]) -> Table:
+def tables(rows: Rows) -> list[Table]:
     """The mean and the standard deviation over seeds of the area, what it gains on random, and the last accuracy."""
     rules = dict.fromkeys(row["rule"] for row in rows)
     curves = {rule: {row["seed"]: row["accuracy"] for row in rows if row["rule"] == rule} for rule in rules}
@@ -145,16 +145,11 @@ def table(rows: list[dict[str, Any]]) -> Table:
         "accuracy half-way",
         "accuracy at the end",
     ]
-    return Table("Active learning on Fashion-MNIST: accuracy in percent, mean ± std over seeds", headings, cells)
+    return [Table("Active learning on Fashion-MNIST: accuracy in percent, mean ± std over seeds", headings, cells)]
 
 
 def main() -> None:
-    options = _options()
-    if options.from_file:
-        results.show(options.from_file, table, options.markdown)
-        return
-    run = Run(options, LIBRARIES)
-    run.show(table(results.collect(compare(options), options.output, _settings(options), LIBRARIES)))
+    report.run(_options(), LIBRARIES, compare, tables)
 
 
 def compare(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -198,13 +193,8 @@ def _fit(model: Any, images: Images, loss: Any, steps: int, bayesian: bool) -> N
     fit(model, optimizer, images, indices, loss, prepare=inputs, schedule=schedule, steps=steps)
 
 
-def _settings(options: argparse.Namespace) -> dict[str, Any]:
-    names = ("pool", "first", "each", "rounds", "seeds", "steps", "tuning_steps", "fraction", "samples", "validate")
-    return {name: getattr(options, name) for name in names}
-
-
 def _options() -> argparse.Namespace:
-    parser = report.parser(__doc__)
+    parser = report.parser(__doc__, kept=True)
     add = parser.add_argument
     add("--data", type=Path, help="folder of archives with FashionMNIST; else torchvision downloads it")
     add("--rules", nargs="+", choices=RULES, default=list(RULES), help="by which images are chosen")
@@ -224,7 +214,6 @@ def _options() -> argparse.Namespace:
     )
     add("--samples", type=int, default=20, help="draws of the weights per prediction")
     add("--validate", action="store_true", help="judge by the last 10,000 training images instead of the test images")
-    add("--from", dest="from_file", type=Path, help="print the table of these results, and run nothing")
     return parser.parse_args()
 
 

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import argparse
 import functools
+import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..harness import methods, report, results, scores
+from ..harness import methods, report, scores
 from ..harness.data import Images, cifar10, fashion_mnist, mnist
 from ..harness.fine_tuning import HAS_BFLOAT16, bfloat16
 from ..harness.methods import Networks
 from ..harness.networks.cifar_resnet import inputs, pretrained
+from ..harness.report import Rows, Run
 from ..harness.shifted_images import as_cifar, corrupted, noise, other_jpegs, photographs
 from .cifar10_methods_report import tables
 from .cifar10_rows import FULL_STEPS, Made, Methods
@@ -36,32 +39,24 @@ FULL = {"steps": FULL_STEPS, "lr": 0.05, "images": 500, "jpegs": 9000, "odd": 20
 
 def main() -> None:
     options = _options()
-    torch.set_num_threads(options.threads)
-    if options.earlier:
-        found = results.load(options.earlier)
-    else:
-        found = run(options)
-    for table in tables(found.rows):
-        report.show(table, options.markdown)
-    print("\n".join(found.notes()))
-    if not options.earlier:
-        print(f"{time.process_time() / 60:.1f} minutes of a processor")
+    if options.kept:
+        report.show_kept(options, tables)
+        return
+    run = Run(options, LIBRARIES)
+    already = _rows(options.output) if options.output and options.output.exists() else []
+    network = pretrained(options.data, options.checkpoint)
+    facts = {"blocks": len(network.layer1), "bfloat16": HAS_BFLOAT16}
+    run.show(*tables(run.collect(compare(network, already, options), already, **facts)))
 
 
-def run(options: argparse.Namespace) -> results.Results:
-    """Measures the methods, seed by seed; rows that lie in the output already are not measured again."""
+def compare(network: nn.Module, already: Rows, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Measures the methods, seed by seed, but for those that lie in the output already."""
     clean = cifar10(False, options.data).take(slice(1000))
     validation, test = clean.take(slice(0, None, 2)), clean.take(slice(1, None, 2))
     known, odd = image_sets(options, clean, test)
-    earlier = options.output and options.output.exists()
-    rows = results.load(options.output).rows if earlier else []
-    others = results.load(options.settings).rows if options.settings else []
-    chosen = {row["row"]: row["setting"] for row in [*others, *rows]}
-    network = pretrained(options.data, options.checkpoint)
+    others = _rows(options.settings) if options.settings else []
+    chosen = {row["row"]: row["setting"] for row in [*others, *already]}
     makers = Methods(network, cifar10(True, options.data), validation, options, chosen)
-    paths = ("data", "checkpoint", "output", "earlier", "settings", "markdown", "full", "rows")
-    settings = {name: value for name, value in vars(options).items() if name not in paths}
-    settings |= {"blocks": len(network.layer1), "bfloat16": HAS_BFLOAT16}
     sets = {"validation": validation, **known, **odd}
 
     @functools.lru_cache(maxsize=1)  # the row with a temperature comes after the one with the same networks
@@ -70,7 +65,7 @@ def run(options: argparse.Namespace) -> results.Results:
 
     for seed in range(options.seeds):
         for name, make in makers.rows(seed).items():
-            if (name, seed) in {(row["row"], row["seed"]) for row in rows}:
+            if (name, seed) in {(row["row"], row["seed"]) for row in already}:
                 continue
             if options.rows and name not in options.rows:
                 continue
@@ -79,12 +74,12 @@ def run(options: argparse.Namespace) -> results.Results:
             made = make()
             torch.manual_seed(seed)
             logits, cost = predict(made.networks, f"seed {seed}")
-            rows.append(
-                {"row": name, "seed": seed, "prediction ms": cost} | measure(made, logits, validation, known, odd)
-            )
-            if options.output:
-                results.save(options.output, settings, rows, LIBRARIES)
-    return results.Results(settings, rows, report.versions(LIBRARIES), report.machine())
+            found = measure(made, logits, validation, known, odd)
+            yield {"row": name, "seed": seed, "prediction ms": cost} | found
+
+
+def _rows(path: Path) -> Rows:
+    return json.loads(path.read_text())["results"]
 
 
 def image_sets(options: argparse.Namespace, clean: Images, test: Images) -> tuple[dict[str, Images], dict[str, Images]]:
@@ -132,10 +127,9 @@ def measure(
 
 
 def _options() -> argparse.Namespace:
-    parser = report.parser(__doc__)
+    parser = report.parser(__doc__, kept=True)
     add = parser.add_argument
     add("--data", type=Path, help="folder as in benchmarks/README.md")
-    add("--from", dest="earlier", type=Path, help="print the tables of a file that --output has written")
     add("--checkpoint", type=Path, help="the pretrained weights; else those in --data")
     add("--settings", type=Path, default=KEPT, help="take the settings that were chosen in this file of another run")
     add("--choose", dest="settings", action="store_const", const=None, help="choose settings anew, in twice the time")
@@ -152,7 +146,7 @@ def _options() -> argparse.Namespace:
     add("--laplace-images", type=int, default=300, help="training images for Laplace; ten times as many for one layer")
     add("--linearised", action="store_true", help="add the linearised diagonal Laplace: 75 ms of one core an image")
     options = parser.parse_args()
-    if not options.data and not options.earlier:
+    if not options.data and not options.kept:
         parser.error("--data is needed, unless tables are printed --from a file")
     if options.full:
         parser.set_defaults(**FULL)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..harness.report import Table, spread
-
-Rows = list[dict[str, Any]]
+from ..harness.report import Rows, Table, spread
 
 PERCENT = ("accuracy", "accuracy at 80%", "accuracy at 90%")
 HEADINGS = {

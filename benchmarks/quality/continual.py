@@ -18,11 +18,11 @@ from torch.nn import functional as F
 
 import bnnify
 
-from ..harness import report, results
+from ..harness import report
 from ..harness.data import mnist, normalize
 from ..harness.fit import cross_entropy, fit, shuffled
 from ..harness.progress import track
-from ..harness.report import Run, Table, spread
+from ..harness.report import Rows, Table, spread
 
 BATCH_SIZE = 100
 Task = tuple[Tensor, Tensor]
@@ -31,13 +31,7 @@ Learner = Callable[[nn.Module | None, Task, int], nn.Module]
 
 
 def main() -> None:
-    options = _options()
-    if options.from_file:
-        results.show(options.from_file, _table, options.markdown)
-        return
-    run = Run(options, ("torch", "bnnify"))
-    settings = {name: getattr(options, name) for name in ("tasks", "images", "epochs", "seeds")}
-    run.show(_table(results.collect(compare(options), options.output, settings, run.libraries)))
+    report.run(_options(), ("torch", "bnnify"), compare, _tables)
 
 
 def compare(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -141,7 +135,7 @@ METHODS: dict[str, dict[str, Learner]] = {
 """Of each method as many settings as of the others, but for fine-tuning, which has none."""
 
 
-def _table(rows: list[dict[str, Any]]) -> Table:
+def _tables(rows: Rows) -> list[Table]:
     cells = []
     for method in dict.fromkeys(row["method"] for row in rows):
         found = [row for row in rows if row["method"] == method]
@@ -150,17 +144,16 @@ def _table(rows: list[dict[str, Any]]) -> Table:
         columns = [spread(list(task), 1) for task in by_task]
         cells.append([method, found[0]["setting"], *columns, spread(means, 1)])
     tasks = [f"task {number}" for number in range(1, len(cells[0]) - 2)]
-    return Table("Accuracy after the last task, %", ["method", "setting", *tasks, "mean"], cells, names=2)
+    return [Table("Accuracy after the last task, %", ["method", "setting", *tasks, "mean"], cells, names=2)]
 
 
 def _options() -> argparse.Namespace:
-    parser = report.parser(__doc__)
+    parser = report.parser(__doc__, kept=True)
     parser.add_argument("--data", type=Path, help="folder of the archives; default: what torchvision downloads")
     parser.add_argument("--tasks", type=int, default=5, help="permutations of the pixels")
     parser.add_argument("--images", type=int, default=20_000, help="training images of each task")
     parser.add_argument("--epochs", type=int, default=10, help="of each task")
     parser.add_argument("--seeds", type=int, default=3, help="permutations and networks")
-    parser.add_argument("--from", dest="from_file", type=Path, help="print the table of kept figures instead")
     return parser.parse_args()
 
 

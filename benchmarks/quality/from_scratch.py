@@ -16,12 +16,12 @@ from torch.nn import functional as F
 
 import bnnify
 
-from ..harness import report, results
+from ..harness import report
 from ..harness.evaluation import evaluate, logits
 from ..harness.fit import cross_entropy, fit, shuffled
 from ..harness.networks.larger_networks import LARGER_NETWORKS
 from ..harness.networks.small_networks import BATCH_SIZE, NETWORKS, Network
-from ..harness.report import Run, Table, spread
+from ..harness.report import Rows, Table, spread
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,7 @@ JUDGED = 2_000
 
 
 def main() -> None:
-    options = _options()
-    if options.from_file:
-        results.show(options.from_file, _table, options.markdown)
-        return
-    run = Run(options, ("torch", "bnnify"))
-    names = ("seeds", "images", "epochs", "validate", "networks")
-    settings = {name: getattr(options, name) for name in names}
-    run.show(_table(results.collect(compare(options), options.output, settings, run.libraries)))
+    report.run(_options(), ("torch", "bnnify"), compare, _tables)
 
 
 def compare(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -116,7 +109,7 @@ def _probabilities(model: nn.Module, inputs: Tensor, networks: int) -> Tensor:
     return logits(model, inputs).softmax(1)
 
 
-def _table(rows: list[dict[str, Any]]) -> Table:
+def _tables(rows: Rows) -> list[Table]:
     cells: list[list[str]] = []
     for name in dict.fromkeys(row["network"] for row in rows):
         cells.append([name])
@@ -125,14 +118,14 @@ def _table(rows: list[dict[str, Any]]) -> Table:
             if found:
                 figures = [spread([row[key] for row in found], places) for key, places in _SCORES.items()]
                 cells.append([method, *figures, f"{fmean(row['minutes'] for row in found):.1f}"])
-    return Table("From random weights", ["training", "accuracy, %", "NLL", "ECE", "minutes"], cells)
+    return [Table("From random weights", ["training", "accuracy, %", "NLL", "ECE", "minutes"], cells)]
 
 
 _SCORES = {"accuracy": 1, "NLL": 3, "ECE": 3}
 
 
 def _options() -> argparse.Namespace:
-    parser = report.parser(__doc__)
+    parser = report.parser(__doc__, kept=True)
     parser.add_argument("--data", type=Path, help="folder of the archives; default: what torchvision downloads")
     parser.add_argument(
         "--only", nargs="+", choices=EPOCHS, default=list(EPOCHS), metavar="NETWORK", help="which networks"
@@ -145,7 +138,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, help="default: 10, 8, 1 and 6")
     parser.add_argument("--validate", action="store_true", help="judge by training data that are not trained on")
     parser.add_argument("--networks", type=int, default=20, help="networks that a prediction averages over")
-    parser.add_argument("--from", dest="from_file", type=Path, help="print the table of kept figures instead")
     return parser.parse_args()
 
 

@@ -21,12 +21,12 @@ from torchmetrics.functional.classification import binary_auroc
 
 import bnnify
 
-from ..harness import methods, peers, report, results, scores
+from ..harness import methods, peers, report, scores
 from ..harness.data import Images, fashion_mnist, mnist
 from ..harness.evaluation import Metrics, Result, cross_fitted_temperature, evaluate, grouped, logits, score_cells
 from ..harness.fit import Loss, cross_entropy, fit, shuffled
 from ..harness.networks.small_networks import cached, lenet5
-from ..harness.report import Run, Table, spread
+from ..harness.report import Rows, Table, spread
 
 DATA = {"MNIST": mnist, "Fashion-MNIST": fashion_mnist}
 EPOCHS = {"MNIST": 8, "Fashion-MNIST": 15}
@@ -37,10 +37,6 @@ STRANGE = 2_000
 ROWS = ("deterministic", "fine-tuned", "converted", "elbo", "ivon", "averaged")
 BATCH_SIZE = 256
 LEARNING_RATE = 1e-3
-SETTINGS = (
-    *("seeds", "tuning_epochs", "rho_lr", "fraction", "samples", "predict_samples"),
-    *("ivon_lr", "ivon_hess_init", "validate"),
-)
 PUBLISHED = {
     "MNIST": {"deterministic": ("99.1", "0.037", ""), "variational": ("98.5", "0.048", "0.010")},
     "Fashion-MNIST": {"deterministic": ("91.0", "0.321", ""), "variational": ("89.5", "0.292", "0.011")},
@@ -49,22 +45,16 @@ PUBLISHED = {
 
 
 def main() -> None:
-    options = _options()
-    if options.from_file:
-        results.show(options.from_file, table, options.markdown)
-        return
-    run = Run(options, ("torch", "torchvision", "torchmetrics", "ivon-opt", "bnnify"))
-    settings = {name: getattr(options, name) for name in SETTINGS} | {"epochs": EPOCHS}
-    rows = (
-        asdict(result)
-        for seed in range(options.seeds)
-        for name in options.data_sets
-        for result in compare(name, seed, options)
-    )
-    run.show(table(results.collect(rows, options.output, settings, run.libraries)))
+    report.run(_options(), ("torch", "torchvision", "torchmetrics", "ivon-opt", "bnnify"), compare, tables)
 
 
-def compare(name: str, seed: int, options: argparse.Namespace) -> Iterator[Result]:
+def compare(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    for seed in range(options.seeds):
+        for name in options.data_sets:
+            yield from map(asdict, measured(name, seed, options))
+
+
+def measured(name: str, seed: int, options: argparse.Namespace) -> Iterator[Result]:
     """Trains one deterministic network, and measures it and all that is made from it."""
     images = DATA[name](True, options.data)
     train = images.take(slice(NUM_TRAIN))
@@ -170,7 +160,7 @@ def elbo(samples: int, average_first: bool = False) -> Loss:
     return loss
 
 
-def table(kept: list[dict[str, Any]]) -> Table:
+def tables(kept: Rows) -> list[Table]:
     rows: list[list[str]] = []
     groups = grouped([Result(**row | {"metrics": Metrics(**row["metrics"])}) for row in kept])
     for name in dict.fromkeys(data for data, _ in groups):
@@ -181,7 +171,7 @@ def table(kept: list[dict[str, Any]]) -> Table:
                 auroc = [_areas(runs, uncertainty) for uncertainty in ("entropy", "mutual_information")]
                 rows.append([network, *score_cells(runs, interval=False), *auroc])
     title = f"LeNet-5 on 10,000 images. AUROC: {STRANGE:,} test images of the other data set told from them"
-    return Table(title, ["network", "accuracy %", "NLL", "ECE", "AUROC\nentropy", "AUROC\nmutual inf."], rows)
+    return [Table(title, ["network", "accuracy %", "NLL", "ECE", "AUROC\nentropy", "AUROC\nmutual inf."], rows)]
 
 
 def _areas(runs: list[Result], uncertainty: str) -> str:
@@ -241,7 +231,7 @@ def _auroc(**uncertainties: tuple[Tensor, Tensor]) -> dict[str, float]:
 
 
 def _options() -> argparse.Namespace:
-    parser = report.parser(__doc__)
+    parser = report.parser(__doc__, kept=True)
     add = parser.add_argument
     add("--data", type=Path, help="folder of archives with MNIST and FashionMNIST; else torchvision downloads them")
     add("--data-sets", nargs="+", choices=DATA, default=list(DATA), help="on which to train")
@@ -256,7 +246,6 @@ def _options() -> argparse.Namespace:
     add("--ivon-lr", type=float, default=0.03, help="learning rate of IVON")
     add("--ivon-hess-init", type=float, default=0.1, help="curvature at which IVON starts: the larger, the smaller σ")
     add("--validate", action="store_true", help="judge by the last 10,000 training images instead of the test images")
-    add("--from", dest="from_file", type=Path, help="print the table of these results, and run nothing")
     return parser.parse_args()
 
 

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..harness import report, results
-from ..harness.report import Run, Table
+from ..harness import report
+from ..harness.report import Rows, Table
 from .uci_choice import LARGE, SMALL
 from .uci_data import NAMES, Parts, read
 from .uci_networks import Networks, fitted_noise, train
@@ -34,17 +34,15 @@ NOISE_FACTORS = (0.5, 0.7, 0.85, 1.0)
 
 
 def main() -> None:
-    options = _options()
-    if options.from_file:
-        results.show(options.from_file, _table, options.markdown)
-        return
-    run = Run(options, ("torch", "bnnify"))
-    settings = {"steps": options.steps, "splits": options.splits}
-    rows = (row for name in options.data_sets for row in compare(name, options))
-    run.show(_table(results.collect(rows, options.output, settings, run.libraries)))
+    report.run(_options(), ("torch", "bnnify"), compare, _tables)
 
 
-def compare(name: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def compare(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    for name in options.data_sets:
+        yield from _compare(name, options)
+
+
+def _compare(name: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The log-likelihood of each split of a data set under each of the posteriors."""
     data = read(options.data, name)
     splits = range(len(data.tests))[: options.splits]
@@ -118,7 +116,7 @@ def _jacobian(network: Networks, inputs: Tensor, names: tuple[str, ...]) -> Tens
     return torch.cat([found[name].flatten(1) for name in names], 1).double()
 
 
-def _table(rows: list[dict[str, Any]]) -> Table:
+def _tables(rows: Rows) -> list[Table]:
     cells = []
     for name in dict.fromkeys(row["data"] for row in rows):
         found = {row["posterior"]: row["LL"] for row in rows if row["data"] == name}
@@ -127,11 +125,12 @@ def _table(rows: list[dict[str, Any]]) -> Table:
             [f"{name}, {len(found['none'])} splits", mean_and_error(found["none"]), *map(mean_and_error, gains)]
         )
     headings = ["data", "deterministic", *(f"{posterior}, gain" for posterior in POSTERIORS[1:])]
-    return Table("Log-likelihood, and what a posterior adds to it, mean ± standard error over splits", headings, cells)
+    title = "Log-likelihood, and what a posterior adds to it, mean ± standard error over splits"
+    return [Table(title, headings, cells)]
 
 
 def _options() -> argparse.Namespace:
-    parser = report.parser(__doc__)
+    parser = report.parser(__doc__, kept=True)
     add = parser.add_argument
     add("--data", type=Path, help="folder with uci_regression.zip")
     add(
@@ -139,9 +138,8 @@ def _options() -> argparse.Namespace:
     )
     add("--splits", type=int, default=10, help="the first so many splits")
     add("--steps", type=int, default=4_000, help="of each training")
-    add("--from", dest="from_file", type=Path, help="print the table of this file of results, and run nothing")
     options = parser.parse_args()
-    if not (options.data or options.from_file):
+    if not (options.data or options.kept):
         parser.error("--data is missing: benchmarks/README.md tells where uci_regression.zip comes from")
     return options
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from ..harness import report, results
-from ..harness.report import Run, Table
+from ..harness import report
+from ..harness.report import Rows, Table
 from .uci_choice import Choice, Refit, Setting, Trainer
 from .uci_data import NAMES, read
 
@@ -51,7 +51,12 @@ KINDS = {
 """Rows with one std for the noise, and what they are when they have one for each input."""
 
 
-def compare(name: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def compare(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    for name in options.data_sets or (NAMES if options.full else QUICK):
+        yield from measured(name, options)
+
+
+def measured(name: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The networks that are asked for on one data set, as rows of the results."""
     data = read(options.data, name)
     splits = range(len(data.tests))[: options.splits]
@@ -89,10 +94,10 @@ def compare(name: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         yield from makers[rows]()
 
 
-def table(rows: list[dict[str, Any]], names: list[str]) -> Table:
+def tables(rows: Rows) -> list[Table]:
     """A section for each data set; what a network gains on the deterministic one is the mean over the same splits."""
     cells: list[list[str]] = []
-    for name in names:
+    for name in NAMES:
         found = {row["network"]: row for row in rows if row["data"] == name}
         if not found:
             continue
@@ -110,7 +115,7 @@ def table(rows: list[dict[str, Any]], names: list[str]) -> Table:
             rmse = mean_and_error(row["RMSE"], 4 if fmean(row["RMSE"]) < 0.2 else 2)
             cells.append([network, rmse, mean_and_error(row["LL"]), gained, coverage])
     headings = ["network", "RMSE", "log-likelihood", "LL gained on\ndeterministic", "coverage of\n90 % intervals"]
-    return Table("UCI regression, mean ± standard error over splits", headings, cells)
+    return [Table("UCI regression, mean ± standard error over splits", headings, cells)]
 
 
 def chosen(one: dict[str, Any], other: dict[str, Any]) -> dict[str, list[float]]:
@@ -123,17 +128,7 @@ def chosen(one: dict[str, Any], other: dict[str, Any]) -> dict[str, list[float]]
 
 
 def main() -> None:
-    options = _options()
-    names = options.data_sets or list(NAMES if options.full else QUICK)
-    if options.from_files:
-        kept = [results.load(path) for path in options.from_files]
-        report.show(table([row for each in kept for row in each.rows], list(NAMES)), options.markdown)
-        print("\n".join(line for each in kept for line in each.notes()))
-        return
-    run = Run(options, LIBRARIES)
-    settings = {name: getattr(options, name) for name in ("epochs", "steps", "members", "samples", "initial_std")}
-    found = (row for name in names for row in compare(name, options))
-    run.show(table(results.collect(found, options.output, settings, LIBRARIES), names))
+    report.run(_options(), LIBRARIES, compare, tables)
 
 
 def mean_and_error(values: list[float], places: int = 2) -> str:
@@ -142,7 +137,7 @@ def mean_and_error(values: list[float], places: int = 2) -> str:
 
 
 def _options() -> argparse.Namespace:
-    parser = report.parser(__doc__)
+    parser = report.parser(__doc__, kept=True)
     add = parser.add_argument
     add("--data", type=Path, help="folder with uci_regression.zip")
     add("--data-sets", nargs="+", choices=NAMES, help=f"Default: {', '.join(QUICK)}; with --full all nine")
@@ -154,9 +149,8 @@ def _options() -> argparse.Namespace:
     add("--initial-std", type=float, default=0.002, help="σ as the ELBO begins")
     add("--members", type=int, default=3, help="networks in an ensemble")
     add("--samples", type=int, default=100, help="draws of the weights per prediction")
-    add("--from", dest="from_files", nargs="+", type=Path, help="print the table of these results, and run nothing")
     options = parser.parse_args()
-    if not (options.data or options.from_files):
+    if not (options.data or options.kept):
         parser.error("--data is missing: benchmarks/README.md tells where uci_regression.zip comes from")
     if not (options.full or options.splits):
         options.splits = 5
