@@ -3,7 +3,6 @@
 import argparse
 import sys
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ pytest.importorskip("rich")
 pytest.importorskip("torchmetrics")
 pytest.importorskip("torchvision")
 
-import benchmarks
 import bnnify
 from benchmarks.harness.data import Images
 from benchmarks.quality import active_learning, lenet_fashion, uci_regression
@@ -139,16 +137,6 @@ def test_of_two_kinds_of_noise_the_validation_part_of_each_split_chooses():
     one = {"LL": [1.0, 2.0], "RMSE": [0.1, 0.2], "coverage": [0.8, 0.9], "validation LL": [0.5, 0.5]}
     other = {"LL": [3.0, 4.0], "RMSE": [0.3, 0.4], "coverage": [0.6, 0.7], "validation LL": [0.4, 0.6]}
     assert uci_regression.chosen(one, other) == {"LL": [1.0, 4.0], "RMSE": [0.1, 0.4], "coverage": [0.8, 0.7]}
-
-
-@pytest.mark.parametrize(
-    ("script", "files"), [(uci_regression, "uci_regression.json"), (active_learning, "active_learning.json")]
-)
-def test_the_figures_that_are_kept_are_printed_without_a_run(script, files, monkeypatch, capsys):
-    kept = [str(path) for path in (Path(benchmarks.__file__).parent / "results").glob(files)]
-    monkeypatch.setattr(sys, "argv", ["script", "--from", *kept, "--markdown"])
-    script.main()
-    assert "bnnify" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("rule", active_learning.RULES)
