@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import bnnify
 
 from .uci_data import Parts, Regression
-from .uci_networks import NLL, Networks, NoisyNetworks, densities, fitted_factor, fitted_noise, scores, train
+from .uci_networks import NLL, Networks, densities, scores, train
 
 SMALL, LARGE = 32, 128
 """Batch sizes, for up to and above 2,000 data."""
@@ -33,16 +33,17 @@ class Setting:
 
 
 class Trainer:
-    """Trains networks on the same parts of a data set; what is trained alike is trained once.
-
-    Those that are ``noisy`` predict the noise of each target; the others have one std for all.
-    """
+    """Trains networks of one kind on the same parts of a data set; what is trained alike is trained once."""
 
     def __init__(
-        self, data: Regression, pairs: Sequence[tuple[Tensor, Tensor]], options: argparse.Namespace, noisy: bool
+        self,
+        data: Regression,
+        pairs: Sequence[tuple[Tensor, Tensor]],
+        options: argparse.Namespace,
+        kind: type[Networks] = Networks,
     ) -> None:
         self.parts, self.hidden, self.options, self.what = Parts.of(data, pairs), data.hidden, options, data.name
-        self.noisy = noisy
+        self.kind = kind
         size = len(data.train(0))
         self.batch_size = SMALL if size <= 2000 else LARGE
         fewest, most = options.steps
@@ -53,7 +54,7 @@ class Trainer:
         if setting not in self._trained:
             torch.manual_seed(0)
             count, _, features = self.parts.inputs.shape
-            networks = (NoisyNetworks if self.noisy else Networks)(count, features, self.hidden)
+            networks = self.kind(count, features, self.hidden)
             nll = networks.nll()
             self._train(networks, nll, setting, setting.share)
             self._trained[setting] = networks, nll
@@ -69,15 +70,6 @@ class Trainer:
             self._train(model, nll, dataclasses.replace(setting, weight_decay=0.0), 1 - setting.share)
         torch.manual_seed(1)
         return densities(model, nll, self.parts.held_inputs, self.options.samples)
-
-    def fit(self, found: Tensor, learned: Tensor) -> Tensor:
-        """What the held-out part asks for, (S, 1, 1): a std or, where networks predict the noise, a factor on it."""
-        targets = self.parts.held_targets
-        return fitted_factor(found, learned, targets) if self.noisy else fitted_noise(found, targets)
-
-    def noise(self, fit: Tensor, learned: Tensor) -> Tensor:
-        """The noise with what was fitted to the held-out part."""
-        return fit * learned if self.noisy else fit.expand_as(learned)
 
     def _train(self, model: nn.Module, nll: NLL, setting: Setting, share: float) -> None:
         steps = round(share * self.steps)
@@ -101,8 +93,8 @@ class Choice:
         found, fits = [], []
         for setting in grid:
             drawn, learned = validate(setting)
-            fits.append(validate.fit(drawn, learned))
-            noise = learned if learned_noise else validate.noise(fits[-1], learned)
+            fits.append(validate.kind.fit(drawn, learned, validate.parts.held_targets))
+            noise = learned if learned_noise else validate.kind.noise(fits[-1], learned)
             found.append(scores(drawn, noise, validate.parts)["LL"])
         largest, best = torch.stack(found).nan_to_num(nan=-torch.inf).max(0)  # max would take NaN
         fit = torch.stack(fits)[best, torch.arange(len(best))]
@@ -113,15 +105,20 @@ class Refit:
     """Networks with the chosen settings, trained on the whole training part of each split, with several seeds."""
 
     def __init__(
-        self, data: Regression, choice: Choice, members: int, options: argparse.Namespace, noisy: bool
+        self,
+        data: Regression,
+        choice: Choice,
+        members: int,
+        options: argparse.Namespace,
+        kind: type[Networks] = Networks,
     ) -> None:
-        self.choice = choice
+        self.choice, self.kind = choice, kind
         self.trainers: dict[int, tuple[Trainer, int]] = {}
         self.found: dict[int, tuple[Tensor, Tensor]] = {}
         for setting in dict.fromkeys(choice.settings):
             splits = [split for split, chosen in enumerate(choice.settings) if chosen == setting]
             pairs = [(data.train(split), data.tests[split]) for split in splits for _ in range(members)]
-            trainer = Trainer(data, pairs, options, noisy)
+            trainer = Trainer(data, pairs, options, kind)
             drawn, noise = trainer(setting)
             for number, split in enumerate(splits):
                 own = slice(number * members, (number + 1) * members)
@@ -141,7 +138,7 @@ class Refit:
 
     def _scores(self, split: int, members: int, learned_noise: bool) -> dict[str, float]:
         drawn, learned = (tensor[:, :members].flatten(0, 1).unsqueeze(1) for tensor in self.found[split])
-        noise = learned if learned_noise else self.trainers[split][0].noise(self.choice.fit[split], learned)
+        noise = learned if learned_noise else self.kind.noise(self.choice.fit[split], learned)
         return self._judged(split, drawn, noise)
 
     def _tuned(self, split: int, validate: Trainer) -> dict[str, float]:

@@ -46,6 +46,16 @@ class Networks(nn.Module):
         """What they are trained by: each has one std for the noise of its data, which it learns."""
         return bnnify.GaussianNLL(std=torch.full((len(self.w1), 1, 1), FIRST_NOISE), learned=True)
 
+    @staticmethod
+    def fit(found: Tensor, learned: Tensor, targets: Tensor) -> Tensor:
+        """What held-out targets ask for, (S, 1, 1): here a std for the noise, whatever was learned."""
+        return fitted_noise(found, targets)
+
+    @staticmethod
+    def noise(fit: Tensor, learned: Tensor) -> Tensor:
+        """The noise with what was fitted to held-out targets, of the shape of what was learned."""
+        return fit.expand_as(learned)
+
     def alone(self, number: int) -> Networks:
         """One of them."""
         features, hidden = self.w1.shape[1:]
@@ -71,6 +81,15 @@ class NoisyNetworks(Networks):
 
     def nll(self) -> NLL:
         return bnnify.HeteroscedasticGaussianNLL()
+
+    @staticmethod
+    def fit(found: Tensor, learned: Tensor, targets: Tensor) -> Tensor:
+        """A factor on the noise that was learned."""
+        return fitted_factor(found, learned, targets)
+
+    @staticmethod
+    def noise(fit: Tensor, learned: Tensor) -> Tensor:
+        return fit * learned
 
 
 def train(

@@ -20,6 +20,7 @@ from ..harness import report
 from ..harness.report import Rows, Table
 from .uci_choice import Choice, Refit, Setting, Trainer
 from .uci_data import NAMES, read
+from .uci_networks import NoisyNetworks
 
 PUBLISHED = {
     "boston": ("2.90 ± 0.18", "-2.40 ± 0.04"),
@@ -61,7 +62,7 @@ def measured(name: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]
     data = read(options.data, name)
     splits = range(len(data.tests))[: options.splits]
     pairs = [data.validation(split) for split in splits]
-    validate = Trainer(data, pairs, options, noisy=False)
+    validate = Trainer(data, pairs, options)
 
     def row(network: str, of: Refit, found: list[dict[str, float]]) -> dict[str, Any]:
         settings = Counter(map(str, of.choice.settings))
@@ -70,23 +71,23 @@ def measured(name: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]
         return {"data": name, "network": network} | figures | {"validation LL": held_out, "settings": dict(settings)}
 
     def deterministic() -> Iterator[dict[str, Any]]:
-        plain = Refit(data, Choice.among(PLAIN, validate, False), options.members, options, noisy=False)
+        plain = Refit(data, Choice.among(PLAIN, validate, False), options.members, options)
         yield row("deterministic", plain, plain.scores(1))
         yield row("deterministic, ensemble", plain, plain.scores(options.members))
         yield row("bnnify, converted, tune_std", plain, plain.tuned(validate))
 
     def elbo() -> Iterator[dict[str, Any]]:
-        tuned = Refit(data, Choice.among(BAYESIAN, validate, True), options.members, options, noisy=False)
+        tuned = Refit(data, Choice.among(BAYESIAN, validate, True), options.members, options)
         yield row("bnnify, ELBO", tuned, tuned.scores(1, learned_noise=True))
         yield row("bnnify, ELBO, noise of validation", tuned, tuned.scores(1))
         yield row("bnnify, ELBO, ensemble", tuned, tuned.scores(options.members, learned_noise=True))
 
     def noisy() -> Iterator[dict[str, Any]]:
         """Networks that predict the noise of each target, one for each split."""
-        validate = Trainer(data, pairs, options, noisy=True)
-        plain = Refit(data, Choice.among(PLAIN, validate, False), 1, options, noisy=True)
+        validate = Trainer(data, pairs, options, NoisyNetworks)
+        plain = Refit(data, Choice.among(PLAIN, validate, False), 1, options, NoisyNetworks)
         yield row("deterministic, noise of each input", plain, plain.scores(1))
-        tuned = Refit(data, Choice.among(BAYESIAN, validate, True), 1, options, noisy=True)
+        tuned = Refit(data, Choice.among(BAYESIAN, validate, True), 1, options, NoisyNetworks)
         yield row("bnnify, ELBO, noise of each input", tuned, tuned.scores(1, learned_noise=True))
 
     makers = {"deterministic": deterministic, "elbo": elbo, "noisy": noisy}
