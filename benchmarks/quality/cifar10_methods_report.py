@@ -16,7 +16,10 @@ HEADINGS = {
 
 
 def tables(rows: Rows) -> list[Table]:
-    """One table for each set of images, one of foreign images, one of costs; means and deviations over seeds."""
+    """The NLL on all sets of images, then a table for each, one of foreign images, and one of costs.
+
+    Means and standard deviations over seeds.
+    """
     groups: dict[str, Rows] = {}
     for row in rows:
         groups.setdefault(row["row"], []).append(row)
@@ -26,6 +29,10 @@ def tables(rows: Rows) -> list[Table]:
         Table(f"{name}: {seeds}", ["", *(HEADINGS.get(each, each) for each in scores)], _scored(groups, name))
         for name, scores in rows[0]["known"].items()
     ]
+    nll = [
+        [row, *(spread([run["known"][name]["NLL"] for run in runs]) for name in rows[0]["known"])]
+        for row, runs in groups.items()
+    ]
     odd = list(rows[0]["odd"])
     told = [
         [name, *(_told(runs, foreign, score) for foreign in odd for score in ("entropy", "mutual information"))]
@@ -33,6 +40,7 @@ def tables(rows: Rows) -> list[Table]:
     ]
     headings = ["", *(f"{foreign}\n{score}" for foreign in odd for score in ("entropy", "mutual inf."))]
     return [
+        Table(f"NLL: {seeds}", ["", *rows[0]["known"]], nll),
         *known,
         Table("AUROC / FPR95, %: foreign images told from the test images", headings, told),
         Table(
