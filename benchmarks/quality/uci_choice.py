@@ -85,20 +85,17 @@ class Choice:
 
     settings: list[Setting]
     fit: Tensor
-    log_likelihood: list[float]
-    """Of the validation parts, with the chosen settings: by it kinds of networks are chosen among, too."""
 
     @classmethod
-    def among(cls, grid: list[Setting], validate: Trainer, learned_noise: bool) -> Choice:
+    def among(cls, grid: Sequence[Setting], validate: Trainer, learned_noise: bool) -> Choice:
         found, fits = [], []
         for setting in grid:
             drawn, learned = validate(setting)
             fits.append(validate.kind.fit(drawn, learned, validate.parts.held_targets))
             noise = learned if learned_noise else validate.kind.noise(fits[-1], learned)
             found.append(scores(drawn, noise, validate.parts)["LL"])
-        largest, best = torch.stack(found).nan_to_num(nan=-torch.inf).max(0)  # max would take NaN
-        fit = torch.stack(fits)[best, torch.arange(len(best))]
-        return cls([grid[number] for number in best], fit, largest.tolist())
+        best = torch.stack(found).nan_to_num(nan=-torch.inf).argmax(0)  # argmax would take NaN
+        return cls([grid[number] for number in best], torch.stack(fits)[best, torch.arange(len(best))])
 
 
 class Refit:
@@ -127,7 +124,15 @@ class Refit:
 
     def scores(self, members: int, learned_noise: bool = False) -> list[dict[str, float]]:
         """Of the first members of each split together, as one mixture."""
-        return [self._scores(split, members, learned_noise) for split in sorted(self.found)]
+        return [self._judged(split, *self._predicted(split, members, learned_noise)) for split in sorted(self.found)]
+
+    def averaged(self, other: Refit, learned_noise: bool = False) -> list[dict[str, float]]:
+        """Of the first network of each split and another kind's, half each."""
+        figures = []
+        for split in sorted(self.found):
+            predicted = [each._predicted(split, 1, learned_noise) for each in (self, other)]
+            figures.append(self._judged(split, *map(torch.cat, zip(*predicted, strict=True))))
+        return figures
 
     def tuned(self, validate: Trainer) -> list[dict[str, float]]:
         """Of the networks as they are, converted, with the factor on σ that the validation part asks for.
@@ -136,10 +141,9 @@ class Refit:
         """
         return [self._tuned(split, validate) for split in sorted(self.found)]
 
-    def _scores(self, split: int, members: int, learned_noise: bool) -> dict[str, float]:
+    def _predicted(self, split: int, members: int, learned_noise: bool) -> tuple[Tensor, Tensor]:
         drawn, learned = (tensor[:, :members].flatten(0, 1).unsqueeze(1) for tensor in self.found[split])
-        noise = learned if learned_noise else self.kind.noise(self.choice.fit[split], learned)
-        return self._judged(split, drawn, noise)
+        return drawn, learned if learned_noise else self.kind.noise(self.choice.fit[split], learned)
 
     def _tuned(self, split: int, validate: Trainer) -> dict[str, float]:
         networks, nll = validate.plain(self.choice.settings[split])

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
@@ -20,7 +21,7 @@ from ..harness import report
 from ..harness.report import Rows, Table
 from .uci_choice import Choice, Refit, Setting, Trainer
 from .uci_data import NAMES, read
-from .uci_networks import NoisyNetworks
+from .uci_networks import Networks, NoisyNetworks
 
 PUBLISHED = {
     "boston": ("2.90 ± 0.18", "-2.40 ± 0.04"),
@@ -38,18 +39,13 @@ METRICS = ("RMSE", "LL", "coverage")
 LIBRARIES = ("torch", "bnnify")
 QUICK = ("boston", "yacht")
 
-PLAIN = [Setting(share, decay) for share, decay in product((0.5, 1.0), (0.0, 0.1, 0.5))]
+PLAIN = tuple(Setting(share, decay) for share, decay in product((0.5, 1.0), (0.0, 0.1, 0.5)))
 SHARES = (0.5, 0.8)
 """Of the steps, before those of the ELBO."""
 POSTERIORS = ((0.0, 0.03), (0.0, 0.1), (0.1, 0.1))
 """The weight decay before the ELBO, and the std of its prior around the trained weights."""
-BAYESIAN = [Setting(share, *rest) for share, rest in product(SHARES, POSTERIORS)]
-ROWS = ("deterministic", "elbo", "noisy")
-KINDS = {
-    "deterministic": "deterministic, noise of each input",
-    "bnnify, ELBO": "bnnify, ELBO, noise of each input",
-}
-"""Rows with one std for the noise, and what they are when they have one for each input."""
+BAYESIAN = tuple(Setting(share, *rest) for share, rest in product(SHARES, POSTERIORS))
+ROWS = ("deterministic", "elbo", "noisy", "averaged", "deterministic-averaged")
 
 
 def compare(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -62,37 +58,47 @@ def measured(name: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]
     data = read(options.data, name)
     splits = range(len(data.tests))[: options.splits]
     pairs = [data.validation(split) for split in splits]
-    validate = Trainer(data, pairs, options)
+    trainer = cache(partial(Trainer, data, pairs, options))
 
-    def row(network: str, of: Refit, found: list[dict[str, float]]) -> dict[str, Any]:
-        settings = Counter(map(str, of.choice.settings))
+    @cache
+    def refit(grid: tuple[Setting, ...], kind: type[Networks], members: int = 1) -> Refit:
+        choice = Choice.among(grid, trainer(kind), learned_noise=grid is BAYESIAN)
+        return Refit(data, choice, members, options, kind)
+
+    def row(network: str, found: list[dict[str, float]], *of: Refit) -> dict[str, Any]:
+        settings = Counter(str(setting) for each in of for setting in each.choice.settings)
         figures = {metric: [round(each[metric], 5) for each in found] for metric in METRICS}
-        held_out = [round(each, 5) for each in of.choice.log_likelihood]
-        return {"data": name, "network": network} | figures | {"validation LL": held_out, "settings": dict(settings)}
+        return {"data": name, "network": network} | figures | {"settings": dict(settings)}
 
     def deterministic() -> Iterator[dict[str, Any]]:
-        plain = Refit(data, Choice.among(PLAIN, validate, False), options.members, options)
-        yield row("deterministic", plain, plain.scores(1))
-        yield row("deterministic, ensemble", plain, plain.scores(options.members))
-        yield row("bnnify, converted, tune_std", plain, plain.tuned(validate))
+        plain = refit(PLAIN, Networks, options.members)
+        yield row("deterministic", plain.scores(1), plain)
+        yield row("deterministic, ensemble", plain.scores(options.members), plain)
+        yield row("bnnify, converted, tune_std", plain.tuned(trainer(Networks)), plain)
 
     def elbo() -> Iterator[dict[str, Any]]:
-        tuned = Refit(data, Choice.among(BAYESIAN, validate, True), options.members, options)
-        yield row("bnnify, ELBO", tuned, tuned.scores(1, learned_noise=True))
-        yield row("bnnify, ELBO, noise of validation", tuned, tuned.scores(1))
-        yield row("bnnify, ELBO, ensemble", tuned, tuned.scores(options.members, learned_noise=True))
+        tuned = refit(BAYESIAN, Networks, options.members)
+        yield row("bnnify, ELBO", tuned.scores(1, learned_noise=True), tuned)
+        yield row("bnnify, ELBO, noise of validation", tuned.scores(1), tuned)
+        yield row("bnnify, ELBO, ensemble", tuned.scores(options.members, learned_noise=True), tuned)
 
     def noisy() -> Iterator[dict[str, Any]]:
         """Networks that predict the noise of each target, one for each split."""
-        validate = Trainer(data, pairs, options, NoisyNetworks)
-        plain = Refit(data, Choice.among(PLAIN, validate, False), 1, options, NoisyNetworks)
-        yield row("deterministic, noise of each input", plain, plain.scores(1))
-        tuned = Refit(data, Choice.among(BAYESIAN, validate, True), 1, options, NoisyNetworks)
-        yield row("bnnify, ELBO, noise of each input", tuned, tuned.scores(1, learned_noise=True))
+        plain, tuned = refit(PLAIN, NoisyNetworks), refit(BAYESIAN, NoisyNetworks)
+        yield row("deterministic, noise of each input", plain.scores(1), plain)
+        yield row("bnnify, ELBO, noise of each input", tuned.scores(1, learned_noise=True), tuned)
 
-    makers = {"deterministic": deterministic, "elbo": elbo, "noisy": noisy}
+    def averaged() -> Iterator[dict[str, Any]]:
+        one, each = refit(BAYESIAN, Networks, options.members), refit(BAYESIAN, NoisyNetworks)
+        yield row("bnnify, ELBO, both kinds of noise", one.averaged(each, learned_noise=True), one, each)
+
+    def plain_averaged() -> Iterator[dict[str, Any]]:
+        one, each = refit(PLAIN, Networks, options.members), refit(PLAIN, NoisyNetworks)
+        yield row("deterministic, both kinds of noise", one.averaged(each), one, each)
+
+    makers = (deterministic, elbo, noisy, averaged, plain_averaged)
     for rows in options.rows:
-        yield from makers[rows]()
+        yield from dict(zip(ROWS, makers, strict=True))[rows]()
 
 
 def tables(rows: Rows) -> list[Table]:
@@ -102,9 +108,6 @@ def tables(rows: Rows) -> list[Table]:
         found = {row["network"]: row for row in rows if row["data"] == name}
         if not found:
             continue
-        for one, other in KINDS.items():
-            if "validation LL" in found.get(one, {}) and other in found:
-                found[f"{one}, noise chosen"] = chosen(found[one], found[other])
         count = len(next(iter(found.values()))["LL"])
         cells += [[f"{name}, {count} splits"], ["MC dropout, published", *PUBLISHED[name], "", ""]]
         for network, row in found.items():
@@ -117,15 +120,6 @@ def tables(rows: Rows) -> list[Table]:
             cells.append([network, rmse, mean_and_error(row["LL"]), gained, coverage])
     headings = ["network", "RMSE", "log-likelihood", "LL gained on\ndeterministic", "coverage of\n90 % intervals"]
     return [Table("UCI regression, mean ± standard error over splits", headings, cells)]
-
-
-def chosen(one: dict[str, Any], other: dict[str, Any]) -> dict[str, list[float]]:
-    """The figures of the row that has, split by split, the larger log-likelihood of the validation part."""
-    better = [b > a for a, b in zip(one["validation LL"], other["validation LL"], strict=True)]
-    return {
-        metric: [b if take else a for take, a, b in zip(better, one[metric], other[metric], strict=True)]
-        for metric in METRICS
-    }
 
 
 def main() -> None:
