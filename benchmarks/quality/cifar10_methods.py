@@ -144,7 +144,7 @@ def _options() -> argparse.Namespace:
     add("--jpegs", type=int, default=500, help="JPEGs")
     add("--odd", type=int, default=200, help="images of each foreign set")
     add("--laplace-images", type=int, default=300, help="training images for Laplace; ten times as many for one layer")
-    add("--linearised", action="store_true", help="add the linearised diagonal Laplace: 75 ms of one core an image")
+    add("--linearised", action="store_true", help="add the linearised diagonal Laplace: 140 ms of one core an image")
     options = parser.parse_args()
     if not options.data and not options.kept:
         parser.error("--data is needed, unless tables are printed --from a file")
