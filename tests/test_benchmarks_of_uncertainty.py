@@ -96,7 +96,7 @@ def test_noise_that_is_too_small_everywhere_gets_the_factor_that_it_lacks():
 
 
 def test_a_training_that_went_astray_is_not_chosen(yacht):
-    options = argparse.Namespace(epochs=1, steps=[2, 5], samples=3, initial_std=0.01)
+    options = argparse.Namespace(epochs=1, steps=[2, 5], samples=3, initial_std=0.01, first_split=0)
     data = read(yacht, "yacht")
     validate = Trainer(data, [data.validation(split) for split in range(2)], options, NoisyNetworks)
     astray, good = Setting(0.5), Setting(1.0)

@@ -56,7 +56,7 @@ def compare(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def measured(name: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The networks that are asked for on one data set, as rows of the results."""
     data = read(options.data, name)
-    splits = range(len(data.tests))[: options.splits]
+    splits = range(len(data.tests))[options.first_split :][: options.splits]
     pairs = [data.validation(split) for split in splits]
     trainer = cache(partial(Trainer, data, pairs, options))
 
@@ -137,7 +137,8 @@ def _options() -> argparse.Namespace:
     add("--data", type=Path, help="folder with uci_regression.zip")
     add("--data-sets", nargs="+", choices=NAMES, help=f"Default: {', '.join(QUICK)}; with --full all nine")
     add("--full", action="store_true", help="all data sets and all splits")
-    add("--splits", type=int, help="the first so many splits. Default: 5; with --full all")
+    add("--splits", type=int, help="how many splits. Default: 5; with --full all")
+    add("--first-split", type=int, default=0, help="leave out the splits before it, and seed the training by it")
     add("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="which networks, all others being left out")
     add("--epochs", type=int, default=400, help="of each training")
     add("--steps", type=int, nargs=2, default=[6_000, 24_000], help="the fewest and the most, whatever the epochs")
