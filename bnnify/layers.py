@@ -35,7 +35,7 @@ class _Layer(nn.Module):
         """Build the torch layer that stands next in the method resolution order, and its posterior."""
         check_positive("prior_variance", prior_variance)
         prior = Gaussian(mean=prior_mean, std=math.sqrt(prior_variance))
-        start = std(torch.tensor(rho, dtype=torch.float64)).item()
+        start = std(torch.tensor(rho, dtype=torch.float64, device="cpu")).item()
         # Before the torch layer's own __init__, which already reads its weight.
         self._bayesian = {name: Slot(Settings(prior, Constant(start))) for name in _BAYESIAN}
         super().__init__(**layer)

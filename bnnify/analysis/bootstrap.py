@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .metrics import Columns, Metric, separation
 
-_ENDS = torch.tensor([0.025, 0.975], dtype=torch.float64)
+_ENDS = torch.tensor([0.025, 0.975], dtype=torch.float64, device="cpu")
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def separated(
     for name, both in scores.items():
         ranks = torch.cat(both).unique(return_inverse=True)[1].split([len(each) for each in both])
         draws = zip(*(_draws(size, times, seed + n) for n, size in enumerate(sizes)), strict=True)
-        once = [torch.ones(size) for size in sizes]
+        once = [torch.ones(size, device="cpu") for size in sizes]
         values, *resampled = [_separated(ranks, examples, counts) for counts in [once, *draws]]
         found[name] = _figures(values, resampled)
     return found
@@ -93,12 +93,12 @@ def _draws(number: int, times: int, seed: int) -> Iterator[Tensor]:
     """Yield how often each of a ``number`` of examples is drawn; the pixels of one image go together."""
     generator = torch.Generator().manual_seed(seed)
     for _ in range(times):
-        yield torch.randint(number, (number,), generator=generator).bincount(minlength=number)
+        yield torch.randint(number, (number,), generator=generator, device="cpu").bincount(minlength=number)
 
 
 def _drawn(examples: Tensor, counts: Tensor) -> Tensor:
     """The places of the data that were drawn, in their order."""
-    return torch.arange(len(examples)).repeat_interleave(counts[examples])
+    return torch.arange(len(examples), device="cpu").repeat_interleave(counts[examples])
 
 
 def _minus(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
@@ -108,7 +108,7 @@ def _minus(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, fl
 def _figures(values: Mapping[str, float], resampled: Sequence[Mapping[str, float]]) -> dict[str, Figure]:
     found = {}
     for name, value in values.items():
-        column = torch.tensor([each[name] for each in resampled], dtype=torch.float64)
+        column = torch.tensor([each[name] for each in resampled], dtype=torch.float64, device="cpu")
         low, high = column.quantile(_ENDS).tolist() if resampled else (None, None)
         found[name] = Figure(value, low, high)
     return found

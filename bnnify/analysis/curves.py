@@ -35,7 +35,7 @@ def curves_of(
             bins = [[None if each.isnan() else each.item() for each in part] for part in reliability(columns)]
             curves.setdefault("reliability", {})[row] = bins
             risk = risks(columns)
-            places = torch.linspace(0, len(risk) - 1, min(len(risk), _POINTS)).long()
+            places = torch.linspace(0, len(risk) - 1, min(len(risk), _POINTS), device=risk.device).long()
             curves.setdefault("risk_coverage", {})[row] = [((places + 1) / len(risk)).tolist(), risk[places].tolist()]
         else:
             curves.setdefault("coverage", {})[row] = [_LEVELS, [coverage(columns, level) for level in _LEVELS]]
@@ -48,7 +48,8 @@ def curves_of(
 
 def _histograms(inside: Tensor, outside: Tensor) -> dict[str, Any]:
     both = torch.cat([inside, outside]).double()
-    edges = torch.linspace(both.min().item(), both.max().item() + 1e-12, _BINS + 1, dtype=torch.float64)
+    low, high = both.min().item(), both.max().item() + 1e-12
+    edges = torch.linspace(low, high, _BINS + 1, dtype=both.dtype, device=both.device)
     sides = {"in distribution": inside, "out of distribution": outside}
     return {
         side: [edges.tolist(), torch.histogram(values.double(), edges, density=True).hist.tolist()]

@@ -81,7 +81,7 @@ def _adaptive_ece(columns: Columns) -> float:
 def risks(columns: Columns) -> Tensor:
     """The share of errors among the surest datum, the two surest, and so on."""
     errors = 1 - columns["correct"]
-    return errors.cumsum(0) / torch.arange(1, len(errors) + 1)
+    return errors.cumsum(0) / torch.arange(1, len(errors) + 1, device=errors.device)
 
 
 def reliability(columns: Columns) -> tuple[Tensor, Tensor, Tensor]:
@@ -93,7 +93,7 @@ def reliability(columns: Columns) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _half_width(level: float) -> float:
-    return torch.special.ndtri(torch.tensor((1 + level) / 2, dtype=torch.float64)).item()
+    return torch.special.ndtri(torch.tensor((1 + level) / 2, dtype=torch.float64, device="cpu")).item()
 
 
 def coverage(columns: Columns, level: float) -> float:

@@ -120,13 +120,13 @@ class _Batch:
         """The outcomes on the CPU; their examples are counted from 0."""
         prediction = self._averages.prediction()
         entropy = prediction.predictive_entropy
-        target = torch.zeros((prediction.mean if entropy is None else entropy).shape)
+        target = torch.zeros((prediction.mean if entropy is None else entropy).shape, device="cpu")
         counts = torch.ones_like(target, dtype=torch.bool)
         if self._target is not None:
             target = self._target
             counts = counts if entropy is None else target != self._likelihood.ignore_index
         each = target[:1].numel()
-        examples = torch.arange(len(target)).repeat_interleave(each)[counts.flatten().cpu()]
+        examples = torch.arange(len(target), device="cpu").repeat_interleave(each)[counts.flatten().cpu()]
 
         def flat(values: Any) -> Any:
             return None if values is None else values[counts.to(values.device)].cpu()
@@ -134,7 +134,7 @@ class _Batch:
         def of_mean(values: Tensor) -> Any:
             return flat(values if prediction.class_dim is None else values.movedim(prediction.class_dim, -1))
 
-        log_prob = torch.zeros(len(examples)) if self._log_prob is None else self._log_prob.cpu()
+        log_prob = torch.zeros(len(examples), device="cpu") if self._log_prob is None else self._log_prob.cpu()
         return Outcomes(
             replace(
                 prediction,
@@ -146,7 +146,7 @@ class _Batch:
                 class_dim=None if prediction.class_dim is None else -1,
             ),
             flat(target),
-            log_prob - torch.tensor(float(self._count), dtype=log_prob.dtype).log(),
+            log_prob - torch.tensor(float(self._count), dtype=log_prob.dtype, device="cpu").log(),
             examples,
             flat(self._energy),
         )

@@ -74,8 +74,8 @@ def plot_signal_to_noise(bnn: BayesianModel, path: str | os.PathLike[str]) -> No
     ranges.grid(axis="x", alpha=0.3)
     if rows:
         ranges.legend(fontsize="small", ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
-    ordered = torch.cat(list(ratios.values())).sort().values if ratios else torch.zeros(0)
-    fractions = torch.linspace(0, 1, 1001)[1:-1]
+    ordered = torch.cat(list(ratios.values())).sort().values if ratios else torch.zeros(0, device="cpu")
+    fractions = torch.linspace(0, 1, 1001, device=ordered.device)[1:-1]
     if len(ordered):
         curve.plot(fractions, ordered[(fractions * (len(ordered) - 1)).round().long()])
     curve.set(xlabel="fraction of the weights pruned", ylabel="least |μ|/σ that is left", yscale="log", xlim=(0, 1))

@@ -124,7 +124,7 @@ class PosteriorFile:
             found = {ending: parameter(name + ending) for ending in settings.posterior.companions}
             companions = {ending: value for ending, value in found.items() if value is not None}
             of_prior = {ending: parameter(name + ending) for ending in OF_PRIOR}
-            initial_std = self.state_dict.get(name + INITIAL_STD, torch.tensor([math.nan]))
+            initial_std = self.state_dict.get(name + INITIAL_STD, torch.tensor([math.nan], device="cpu"))
             posteriors.setdefault(module, {})[attribute] = NewPosterior(
                 settings,
                 companions,

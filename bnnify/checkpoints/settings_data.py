@@ -58,4 +58,4 @@ def _from_data(data: Mapping[str, Any]) -> Any:
 def initial_std_from_data(data: Mapping[str, Any]) -> Tensor | None:
     """Return the rms of the σ that a posterior started with, where files up to format 2 have it; None in newer ones."""
     known = float(data.get("initial_std", math.nan))
-    return torch.tensor([known]) if math.isfinite(known) else None
+    return torch.tensor([known], device="cpu") if math.isfinite(known) else None

@@ -59,7 +59,7 @@ class Temperature:
         probabilities, labels = labelled_probabilities(caller, class_probabilities(caller, prediction), targets)
         log = _log(probabilities)
         of_label = log.gather(-1, labels[:, None]).mean()
-        low, high = torch.tensor([1 / _LARGEST, _LARGEST], dtype=log.dtype).log()
+        low, high = torch.tensor([1 / _LARGEST, _LARGEST], dtype=log.dtype, device=log.device).log()
         for _ in range(24):
             middle = (low + high) / 2
             # The derivative of the NLL by 1/T, which grows with 1/T.

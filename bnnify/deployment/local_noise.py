@@ -75,7 +75,7 @@ class LocallyNoisyNetwork(Networks):
                     f"`{name.removesuffix('.output')}` ({type(layer).__name__}) is called more than once in a forward, "
                     "and only a sample of its weights is the same in all calls: export with noise='input'."
                 )
-            drawn[name] = torch.randn(output.shape, generator=generator).to(output)
+            drawn[name] = torch.randn(output.shape, generator=generator, device="cpu").to(output)
             self._given[name] = drawn[name]
 
         hooks = [layer.register_forward_hook(partial(give, name), prepend=True) for name, layer in self._layers.items()]

@@ -66,8 +66,8 @@ class NoisyNetwork(Networks):
         return [choose(plain(*args, **kwargs), self._output)]
 
     def draw(self, seed: int, arguments: Arguments) -> dict[str, Any]:
-        generator = torch.Generator().manual_seed(seed)
-        return {NOISE: {p.name: torch.randn(p.mean.shape, generator=generator).to(p.mean) for p in self._noisy}}
+        on_cpu: dict[str, Any] = {"generator": torch.Generator().manual_seed(seed), "device": "cpu"}
+        return {NOISE: {p.name: torch.randn(p.mean.shape, **on_cpu).to(p.mean) for p in self._noisy}}
 
 
 def signature_with_noise(root: nn.Module) -> inspect.Signature:

@@ -110,11 +110,11 @@ def fresh(arguments: Arguments, seed: int, growing: Mapping[int, int]) -> Argume
         leaf = torch.cat([leaf] * growing.get(id(leaf), 1))
         low, high = leaf.min().item(), leaf.max().item()
         if leaf.is_floating_point():
-            made = low + (high - low) * torch.rand(leaf.shape, generator=generator, dtype=torch.float64)
+            made = low + (high - low) * torch.rand(leaf.shape, generator=generator, dtype=torch.float64, device="cpu")
         elif low >= 0 and high <= 1:
             made = leaf.flip(0)
         else:
-            made = torch.randint(int(low), int(high) + 1, leaf.shape, generator=generator)
+            made = torch.randint(int(low), int(high) + 1, leaf.shape, generator=generator, device="cpu")
         return made.to(leaf)
 
     return tree_map(other, arguments)

@@ -156,7 +156,7 @@ class Prior(ABC):
         """Return :meth:`terms`, or None if a subclass overrides :meth:`kl` alone, which they need not agree with."""
         for cls in type(self).__mro__:
             if "kl" in vars(cls) or "terms" in vars(cls):
-                return self.terms(posterior) if {"kl", "terms"} <= vars(cls).keys() else None
+                return self.terms(posterior) if "kl" in vars(cls) and "terms" in vars(cls) else None
         return None
 
     def log_prob(self, weights: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ def compiled_noise(tensor: Tensor) -> Tensor:
     """
     if torch.compiler.is_exporting() or num_ranks() == 1:
         return torch.randn(tensor.shape, dtype=tensor.dtype, device=tensor.device)
-    return _noise(tensor.detach(), torch.randint(2**62, ()))
+    return _noise(tensor.detach(), torch.randint(2**62, (), device="cpu"))
 
 
 @torch.library.custom_op("bnnify::noise", mutates_args=())

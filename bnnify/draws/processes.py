@@ -92,7 +92,7 @@ def seed_of_process(seed: int) -> int:
 
 def next_seed(generator: torch.Generator | None = None) -> int:
     """A seed drawn from ``generator``. Default: ``None``, the program's own; other processes get different ones."""
-    seed = int(torch.randint(2**62, (), generator=generator))
+    seed = int(torch.randint(2**62, (), generator=generator, device="cpu" if generator is None else generator.device))
     if generator is not None:
         return seed
     return seed if place_of_process() is None else seed_of_process(_agreed(seed))

@@ -57,9 +57,9 @@ def sharded_noise(tensor: Tensor, generator: torch.Generator | None = None) -> T
     mesh, local = tensor.device_mesh, tensor.to_local()
     # Neither may hang on how the ranks were seeded. On a CPU mesh DTensor's own generators give shards equal noise when
     # the seeds are equal; on any mesh they give replicas unequal noise when the seeds differ, and ρ would drift apart.
-    seed, shard = torch.randint(2**62, (), generator=generator, device=generator.device if generator else None), 0
+    seed, shard = torch.randint(2**62, (), generator=generator, device=generator.device if generator else "cpu"), 0
     if generator is None:
-        seed = torch.tensor(seed_of_process(int(seed)))
+        seed = torch.tensor(seed_of_process(int(seed)), device="cpu")
     for dim, placement in enumerate(tensor.placements):
         if not placement.is_replicate():
             shard = shard * mesh.size(dim) + mesh.get_local_rank(dim)

@@ -19,7 +19,7 @@ class Point(PosteriorFamily):
     has_noise = False
 
     def check_prior(self, prior: Prior) -> None:
-        one = torch.ones(1)
+        one = torch.ones(1, device="cpu")
         # Which may have no density, or one without a maximum.
         prior.penalty(Posterior(one, None, one, 1.0, prior_std=one))
 

@@ -148,10 +148,10 @@ def _places(share: Share, lengths: Mapping[int, Sequence[int]]) -> tuple[Tensor 
     if share.sampler is not None:
         total = len(share.sampler.dataset)  # type: ignore[arg-type]
         own = len(range(share.part, total, share.parts))  # what comes after is there to make the parts equal
-        return torch.tensor(list(share.sampler)[:own], dtype=torch.long), total
+        return torch.tensor(list(share.sampler)[:own], dtype=torch.long, device="cpu"), total
     if not share.splits_data:
         return ..., None
     number = sum(map(len, lengths.values()))
     batches = [lengths[batch % share.parts][batch // share.parts] for batch in range(number)]
-    own = torch.arange(sum(batches)).split(batches)[share.part :: share.parts]
-    return torch.cat([torch.arange(0), *own]), sum(batches)
+    own = torch.arange(sum(batches), device="cpu").split(batches)[share.part :: share.parts]
+    return torch.cat([torch.arange(0, device="cpu"), *own]), sum(batches)

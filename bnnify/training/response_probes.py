@@ -43,8 +43,8 @@ class _Signal:
 
     def __init__(self) -> None:
         self.count = 0
-        self.total: Tensor | float = 0.0
-        self.squares: Tensor | float = 0.0
+        self.total: Any = 0.0
+        self.squares: Any = 0.0
 
     def add(self, rows: Tensor) -> None:
         """Add outputs, shape (places, units)."""
@@ -54,7 +54,7 @@ class _Signal:
         self.squares = self.squares + rows.square().sum(0)
 
     def variance(self) -> Tensor:
-        square = torch.as_tensor(self.squares / self.count)
+        square = self.squares / self.count
         variance = square - (self.total / self.count) ** 2
         return torch.where(variance < _ROUNDING * square, 0.0, variance)
 
@@ -92,7 +92,7 @@ class LinearProbe:
     def result(self) -> dict[str, Tensor]:
         if not self.signal.count:
             return {}
-        norm = torch.as_tensor(self.norms.total) / self.norms.count
+        norm = self.norms.total / self.norms.count
         norm = norm + 1 if getattr(self.layer, "bias", None) is not None else norm
         # Inputs that are all zero tell nothing: their 0/0 becomes 0, for which the default stands in.
         response = (self.signal.variance() / norm).sqrt().nan_to_num(nan=0.0 if not norm.isnan().any() else torch.nan)
@@ -163,7 +163,9 @@ class TrialProbe:
         signal = self.signal.variance().sum() * self.signal.count
         found = {name: (signal / moved).sqrt() for name, moved in self.moved.items() if moved > 0}
         # A bias moves every example alike, which its layer's matrices cannot.
-        least = min((found[name] for name in found.keys() - self.vectors), default=torch.tensor(torch.inf))
+        least = min(
+            (found[name] for name in found.keys() - self.vectors), default=torch.tensor(torch.inf, device="cpu")
+        )
         return {
             self.parameters[name]: response.minimum(least) if name in self.vectors else response
             for name, response in found.items()

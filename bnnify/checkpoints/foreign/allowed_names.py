@@ -121,7 +121,7 @@ class Vocabulary:
             self._bytes_left -= numel * dtype.itemsize
             if self._bytes_left < 0:
                 raise Refusal("its tensors are expanded to many times its size. Save contiguous tensors instead.")
-        return torch.empty(0, dtype=dtype).set_(memory.untyped, offset, size, stride)
+        return torch.empty(0, dtype=dtype, device=memory.untyped.device).set_(memory.untyped, offset, size, stride)
 
     def _parameter(self, data: Any, requires_grad: Any = True, *_: Any) -> nn.Parameter:
         data = of_type(data, Tensor, nn.Parameter)

@@ -130,7 +130,7 @@ def _fill(source: OpenFile, keys: list[Any], loaded: dict[str, torch.UntypedStor
             if length:
                 # Through a tensor over the mapped file, so that the data is there once.
                 tensor = torch.frombuffer(mapped, dtype=torch.uint8, count=length, offset=position)
-                torch.empty(0, dtype=torch.uint8).set_(loaded[key]).copy_(tensor)
+                torch.empty(0, dtype=torch.uint8, device="cpu").set_(loaded[key]).copy_(tensor)
                 del tensor
             position += length
 
