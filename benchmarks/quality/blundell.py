@@ -6,9 +6,10 @@ import argparse
 import copy
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,9 @@ import bnnify
 
 from ..harness import report
 from ..harness.data import Images, mnist
-from ..harness.fit import fit, shuffled
+from ..harness.fit import shuffled
+from ..harness.progress import track
+from ..harness.recorded import Recorded
 from ..harness.report import Run
 from .blundell_report import FRACTIONS, MIXTURE, Pruned, Result, plot, pruning_table, table
 
@@ -85,42 +88,47 @@ class Training:
     ) -> None:
         self.method, self.epochs, self.train, self.beta = method, epochs, train, beta
         self.steps = len(train.labels) // BATCH_SIZE
-        self.model = build(method, width).to(train.pixels.device)
+        device = train.pixels.device
+        self.model = build(method, width).to(device)
         self.forward = torch.compile(self.model) if compiled else self.model
         parameters = self.model.parameters()
+        on_gpu = device.type == "cuda"
+        lr: Any = torch.tensor(method.lr, device=device) if on_gpu else method.lr
         if method.prior is None:
-            self.optimizer: torch.optim.Optimizer = torch.optim.SGD(parameters, method.lr, momentum=0.9)
+            self.optimizer: torch.optim.Optimizer = torch.optim.SGD(parameters, lr, momentum=0.9, fused=True)
         else:
-            self.optimizer = torch.optim.Adam(parameters, method.lr, fused=True)
+            self.optimizer = torch.optim.Adam(parameters, lr, fused=True, capturable=on_gpu)
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, epochs * self.steps)
+        self.now = torch.zeros((), device=device)
+        """The weight of the KL in this step."""
+        self.total = torch.zeros(2, device=device)
+        self.step: Callable[..., None] = Recorded(self._step) if on_gpu else self._step
         self.log: list[dict[str, float]] = []
 
     def run_epoch(self, validation: Images, name: str) -> None:
         size = len(self.train.labels)
         warmup_steps = round(self.method.warmup * self.epochs * self.steps)
-        total = torch.zeros(2, device=self.train.pixels.device)
-
-        def loss(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
-            output, kl = self.forward(inputs), total.new_zeros(())
-            if self.method.prior is not None:
-                output, kl = output
-            nll = F.cross_entropy(output, labels)
-            total.add_(torch.stack([nll.detach(), kl.detach() / size]))
-            beta = bnnify.linear_warmup(self.schedule.last_epoch, warmup_steps, self.beta)
-            return bnnify.elbo(nll, kl, num_data=size, beta=beta)
-
-        fit(
-            self.model,
-            self.optimizer,
-            self.train,
-            shuffled(size, BATCH_SIZE, self.steps),
-            loss,
-            schedule=self.schedule,
-            steps=self.steps,
-            description=f"{name}, epoch {len(self.log) + 1} of {self.epochs}",
-        )
-        nll, kl = (total / self.steps).tolist()
+        self.model.train()
+        self.total.zero_()
+        description = f"{name}, epoch {len(self.log) + 1} of {self.epochs}"
+        for index in track(shuffled(size, BATCH_SIZE, self.steps), description, total=self.steps):
+            self.now.fill_(bnnify.linear_warmup(self.schedule.last_epoch, warmup_steps, self.beta))
+            self.step(self.train.pixels[index], self.train.labels[index])
+            self.schedule.step()
+        nll, kl = (self.total / self.steps).tolist()
         self.log.append({"nll": nll, "kl": kl, "validation_error": error(self.model, validation)})
+
+    def _step(self, inputs: Tensor, labels: Tensor) -> None:
+        """With nothing that changes from step to step but tensors: a GPU records it once."""
+        size = len(self.train.labels)
+        self.optimizer.zero_grad()
+        output, kl = self.forward(inputs), self.total.new_zeros(())
+        if self.method.prior is not None:
+            output, kl = output
+        nll = F.cross_entropy(output, labels)
+        self.total.add_(torch.stack([nll.detach(), kl.detach() / size]))
+        bnnify.elbo(nll, self.now * kl, num_data=size).backward()
+        self.optimizer.step()
 
     def save(self, path: Path) -> None:
         """Writes beside the file and then renames, so that an interruption leaves the last epoch's file whole."""

@@ -58,7 +58,7 @@ def loss(output: Any) -> Tensor:
             if not flat.numel():
                 continue
             flat = flat / _largest(flat.detach())
-            weights = torch.linspace(0.5, 1.5, flat.numel())
+            weights = torch.linspace(0.5, 1.5, flat.numel(), device=flat.device)
             terms.append((weights * flat).mean() + flat.square().mean())
     if not terms:
         raise ValueError("no tensor of the output has a gradient")
