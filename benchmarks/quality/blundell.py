@@ -60,6 +60,9 @@ METHODS = {
 
 def main() -> None:
     options = _options()
+    if options.kept:
+        report.show_kept(options, lambda rows: [table([Result(**row) for row in rows])])
+        return
     run = Run(options, ("torch", "bnnify"))
     # The compiler's own random numbers are slow on a CPU, and no checkpoint could restore them.
     torch._inductor.config.fallback_random = True
@@ -216,7 +219,7 @@ def load(data: Path | None, device: str) -> dict[str, Images]:
 
 
 def _options() -> argparse.Namespace:
-    parser = report.parser(__doc__)
+    parser = report.parser(__doc__, kept=True)
     add = parser.add_argument
     add("--data", type=Path, help="folder with MNIST in it; else torchvision downloads it")
     add("--epochs", type=int, default=5, help="length of each training; the paper's is 600")
