@@ -117,7 +117,7 @@ def test_settings_are_chosen_without_the_test_part(yacht):
 
 def test_all_networks_of_a_data_set_have_a_row_of_the_table(yacht):
     options = argparse.Namespace(
-        data=yacht, splits=None, epochs=1, steps=[2, 5], members=2, samples=3, initial_std=0.01
+        data=yacht, splits=None, first_split=0, epochs=1, steps=[2, 5], members=2, samples=3, initial_std=0.01
     )
     options.rows = uci_regression.ROWS
     rows = list(uci_regression.measured("yacht", options))
@@ -132,6 +132,18 @@ def test_all_networks_of_a_data_set_have_a_row_of_the_table(yacht):
         assert (likely[f"{kind}, both kinds of noise"] > apart).all()
     [alone] = uci_regression.tables(rows[-1:])  # of a run that left out what the others are measured against
     assert alone.rows[-1][3] == ""
+
+
+def test_the_splits_of_a_data_set_may_be_run_in_parts(yacht):
+    options = argparse.Namespace(
+        data=yacht, splits=1, epochs=1, steps=[2, 5], members=1, samples=3, initial_std=0.01, rows=["deterministic"]
+    )
+    found = []
+    for options.first_split in (0, 1):
+        [row, *_] = uci_regression.measured("yacht", options)
+        assert len(row["LL"]) == 1
+        found.append(row["LL"])
+    assert found[0] != found[1]
 
 
 @pytest.mark.parametrize("rule", active_learning.RULES)
