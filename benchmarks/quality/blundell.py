@@ -146,6 +146,9 @@ class Training:
         parts = torch.load(path, map_location="cpu", weights_only=True)
         for name in ("model", "optimizer", "schedule"):
             getattr(self, name).load_state_dict(parts[name])
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):  # a recorded step reads it on the device; the file has it on the CPU
+                group["lr"] = group["lr"].to(self.total.device)
         self.log = parts["log"]
         torch.set_rng_state(parts["rng"])
         if "cuda_rng" in parts and torch.cuda.is_available():
