@@ -111,6 +111,13 @@ def test_what_is_done_with_a_converted_model(network):
 
 
 @pytest.mark.usefixtures("elsewhere")
+def test_an_exported_file(network, tmp_path):
+    """It is loaded and compared with the networks where it is written."""
+    bnn = bnnify.convert(network, posterior_std=0.1)
+    assert bnnify.export(bnn, tmp_path / "model.pt2", X, num_samples=2).max_difference < 1e-5
+
+
+@pytest.mark.usefixtures("elsewhere")
 def test_rules_for_std(network):
     fisher = bnnify.FisherStd.estimate(network, LOADER, likelihood="logits", num_data=64)
     for rule in (bnnify.ResponseStd(LOADER), fisher, bnnify.Moped(0.1), bnnify.Relative(0.1)):

@@ -27,5 +27,6 @@ class TorchExport(Format):
         torch.export.save(program, path)
 
     def load(self, path: Path, outputs: Sequence[str]) -> Runner:
-        module = torch.export.load(path).module()
+        with torch.device("cpu"):  # torch sets storages that it reads there in tensors on the default device
+            module = torch.export.load(path).module()
         return lambda arguments: module(*arguments[0], **arguments[1])
