@@ -134,6 +134,8 @@ def test_corruptions_go_round_the_images():
     assert found["gaussian_noise"].labels.tolist() == [0, 1, 2, 3]
     assert found["impulse_noise"].labels.tolist() == [8, 9, 0, 1]
     assert not torch.equal(found["gaussian_noise"].pixels, pixels[:4])
+    again = dict(shifted_images.corrupted(Images(pixels, labels), severity=1, count=4))
+    assert all(torch.equal(again[name].pixels, images.pixels) for name, images in found.items())
 
 
 def test_the_jpegs_of_the_first_images_are_found_by_their_labels():
