@@ -41,7 +41,7 @@ class ScaledStd:
         self._places.append(place)
 
     def multiply(self, log_factor: float) -> None:
-        """Set σ to e^``log_factor`` times its first value, and the prior's scale by it; pruned weights stay pruned."""
+        """Set σ to e^``log_factor`` times its first value, and make the prior as wide; pruned weights stay pruned."""
         sigma = std(self._rho) * math.exp(log_factor)
         rho = rho_from_std(sigma)
         self.parameter.rho.copy_(torch.where(is_pruned(self._rho), self._rho, rho))
