@@ -79,8 +79,8 @@ def convert(
             place of the KL, so that training finds the maximum a posteriori. Default: ``MeanField()``.
         estimator: Where the noise is put: ``"reparameterization"``, one weight sample per forward; ``"local"``, on each
             element of the output; ``"flipout"``, a weight sample with random signs for each example. These two are
-            for Linear and (transposed) convolutions; other layers use the weight sample, and the report says so.
-            Default: ``"reparameterization"``.
+            for Linear and (transposed) convolutions. Other layers use the weight sample, of which the report tells, and
+            so do all under a prior whose KL is a Monte Carlo estimate. Default: ``"reparameterization"``.
         inplace: Convert ``model`` itself. A conversion that fails leaves it as it was. Default: ``False``.
         strict: Raise when a parameter is left alone for want of support: in a layer of a type that nobody has
             registered (see :func:`bnnify.register_layer`), or that cannot be converted. Default: ``False``.

@@ -46,8 +46,9 @@ class BayesianModel(nn.Module):
         report: The report of the conversion. Default: an empty one.
 
     Attributes:
-        module: The model itself. Calling it outside a draw gives the posterior mean, which is the original network. Its
-            ``state_dict`` has the original keys plus ``*_rho``, ``*_prior_mean`` and ``*_initial_std``.
+        module: The model itself. Calling it outside a draw gives the posterior mean, which is the original network.
+            Its ``state_dict`` has the original keys plus ``*_rho``, ``*_prior_mean``, ``*_prior_std`` and
+            ``*_initial_std``.
         report: The report of the conversion.
         origin: The file that the weights came from, which :func:`bnnify.save` records; None if from none.
         history: What the command did with the model, the oldest first: plain data, which :func:`bnnify.save` records.

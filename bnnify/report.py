@@ -67,8 +67,9 @@ class ConversionReport:
 
     Attributes:
         entries: One entry for each parameter; a tied one appears once.
-        untrained: The name of the last converted layer if its weights look as an initialisation left them, else empty.
-            A ``Pretrained`` prior then leaves the weights of the whole model room to move.
+        untrained: The name of the last converted layer if its weights look as an initialisation left them and nobody
+            gave its prior, else empty, as after loading. A ``Pretrained`` prior then leaves the weights of the whole
+            model room to move.
         tuning: What :func:`bnnify.tune_std` did to σ last, as a sentence; empty if it was not called.
     """
 

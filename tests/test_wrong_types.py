@@ -117,6 +117,8 @@ def test_an_argument_of_a_wrong_type_is_refused_by_name(call):
     [
         (lambda: estimated(chunk_size=0), "chunk_size"),
         (lambda: estimated(chunk_size="4"), "chunk_size"),
+        (lambda: estimated(chunk_size=1.5), "chunk_size"),
+        (lambda: tuned(seed=2**70), r"tune_std\(seed\) must be an integer from 0"),
         (lambda: estimated(num_data=True), "num_data"),
         (lambda: bnnify.prune(converted(), "0.5"), "fraction.* must lie between 0 and 1, not '0.5'"),
         (lambda: bnnify.prune(nn.Linear(4, 3), 0.5), "Linear has no Bayesian parameters: bnnify.convert"),

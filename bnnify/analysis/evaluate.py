@@ -44,7 +44,7 @@ def evaluate(
     classes, yes or no   accuracy, NLL, Brier score, ECE, adaptive ECE, AURC (see the page on evaluation)
     numbers              RMSE, NLL, CRPS, and coverage and width of 90 % intervals
     with foreign data    AUROC and FPR95 of what may tell them apart: entropy, mutual information, largest probability
-                         and energy; of a regression the standard deviation over networks
+                         and energy; of a regression ``total_std`` and the standard deviation over networks
     ===================  ==========================================================================================
 
     A segmentation or a sequence is judged pixel by pixel or token by token, without targets that are ignored; the

@@ -29,19 +29,21 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Any] | str | os.Path
     """Load pretrained weights, or a converted model's own ``state_dict``, into a converted model.
 
     The weights become the posterior means. Where the file has no ρ for a parameter, σ starts anew from the loaded
-    weights by the rule that it was converted with; where it has no prior mean, the loaded weights are it, and where it
-    has no scale of the prior, that goes by σ, even if the weights look untrained. So a model may be converted before it
-    has its weights, also on the meta device, where the tensors of the state_dict become its own. Parameters that were
-    tied stay tied. A sharded model (FSDP2, tensor parallelism) is loaded by all ranks together, each of which is given
-    the whole state_dict, such as a file that torch has mapped into memory (``mmap=True``), and copies its shards.
+    weights by the rule that it was converted with, or, of a rule that knows names (``LoraStd``, ``ResponseStd``,
+    ``FisherStd``), with the rms that it gave; where it has no prior mean, the loaded weights are it, but of an
+    ``Elementwise`` prior, which stays as it is; and where it has no scale of the prior, that goes by σ, even if the
+    weights look untrained. So a model may be converted before it has its weights, also on the meta device, where the
+    tensors of the state_dict become its own. Parameters that were tied stay tied. A sharded model (FSDP2, tensor
+    parallelism) is loaded by all ranks together, each of which is given the whole state_dict, such as a file that
+    torch has mapped into memory (``mmap=True``), and copies its shards.
 
     Args:
         model: A converted model (a :class:`BayesianModel` or its ``module``).
         state_dict: Tensors under the original names, or names that the modules' own hooks and loaders bring into them;
-            ``*_rho``, ``*_prior_mean`` and ``*_initial_std`` may be missing. The prefixes of wrappers, such as
-            ``module.``, are removed. Or the path of a file of weights, also in shards, that bnnify or anybody else
-            wrote: it is mapped into memory, so that of a model on the meta device whose parameters FSDP2 has sharded
-            each rank reads its own part.
+            ``*_rho``, ``*_prior_mean``, ``*_prior_std`` and ``*_initial_std`` may be missing. The prefixes of
+            wrappers, such as ``module.``, are removed. Or the path of a file of weights, also in shards, that bnnify
+            or anybody else wrote: it is mapped into memory, so that of a model on the meta device whose parameters
+            FSDP2 has sharded each rank reads its own part.
 
     Raises:
         ArgumentTypeError: ``model`` is no module.

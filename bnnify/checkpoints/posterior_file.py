@@ -55,7 +55,7 @@ class PosteriorFile:
     """The content of a file of bnnify's.
 
     Attributes:
-        state_dict: The original names plus ``*_rho``, ``*_prior_mean`` and ``*_initial_std``.
+        state_dict: The original names plus ``*_rho``, ``*_prior_mean``, ``*_prior_std`` and ``*_initial_std``.
         settings: How each Bayesian parameter is Bayesian, by name.
         origin: Where the weights came from.
         int8: The dtypes of the weights that stand there in int8, and the errors that it makes, by name; see

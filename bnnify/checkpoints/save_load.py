@@ -53,8 +53,9 @@ def save(
     What was decided on top, ``bnn.decisions``, and what was done with it, ``bnn.history``, are written too.
 
     The file is complete or not there: it is written beside ``path`` and renamed. It loads under ``weights_only=True``,
-    and its ``"state_dict"`` has the original keys plus ``*_rho``, ``*_prior_mean`` and ``*_initial_std``. A path that
-    ends in ``.safetensors`` gets a file of that format, in which a tied parameter stands once.
+    and its ``"state_dict"`` has the original keys plus ``*_rho``, ``*_prior_mean``, ``*_prior_std`` and
+    ``*_initial_std``. A path that ends in ``.safetensors`` gets a file of that format, in which a tied parameter
+    stands once.
 
     A model that is sharded (FSDP2, tensor parallelism) has to be saved by all ranks together. The first one gathers it
     in the memory of its CPU, one tensor after another, and writes one whole file; the others wait for it.
@@ -114,7 +115,7 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> Bayesi
     """Read a file that :func:`save` or ``bnnify-cli convert`` wrote, and make the converted model of it.
 
     Nothing in the file can run code: it is read under ``weights_only=True``, and of the models that it may name only
-    those of torchvision, timm and transformers are made, by these libraries.
+    those of torchvision, timm and transformers, with adapters of peft, are made, by these libraries.
 
     Args:
         path: The file, or the folder or index of one in shards.

@@ -32,7 +32,7 @@ class Elementwise(Prior):
     """p(w) = N(m, s²) with m and s of each weight. :func:`bnnify.posterior_of` makes one for each parameter.
 
     A converted parameter keeps m and s beside it, as ``*_prior_mean`` and ``*_prior_std``, and files have them there.
-    Where no ``posterior_std`` is given, the posterior starts with σ = s.
+    Where ``std`` is given and no ``posterior_std``, the posterior starts with σ = s.
 
     Args:
         mean: m, of the weight's shape. Default: the pretrained weights.

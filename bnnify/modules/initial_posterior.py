@@ -1,6 +1,6 @@
 """The posterior with which a parameter starts."""
 
-__all__ = ["initial_posterior", "measure_rules", "untrained_layer"]
+__all__ = ["initial_posterior", "leaves_room", "measure_rules", "untrained_layer"]
 
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from ..distributions.gaussian import rms_std
 from ..distributions.initial_std import Constant, MeasuredStd, Relative, as_posterior_std, fan_in_scale
-from ..distributions.prior import as_prior
+from ..distributions.prior import Prior, as_prior
 from ..distributions.untrained import looks_untrained
 from ..draws.companions import PriorMean, as_buffer
+from ..errors import ConversionError
 from .class_change import NewPosterior
 from .computed_weights import layer_weight
 from .holders import Holder
+from .parameters import BayesianParameter
 from .posterior import as_posterior
 from .refusals import refuse_parameter
 from .registry import units_dim
@@ -57,6 +59,11 @@ def initial_posterior(
     if hasattr(rule, "of"):  # a NamedPosteriorStd, of which asking `isinstance` takes long
         names = [name for place in places for name in place.names]
         std = rule.of(names, parameter.detach(), scale, dim)
+        if std.is_meta:
+            raise ConversionError(
+                f"Cannot convert `{names[0]}` on the meta device: {type(rule).__name__} needs the values of the "
+                "weights. Convert after they are loaded, or give another posterior_std, such as a number."
+            )
         # Of σ, all that settings and files keep is its size.
         settings = replace(settings, posterior_std=Constant(rms_std(std, parameter.dtype).item()))
     first = settings.initial_std(places[0].names[0], parameter)
@@ -64,7 +71,7 @@ def initial_posterior(
     if prior.needs_initial_std:
         known = rms_std(first, parameter.dtype)
         if untrained:
-            known = Relative(_UNTRAINED / prior.relative_std)(parameter.detach(), scale).maximum(known).to(known.dtype)
+            known = _with_room(prior, parameter.detach(), scale).maximum(known).to(known.dtype)
         initial_std = as_buffer(known)
     companions = posterior.start(parameter.detach(), first if std is None else std)
     mean = parameter.detach()
@@ -74,6 +81,22 @@ def initial_posterior(
     }
     beside = {ending: nn.Parameter(value if share else value.contiguous()) for ending, value in companions.items()}
     return NewPosterior(settings, beside, of_prior, initial_std), asked
+
+
+def leaves_room(parameter: BayesianParameter) -> bool:
+    """Tell whether the prior is wide because the model looked untrained, as its scale and its mean still say."""
+    known = parameter.initial_std
+    if known is None:
+        return False
+    weights = parameter.mean if parameter.prior_mean is None else parameter.prior_mean
+    settings = parameter.settings
+    by_std = as_buffer(rms_std(settings.initial_std(parameter.name, weights), weights.dtype))
+    wide = as_buffer(rms_std(_with_room(settings.prior, weights, settings.scale), weights.dtype))
+    return bool(known > 1.5 * by_std) and bool(known > 0.5 * wide)
+
+
+def _with_room(prior: Prior, weights: Tensor, scale: float) -> Tensor:
+    return Relative(_UNTRAINED / prior.relative_std)(weights, scale)
 
 
 def measure_rules(

@@ -37,15 +37,16 @@ def predict(
 ) -> Prediction:
     """p(y|x) = E_q[p(y|x, w)], averaged over ``num_samples`` networks, in eval mode and without gradient.
 
-    These are the networks of ``num_samples`` rounds of ``with bnn.draw(): bnn.module(x)``, after one ``manual_seed`` if
-    the batches take less than 256 MiB together. A loader is read once, and all its batches are seen by the same
-    networks. Memory does not grow with ``num_samples``: a large output is in memory three times. If every layer is one
-    of torch, torchvision, timm or transformers as published, what comes before the Bayesian weights is computed once
-    for each batch, otherwise once for each network.
+    These are the networks of ``num_samples`` rounds of ``with bnn.draw(): bnn.module(x)``, after one ``manual_seed``
+    if the batches are at most 256 and take less than 256 MiB together. A loader is read once, and all its batches are
+    seen by the same networks. Memory does not grow with ``num_samples``: a large output is in memory three times. If
+    every layer is one of torch, torchvision, timm or transformers as published, what comes before the Bayesian weights
+    is computed once for each batch, otherwise once for each network.
 
     ``inputs`` is one batch, with which the model is called as it stands:
 
-    - a tensor, or any object that is not iterable or has a method ``to`` of its own: the only argument;
+    - a tensor, an array, a text or a list of texts, or any object that is not iterable or has a method ``to`` of its
+      own: the only argument;
     - a tuple: the arguments; so ``([x, y],)`` is one argument that is a list;
     - a mapping, such as a ``BatchEncoding``: the keyword arguments;
 

@@ -17,6 +17,7 @@ from ..errors import (
     ConversionError,
     as_number,
     check_module,
+    check_num_samples,
     check_positive,
     describe,
 )
@@ -124,7 +125,7 @@ class FisherStd:
         check_module("FisherStd.estimate(model)", model)
         meaning = as_likelihood(likelihood, class_dim)
         if chunk_size is not None:
-            check_positive("FisherStd.estimate(chunk_size)", chunk_size, ArgumentError)
+            check_num_samples(chunk_size, "FisherStd.estimate(chunk_size)")
         model = model.module if isinstance(model, BayesianModel) else model
         parameters = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         if not parameters:

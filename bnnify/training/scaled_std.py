@@ -10,6 +10,7 @@ from torch import nn
 
 from ..distributions.gaussian import is_pruned, rho_from_std, rms_std, std
 from ..draws.sharding import is_distributed
+from ..modules.initial_posterior import leaves_room
 from ..modules.lora_std import LoraStd
 from ..modules.parameters import BayesianParameter, bayesian_parameters
 
@@ -18,21 +19,18 @@ class ScaledStd:
     """The σ of one Bayesian parameter, a multiple of its first value, and the scale of a prior that goes by it.
 
     A ``Pretrained`` prior without a std becomes as wide as the σ, whatever its ``scale``: that is for a σ that was
-    guessed, and this one is found from data.
+    guessed, and this one is found from data. One that leaves untrained weights room stays as it is.
 
     Args:
         parameter: A place of the parameter.
-        keep_prior: Leave the prior as it is. Default: ``False``.
         measure: The size to compare σ with. Default: ``None``, the rms of μ.
     """
 
-    def __init__(
-        self, parameter: BayesianParameter, keep_prior: bool = False, measure: torch.Tensor | None = None
-    ) -> None:
+    def __init__(self, parameter: BayesianParameter, measure: torch.Tensor | None = None) -> None:
         self.parameter = parameter
         self.measure = measure
         self._rho = parameter.rho.detach().clone()
-        initial_std = None if keep_prior else parameter.initial_std
+        initial_std = None if leaves_room(parameter) else parameter.initial_std
         self._scale = None if initial_std is None else initial_std.detach().clone()
         self._places = [parameter]
 
@@ -60,7 +58,7 @@ class ScaledStd:
                 place.initial_std.copy_(scale)
 
 
-def layers_of(module: nn.Module, keep_priors: bool = False) -> dict[str, list[ScaledStd]]:
+def layers_of(module: nn.Module) -> dict[str, list[ScaledStd]]:
     """Group the parameters that have a σ, each once, by the qualified name of their (first) module."""
     layers: dict[str, list[ScaledStd]] = {}
     known: dict[int, ScaledStd] = {}
@@ -71,7 +69,7 @@ def layers_of(module: nn.Module, keep_priors: bool = False) -> dict[str, list[Sc
         if id(parameter.mean) in known:
             known[id(parameter.mean)].add_place(parameter)
         else:
-            known[id(parameter.mean)] = ScaledStd(parameter, keep_priors, measures.get(parameter.name))
+            known[id(parameter.mean)] = ScaledStd(parameter, measures.get(parameter.name))
             layers.setdefault(parameter.name.rpartition(".")[0], []).append(known[id(parameter.mean)])
     return layers
 

@@ -131,3 +131,14 @@ def test_a_buffer_that_no_file_holds_must_have_a_value_and_nothing_is_loaded_wit
         alone = bnnify.convert(nn.Sequential(Rotary(), nn.Linear(2, 2)))
     with pytest.raises(bnnify.CheckpointError, match=r"No state_dict holds `0\.frequencies`"):
         bnnify.load_weights(alone, {})
+
+
+@pytest.mark.parametrize("rule", ["posterior_of", "LoraStd"])
+def test_a_rule_that_needs_the_values_says_so(rule):
+    with torch.device("meta"):
+        layer = nn.Linear(3, 2)
+    options = {"posterior_std": bnnify.LoraStd()}
+    if rule == "posterior_of":
+        options = {"prior": bnnify.posterior_of(bnnify.convert(nn.Linear(3, 2)))}
+    with pytest.raises(bnnify.ConversionError, match=r"`weight` on the meta device.* needs the values of the weights"):
+        bnnify.convert(layer, **options)

@@ -169,6 +169,33 @@ def test_an_untrained_network_gets_no_more_noise_than_its_weights_are_large_and_
     assert "the output hardly depends on the weights" in str(bnn.report)
 
 
+@pytest.mark.parametrize("again", ["as it is", "saved", "converted again", "trained"])
+def test_a_prior_that_leaves_untrained_weights_room_stays_and_one_that_goes_by_the_std_moves(again, tmp_path):
+    def tuned_prior(model):
+        bnn = bnnify.convert(model)
+        before = bnn.module[0].weight_initial_std.clone()
+        if again == "saved":
+            bnnify.save(bnn, tmp_path / "model.bnn.pt")
+            bnn = bnnify.load(tmp_path / "model.bnn.pt", model)
+        if again == "converted again":
+            bnn = bnnify.convert(bnn)
+        if again == "trained":
+            with torch.no_grad():
+                bnn.module[0].weight.mul_(30)
+        tune_std(bnn, torch.randn(64, 4), likelihood="logits", labels=False)
+        return before, bnn
+
+    torch.manual_seed(0)
+    before, bnn = tuned_prior(nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 32)))
+    assert torch.equal(bnn.module[0].weight_initial_std, before)
+    model, _ = classifier()
+    with torch.no_grad():
+        model[2].weight.add_(torch.outer(torch.randn(5), torch.randn(24)))  # as training does
+    before, bnn = tuned_prior(model)
+    sigma = F.softplus(bnn.module[0].weight_rho).square().mean().sqrt().item()
+    assert 5 * bnn.module[0].weight_initial_std.item() == pytest.approx(sigma, rel=1e-4)
+
+
 def test_classes_that_the_network_rules_out_cost_nothing():
     mask = torch.tensor([0.0, 0.0, -math.inf])
     model, x = classifier()

@@ -35,7 +35,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     held_out.add_argument(
         "--hold-out", type=float, default=0.1, metavar="SHARE", help="of --data in their place; default: 0.1"
     )
-    data.add_argument("--num-data", type=int, help="N, by which the KL is divided; default: the examples of --data")
+    data.add_argument("--num-data", type=int, help="N, by which the KL is divided; default: the training examples")
     how = parser.add_argument_group("training")
     how.add_argument("--epochs", type=int, default=10, help="at most; default: 10")
     how.add_argument("--lr", type=float, default=1e-4, help="the learning rate of the means; default: 1e-4")
