@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
-from itertools import chain
 from typing import Any
 
 import torch
@@ -14,7 +12,8 @@ from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader, TensorDataset
 
 import bnnify
-from bnnify.training.scaled_std import layers_of
+from bnnify.distributions.gaussian import rho_from_std, std
+from bnnify.modules.parameters import unique_bayesian_parameters
 
 from . import peers
 from .data import Images
@@ -53,8 +52,8 @@ def posterior(bnn: bnnify.BayesianModel, count: int) -> Networks:
 def with_std_times(bnn: bnnify.BayesianModel, factor: float) -> bnnify.BayesianModel:
     """A copy with so many times each σ."""
     bnn = copy.deepcopy(bnn)
-    for scaled in chain.from_iterable(layers_of(bnn.module, keep_priors=True).values()):
-        scaled.multiply(math.log(factor))
+    for parameter in unique_bayesian_parameters(bnn.module):
+        parameter.rho.copy_(rho_from_std(factor * std(parameter.rho)))
     return bnn
 
 
