@@ -4,6 +4,7 @@ import json
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -134,8 +135,20 @@ def test_corruptions_go_round_the_images():
     assert found["gaussian_noise"].labels.tolist() == [0, 1, 2, 3]
     assert found["impulse_noise"].labels.tolist() == [8, 9, 0, 1]
     assert not torch.equal(found["gaussian_noise"].pixels, pixels[:4])
-    again = dict(shifted_images.corrupted(Images(pixels, labels), severity=1, count=4))
-    assert all(torch.equal(again[name].pixels, images.pixels) for name, images in found.items())
+
+
+def test_corruptions_are_the_same_in_every_run(monkeypatch, images):
+    """Also one that makes a generator of its own, as scikit-image does for impulse noise."""
+
+    def corrupt(image, severity, corruption_name):
+        return image ^ np.random.default_rng(None).integers(256, size=image.shape, dtype=np.uint8)
+
+    names = ("impulse_noise", "snow")
+    library = SimpleNamespace(get_corruption_names=lambda: names, corrupt=corrupt)
+    monkeypatch.setitem(sys.modules, "imagecorruptions", library)
+    one, other = (dict(shifted_images.corrupted(images, 1, count=3)) for _ in range(2))
+    assert all(torch.equal(one[name].pixels, other[name].pixels) for name in names)
+    assert not torch.equal(one["snow"].pixels[0], one["snow"].pixels[1])
 
 
 def test_the_jpegs_of_the_first_images_are_found_by_their_labels():

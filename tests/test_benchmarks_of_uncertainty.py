@@ -122,7 +122,7 @@ def test_all_networks_of_a_data_set_have_a_row_of_the_table(yacht):
     options.rows = uci_regression.ROWS
     rows = list(uci_regression.measured("yacht", options))
     assert all(len(row[metric]) == 2 for row in rows for metric in uci_regression.METRICS)
-    [table] = uci_regression.tables(rows)
+    table, gained = uci_regression.tables(rows)
     assert [row[0] for row in table.rows] == ["yacht, 2 splits", "MC dropout, published", *(r["network"] for r in rows)]
     assert all(row[3] for row in table.rows[3:])
     # Networks of two kinds, half each: by Jensen at least as likely as they are on average.
@@ -130,8 +130,13 @@ def test_all_networks_of_a_data_set_have_a_row_of_the_table(yacht):
     for kind in ("bnnify, ELBO", "deterministic"):
         apart = (likely[kind] + likely[f"{kind}, noise of each input"]) / 2
         assert (likely[f"{kind}, both kinds of noise"] > apart).all()
-    [alone] = uci_regression.tables(rows[-1:])  # of a run that left out what the others are measured against
+    [[_, published, of_posterior, *_]] = gained.rows
+    ours, plain = (likely[f"{kind}, both kinds of noise"].mean().item() for kind in ("bnnify, ELBO", "deterministic"))
+    assert float(published.split()[0]) == pytest.approx(ours + 1.25, abs=1e-3)
+    assert float(of_posterior.split()[0]) == pytest.approx(ours - plain, abs=1e-3)
+    alone, of_pairs = uci_regression.tables(rows[-1:])  # a run that left out what the others are measured against
     assert alone.rows[-1][3] == ""
+    assert of_pairs.rows == [["yacht", "", "", "", "", ""]]
 
 
 def test_the_splits_of_a_data_set_may_be_run_in_parts(yacht):

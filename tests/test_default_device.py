@@ -117,6 +117,13 @@ def test_an_exported_file(network, tmp_path):
     assert bnnify.export(bnn, tmp_path / "model.pt2", X, num_samples=2).max_difference < 1e-5
 
 
+def test_a_program_of_another(network, tmp_path):
+    torch.export.save(torch.export.export(network, (X,)), tmp_path / "program.pt2")
+    with torch.device("meta"):
+        bnn = bnnify.convert_checkpoint(tmp_path / "program.pt2")
+        assert torch.equal(bnn.module(X), network(X))
+
+
 @pytest.mark.usefixtures("elsewhere")
 def test_rules_for_std(network):
     fisher = bnnify.FisherStd.estimate(network, LOADER, likelihood="logits", num_data=64)

@@ -9,6 +9,7 @@ test part.
 from __future__ import annotations
 
 import argparse
+import math
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache, partial
@@ -35,6 +36,17 @@ PUBLISHED = {
     "yacht": ("0.67 ± 0.05", "-1.25 ± 0.01"),
 }
 """MC dropout by grid search: RMSE and log-likelihood, from the README of yaringal/DropoutUncertaintyExps."""
+AVERAGE = "bnnify, ELBO, both kinds of noise"
+PAIRS = {
+    "both kinds on\nboth deterministic": (AVERAGE, "deterministic, both kinds of noise"),
+    "noise of each input\non deterministic": (
+        "bnnify, ELBO, noise of each input",
+        "deterministic, noise of each input",
+    ),
+    "ensemble on\ndeterministic ensemble": ("bnnify, ELBO, ensemble", "deterministic, ensemble"),
+    "both kinds on\ndeterministic ensemble": (AVERAGE, "deterministic, ensemble"),
+}
+"""The networks that the second table compares split by split, by its headings."""
 METRICS = ("RMSE", "LL", "coverage")
 LIBRARIES = ("torch", "bnnify")
 QUICK = ("boston", "yacht")
@@ -119,7 +131,26 @@ def tables(rows: Rows) -> list[Table]:
             rmse = mean_and_error(row["RMSE"], 4 if fmean(row["RMSE"]) < 0.2 else 2)
             cells.append([network, rmse, mean_and_error(row["LL"]), gained, coverage])
     headings = ["network", "RMSE", "log-likelihood", "LL gained on\ndeterministic", "coverage of\n90 % intervals"]
-    return [Table("UCI regression, mean ± standard error over splits", headings, cells)]
+    return [Table("UCI regression, mean ± standard error over splits", headings, cells), _pairs(rows)]
+
+
+def _pairs(rows: Rows) -> Table:
+    """The log-likelihood of one network less that of another, and of the average less the published one."""
+    cells: list[list[str]] = []
+    for name in NAMES:
+        found = {row["network"]: row["LL"] for row in rows if row["data"] == name}
+        if not found:
+            continue
+        gained = [""]
+        if AVERAGE in found:
+            mean, error = map(float, PUBLISHED[name][1].split(" ± "))
+            of_both = math.hypot(error, _error(found[AVERAGE]))
+            gained = [f"{fmean(found[AVERAGE]) - mean:.3f} ± {of_both:.3f}"]
+        for pair in PAIRS.values():
+            both = [found[network] for network in pair if network in found]
+            gained.append(mean_and_error([a - b for a, b in zip(*both, strict=True)], 3) if len(both) == 2 else "")
+        cells.append([name, *gained])
+    return Table("Log-likelihood gained, ± standard error", ["data", "both kinds\non published", *PAIRS], cells)
 
 
 def main() -> None:
@@ -127,8 +158,11 @@ def main() -> None:
 
 
 def mean_and_error(values: list[float], places: int = 2) -> str:
-    error = stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-    return f"{fmean(values):.{places}f} ± {error:.{places}f}"
+    return f"{fmean(values):.{places}f} ± {_error(values):.{places}f}"
+
+
+def _error(values: list[float]) -> float:
+    return stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
 
 
 def _options() -> argparse.Namespace:

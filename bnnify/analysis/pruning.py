@@ -83,7 +83,7 @@ def prune(bnn: nn.Module, fraction: float, *, per_layer: bool = False) -> Prunin
 
     Args:
         bnn: A converted model, which is changed.
-        fraction: The share of all Bayesian weights (and biases) that is pruned afterwards, at least, from 0 to 1.
+        fraction: The least share of all Bayesian weights (and biases) that is pruned afterwards, from 0 to 1.
         per_layer: Prune this fraction of each parameter, rather than that of all together. Default: ``False``.
 
     Returns:

@@ -6,6 +6,7 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..distributions.gaussian import rms_std
@@ -84,15 +85,17 @@ def initial_posterior(
 
 
 def leaves_room(parameter: BayesianParameter) -> bool:
-    """Tell whether the prior is wide because the model looked untrained, as its scale and its mean still say."""
-    known = parameter.initial_std
-    if known is None:
+    """Tell whether the prior is wide because the model looked untrained, as its scale and its mean still say.
+
+    A prior that went by σ comes nowhere near: no σ is tuned to more than the size of the weights.
+    """
+    if parameter.initial_std is None:
         return False
-    weights = parameter.mean if parameter.prior_mean is None else parameter.prior_mean
-    settings = parameter.settings
-    by_std = as_buffer(rms_std(settings.initial_std(parameter.name, weights), weights.dtype))
-    wide = as_buffer(rms_std(_with_room(settings.prior, weights, settings.scale), weights.dtype))
-    return bool(known > 1.5 * by_std) and bool(known > 0.5 * wide)
+    settings, weights = parameter.settings, parameter.prior_centre
+    room = as_buffer(rms_std(_with_room(settings.prior, weights, settings.scale), weights.dtype)).float()
+    # In half precision and in int8 both are rounded.
+    is_wide = torch.isclose(parameter.initial_std.float(), room, rtol=0.1)
+    return bool(is_wide) and bool(room > parameter.initial_std_by_rule().float())
 
 
 def _with_room(prior: Prior, weights: Tensor, scale: float) -> Tensor:

@@ -119,6 +119,16 @@ class BayesianParameter:
         """The root mean square of the σ that the posterior started with, of shape (1,), if the prior asks for it."""
         return self.module._buffers.get(self.attribute + INITIAL_STD)
 
+    @property
+    def prior_centre(self) -> Tensor:
+        """The weights by whose size the scale of the prior went: its mean or, where it has none, that of q(w)."""
+        return self.mean if self.prior_mean is None else self.prior_mean
+
+    def initial_std_by_rule(self) -> Tensor:
+        """Compute what the initial σ is by its rule, for the weights at the centre of the prior, of shape (1,)."""
+        weights = self.prior_centre
+        return as_buffer(rms_std(self.settings.initial_std(self.name, weights), weights.dtype))
+
     @torch.no_grad()
     def refresh_initial_std(self, assign: bool = False) -> None:
         """Recompute the initial σ, the scale of a prior, for pretrained weights that were loaded just now.
@@ -127,8 +137,7 @@ class BayesianParameter:
         """
         if self.initial_std is None:
             return
-        weights = self.mean if self.prior_mean is None else self.prior_mean
-        known = as_buffer(rms_std(self.settings.initial_std(self.name, weights), weights.dtype))
+        known = self.initial_std_by_rule()
         if assign or self.initial_std.is_meta:
             self.module._buffers[self.attribute + INITIAL_STD] = known
         else:

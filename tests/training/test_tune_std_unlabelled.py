@@ -169,13 +169,13 @@ def test_an_untrained_network_gets_no_more_noise_than_its_weights_are_large_and_
     assert "the output hardly depends on the weights" in str(bnn.report)
 
 
-@pytest.mark.parametrize("again", ["as it is", "saved", "converted again", "trained"])
+@pytest.mark.parametrize("again", ["as it is", "saved", "saved in int8", "converted again", "trained"])
 def test_a_prior_that_leaves_untrained_weights_room_stays_and_one_that_goes_by_the_std_moves(again, tmp_path):
     def tuned_prior(model):
         bnn = bnnify.convert(model)
         before = bnn.module[0].weight_initial_std.clone()
-        if again == "saved":
-            bnnify.save(bnn, tmp_path / "model.bnn.pt")
+        if again.startswith("saved"):
+            bnnify.save(bnn, tmp_path / "model.bnn.pt", dtype="int8" if again.endswith("int8") else None)
             bnn = bnnify.load(tmp_path / "model.bnn.pt", model)
         if again == "converted again":
             bnn = bnnify.convert(bnn)

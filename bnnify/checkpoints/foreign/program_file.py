@@ -64,7 +64,7 @@ def read_program(source: OpenFile, archive: Archive, trust: bool) -> nn.Module:
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.device("cpu"):  # where torch has what it reads
             warnings.simplefilter("ignore")
             return torch.export.load(content).module()
     finally:
